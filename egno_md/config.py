@@ -1,0 +1,184 @@
+"""What a model is, as data: frozen specs that a checkpoint stores. An unknown key is an error."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: One-hot vocabularies. What is not listed is an error when the graph is built, never a silent zero.
+AMINO_ACIDS = (
+    "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",
+    "LEU", "LYS", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL",
+)  # fmt: skip
+NUCLEOTIDES = ("A", "C", "G", "T", "U")
+ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
+
+NodeFeature = Literal["speed", "element", "residue", "atom_name", "charge"]
+EdgeFeature = Literal["distance", "distance2", "rbf", "hop", "bond", "chain"]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GraphSpec(Spec):
+    """From an AtomGroup to a graph: which atoms, which edges, which features (in the order given).
+
+    Attributes
+    ----------
+    select : str
+        MDAnalysis selection, or one of the names ``"ca"``, ``"backbone"``, ``"heavy"``.
+    cutoff : float
+        Radius of the graph in Angstrom; every atom within it is a neighbour.
+    hops : int
+        Covalent neighbours up to this many bonds are edges whatever their distance (C-alpha: along the chain).
+    node_features, edge_features : tuple of str
+        Names of the features. Nodes: ``speed`` (|v|, Angstrom per stride), ``element``, ``residue``, ``atom_name``
+        (one-hot over the vocabularies below) and ``charge`` (in e, from the topology). Edges: ``distance``
+        (Angstrom), ``distance2`` (Angstrom squared), ``rbf`` (smooth radial basis), ``hop`` (one-hot over 0 ...
+        hops, 0 = not covalent), ``bond`` (1 where bonded), ``chain`` (distance along the chain, scaled and capped).
+    n_rbf : int
+        Size of the radial basis.
+    elements, residues, atom_names : tuple of str
+        The vocabularies of the one-hot features. Residues default to the 20 amino acids; protonation states and other
+        spellings (HSD, CYX, DA5) count as the residue they are; for nucleic acids give ``NUCLEOTIDES``.
+    """
+
+    select: str = "ca"
+    cutoff: float = Field(10.0, gt=0)
+    hops: int = Field(2, ge=0)
+    node_features: tuple[NodeFeature, ...] = ("speed", "residue")
+    edge_features: tuple[EdgeFeature, ...] = ("rbf", "hop", "chain", "distance2")
+    n_rbf: int = Field(16, ge=2)
+    elements: tuple[str, ...] = ELEMENTS
+    residues: tuple[str, ...] = AMINO_ACIDS
+    atom_names: tuple[str, ...] = ()
+
+    @property
+    def n_node_features(self) -> int:
+        """Width of the node features."""
+        width = {
+            "speed": 1,
+            "element": len(self.elements),
+            "residue": len(self.residues),
+            "atom_name": len(self.atom_names),
+            "charge": 1,
+        }
+        return sum(width[name] for name in self.node_features)
+
+    @property
+    def n_edge_features(self) -> int:
+        """Width of the edge features."""
+        width = {"distance": 1, "distance2": 1, "rbf": self.n_rbf, "hop": self.hops + 1, "bond": 1, "chain": 1}
+        return sum(width[name] for name in self.edge_features)
+
+
+class WindowSpec(Spec):
+    """What one call of the operator sees and predicts.
+
+    Attributes
+    ----------
+    stride_ps : float
+        Time between two frames in ps; the model is valid for this spacing alone.
+    n_times : int
+        T, the number of frames in a window.
+    history : int
+        1: state to trajectory (section 4.1). T: trajectory to trajectory (appendix C.1).
+    sampling : {"U", "L"}
+        Targets spread evenly over the window, or its last T frames. A forecaster wants "U".
+    span : int
+        Frames from the start to the end of the window; ``n_times`` unless the targets are thinned out.
+    velocity : {"backward", "forward"}
+        ``x[t] - x[t-1]``, which a forecaster has, or ``x[t+1] - x[t]``, which the paper's data sets use.
+    """
+
+    stride_ps: float = Field(gt=0)
+    n_times: int = Field(8, ge=1)
+    history: int = Field(1, ge=1)
+    sampling: Literal["U", "L"] = "U"
+    span: int = 0
+    velocity: Literal["backward", "forward"] = "backward"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _span_from_times(cls, values: dict) -> dict:
+        if isinstance(values, dict) and not values.get("span"):
+            values = {**values, "span": values.get("n_times", 8)}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WindowSpec:
+        if self.history not in (1, self.n_times):
+            raise ValueError(f"history must be 1 or n_times = {self.n_times}, found {self.history}")
+        if self.span < self.n_times:
+            raise ValueError(f"span must be at least n_times = {self.n_times}, found {self.span}")
+        return self
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Frames after the start that are predicted, increasing."""
+        if self.sampling == "L":
+            return tuple(self.span - self.n_times + i for i in range(1, self.n_times + 1))
+        return tuple(self.span * i // self.n_times for i in range(1, self.n_times + 1))
+
+
+class ModelSpec(Spec):
+    """The operator itself; the defaults of the paper's options are the paper's.
+
+    Attributes
+    ----------
+    operator : {"egno", "eghno"}
+    hidden, layers : int
+        Width H and number of layers (EGHNO: layers of each block).
+    modes : int
+        M, Fourier modes kept by the temporal convolutions.
+    time_embedding : int
+        D, width of the time embedding (even).
+    time_conv : {"full", "positions", "scalars", "none"}
+        Table 7: I convolves h, x and v; II h and x; III h alone; IV nothing (EGNN, EGHN).
+    flat, norm : bool
+        Options of the original code, readable for its weights, never a default.
+    residual : bool
+        Add the old h to the new one in every EGNN layer (not in the paper).
+    reduce : {"sum", "mean"}
+        How messages meet at the receiver; the paper sums.
+    length_scale : float
+        Angstrom per unit of length inside the network: positions and velocities are divided by it.
+    start : {"paper", "static"}
+        Initial weights: the original's, or those whose forecast is the static frame.
+    clusters, pooling_layers, decoder_layers, placement, assignment, cut_weight
+        EGHNO alone; see :class:`egno_md.nn.EGHNO`.
+    """
+
+    operator: Literal["egno", "eghno"] = "egno"
+    hidden: int = Field(64, ge=1)
+    layers: int = Field(4, ge=1)
+    modes: int = Field(2, ge=1)
+    time_embedding: int = Field(32, ge=4, multiple_of=2)
+    time_conv: Literal["full", "positions", "scalars", "none"] = "full"
+    flat: bool = False
+    norm: bool = False
+    residual: bool = False
+    reduce: Literal["sum", "mean"] = "sum"
+    length_scale: float = Field(1.0, gt=0)
+    start: Literal["paper", "static"] = "paper"
+    clusters: int = Field(20, ge=1)
+    pooling_layers: int = Field(4, ge=1)
+    decoder_layers: int = Field(2, ge=1)
+    placement: Literal["before", "end"] = "before"
+    assignment: Literal["shared", "per_time"] = "shared"
+    cut_weight: float = Field(2.0, ge=0)
+
+
+class TrainSpec(Spec):
+    """How a model is trained; stored as provenance."""
+
+    seed: int = 0
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-8, ge=0)
+    max_epochs: int = Field(100, ge=1)
+    patience: int = Field(20, ge=1)
+    gradient_clip: float = Field(1.0, ge=0)
+    ema_decay: float = Field(0.99, ge=0, lt=1)

@@ -1,0 +1,21 @@
+"""The errors a user can meet. Each message names what was found, what was expected and the cure."""
+
+
+class EGNOError(Exception):
+    """Base of every error that egno_md raises on purpose; the command line exits with 1."""
+
+
+class UsageError(EGNOError, ValueError):
+    """An argument that cannot be right, whatever the data (``horizon=0``); the command line exits with 2."""
+
+
+class DataError(EGNOError, ValueError):
+    """A file, a trajectory or an AtomGroup that cannot be worked with as it is."""
+
+
+class ModelError(EGNOError, ValueError):
+    """A model that is damaged, foreign, or does not fit the system or the trajectory."""
+
+
+class OutputError(EGNOError, OSError):
+    """An output that exists already, or could not be written whole."""

@@ -1,0 +1,72 @@
+"""The edge block written plainly: what the fast path in :mod:`egno_md.nn.edges` must reproduce."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+#: Bound of a node's displacement by its neighbours in one layer, per coordinate (section 1 of the model's definition).
+MAX_SHIFT = 100.0
+
+
+def edge_block(
+    pos: Tensor,
+    h: Tensor,
+    edge_index: Tensor,
+    edge_attr: Tensor,
+    message: nn.Sequential,
+    coord: nn.Sequential,
+    *,
+    edge_shift: Tensor | None = None,
+    norm: bool = False,
+    reduce: str = "sum",
+) -> tuple[Tensor, Tensor]:
+    """Messages along the edges and both of their reductions, at every time point by itself.
+
+    ``m_ij = phi_e([|r_ij|^2, h_i, h_j, e_ij])``, ``shift_i = clamp(mean_j r_ij phi_x(m_ij), -100, 100)`` and
+    ``agg_i = sum_j m_ij`` with ``r_ij = x_i - x_j`` (EGNN, Satorras et al. 2021, equations 3 to 5).
+
+    Parameters
+    ----------
+    pos : Tensor (T, N, 3)
+        Positions.
+    h : Tensor (T, N, H)
+        Node scalars.
+    edge_index : Tensor (2, E)
+        Row 0 receives, row 1 sends.
+    edge_attr : Tensor (E, A) or (T, E, A)
+        Edge scalars.
+    message, coord : nn.Sequential
+        phi_e and phi_x.
+    edge_shift : Tensor (E, 3), optional
+        The image of the sender is at ``pos[sender] + edge_shift``.
+    norm : bool
+        The squared distance enters divided by its own magnitude, that is as 1 (an option of the original code).
+    reduce : {"sum", "mean"}
+        Reduction of the messages at the receiver.
+
+    Returns
+    -------
+    shift : Tensor (T, N, 3)
+        Displacement of every node by its neighbours; 0 without an edge.
+    agg : Tensor (T, N, H)
+        Messages received; 0 without an edge.
+    """
+    row, col = edge_index
+    n_times, n_nodes = pos.shape[:2]
+    diff = pos[:, row] - pos[:, col]  # (T, E, 3)
+    if edge_shift is not None:
+        diff = diff - edge_shift
+    d2 = diff.square().sum(-1, keepdim=True)  # (T, E, 1)
+    if norm:
+        d2 = nn.functional.normalize(d2, dim=-1)
+    edge_attr = edge_attr.expand(n_times, *edge_attr.shape[-2:])  # (T, E, A)
+    m = message(torch.cat([d2, h[:, row], h[:, col], edge_attr], dim=-1))  # (T, E, H)
+    push = diff * coord(m)  # (T, E, 3)
+
+    count = torch.bincount(row, minlength=n_nodes).clamp(min=1).to(pos.dtype)[:, None]  # (N, 1)
+    shift = pos.new_zeros(n_times, n_nodes, 3).index_add(1, row, push) / count  # (T, N, 3)
+    agg = m.new_zeros(n_times, n_nodes, m.shape[-1]).index_add(1, row, m)  # (T, N, H)
+    if reduce == "mean":
+        agg = agg / count
+    return shift.clamp(-MAX_SHIFT, MAX_SHIFT), agg
