@@ -34,7 +34,7 @@ class GraphSpec(Spec):
     hops : int
         Covalent neighbours up to this many bonds are edges whatever their distance (C-alpha: along the chain).
     node_features, edge_features : tuple of str
-        Names of the features. Nodes: ``speed`` (|v|, Angstrom per stride), ``element``, ``residue``, ``atom_name``
+        Names of the features. Nodes: ``speed`` (Angstrom per stride), ``element``, ``residue``, ``atom_name``
         (one-hot over the vocabularies below) and ``charge`` (in e, from the topology). Edges: ``distance``
         (Angstrom), ``distance2`` (Angstrom squared), ``rbf`` (smooth radial basis), ``hop`` (one-hot over 0 ...
         hops, 0 = not covalent), ``bond`` (1 where bonded), ``chain`` (distance along the chain, scaled and capped).
