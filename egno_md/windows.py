@@ -1,0 +1,151 @@
+"""Samples for training and evaluation: (history, targets) windows that never cross the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch_geometric.data import Data
+
+from .config import WindowSpec
+from .errors import DataError
+from .graph import GraphBuilder
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trajectory of one system, in memory.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (F, N, 3), float32
+        Angstrom.
+    builder : GraphBuilder
+        Makes the graphs of this system.
+    every : int
+        Frames per stride of the model, so that finely saved runs give overlapping windows.
+    boxes : ndarray, shape (F, 6), optional
+        Lengths in Angstrom, angles in degrees.
+    name : str
+    """
+
+    positions: np.ndarray
+    builder: GraphBuilder
+    every: int = 1
+    boxes: np.ndarray | None = None
+    name: str = "run"
+
+
+def frames_back(window: WindowSpec) -> int:
+    """Strides of past that a window reads: T - 1 of a trajectory, and one more for a backward difference."""
+    return window.history - 1 + (window.velocity == "backward")
+
+
+def displacements(frames: np.ndarray, window: WindowSpec) -> np.ndarray:
+    """Velocities in Angstrom per stride of the last `history` usable frames.
+
+    Parameters
+    ----------
+    frames : ndarray, shape (history + 1, N, 3)
+        Consecutive frames, one stride apart; the extra one comes first for backward differences, last for forward.
+
+    Returns
+    -------
+    ndarray, shape (history, N, 3)
+    """
+    return np.diff(frames, axis=0)  # (history, N, 3)
+
+
+def window_starts(n_frames: int, window: WindowSpec, every: int = 1) -> range:
+    """Start frames whose past and targets lie inside a run of `n_frames` frames."""
+    ahead = max(window.span, int(window.velocity == "forward"))
+    return range(frames_back(window) * every, n_frames - ahead * every)
+
+
+def split_blocks(
+    n_frames: int, window: WindowSpec, *, every: int = 1, fractions: Sequence[float] = (0.6, 0.2, 0.2), blocks: int = 1
+) -> list[np.ndarray]:
+    """Split one run by blocks of time with a purge, so that no frame is shared between the parts.
+
+    Parameters
+    ----------
+    n_frames : int
+        Frames in the run.
+    window : WindowSpec
+    every : int
+        Frames per stride.
+    fractions : sequence of float
+        Shares of train, validation and test (any number of parts); they sum to 1.
+    blocks : int
+        How often the sequence of parts repeats along the run.
+
+    Returns
+    -------
+    list of ndarray of int
+        Start frames of each part, increasing. A window, past included, lies wholly inside its part's block.
+
+    Raises
+    ------
+    DataError
+        The run is too short to give every part a window.
+    """
+    if not np.isclose(sum(fractions), 1.0):
+        raise DataError(f"fractions must sum to 1, found {tuple(fractions)}")
+    edges = np.concatenate([[0.0], np.cumsum(list(fractions) * blocks) / blocks])
+    bounds = np.round(edges * n_frames).astype(int)
+    parts: list[list[int]] = [[] for _ in fractions]
+    for k, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        starts = window_starts(last - first, window, every)
+        parts[k % len(fractions)].extend(first + s for s in starts)
+    if any(len(part) == 0 for part, share in zip(parts, fractions, strict=True) if share > 0):
+        smallest = min(share for share in fractions if share > 0)
+        length = (frames_back(window) + window.span) * every + 1
+        raise DataError(
+            f"{n_frames} frames in {blocks} block(s) are too few for windows of {length} frames in every part of the "
+            f"split {tuple(fractions)}; at least {int(np.ceil(length * blocks / smallest))} frames are needed"
+        )
+    return [np.asarray(part, dtype=int) for part in parts]
+
+
+class TrajectoryWindows(torch.utils.data.Dataset):
+    """Windows of one or several runs as graphs.
+
+    Each sample is a torch_geometric ``Data`` made by the run's GraphBuilder from the start frame, with ``y``
+    (N, T, 3), the targets in Angstrom, and for a trajectory-to-trajectory window ``pos_history`` and
+    ``vel_history`` (N, T, 3). Nodes come first so that batches concatenate along them.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    window : WindowSpec
+    starts : sequence of (array of int), optional
+        Start frames of each run; all that fit when None.
+    """
+
+    def __init__(self, runs: Sequence[Run], window: WindowSpec, starts: Sequence[Iterable[int]] | None = None) -> None:
+        self.runs = list(runs)
+        self.window = window
+        if starts is None:
+            starts = [window_starts(len(run.positions), window, run.every) for run in self.runs]
+        self.index = [(r, int(s)) for r, run_starts in enumerate(starts) for s in run_starts]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Data:
+        r, start = self.index[item]
+        run, window = self.runs[r], self.window
+        last = 1 if window.velocity == "forward" else 0
+        past = run.positions[start + np.arange(-frames_back(window), last + 1) * run.every]
+        velocities = displacements(past, window)  # (history, N, 3)
+        sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
+        box = None if run.boxes is None else run.boxes[start]
+        data = run.builder(run.positions[start], velocities[-1], box)
+        if window.history > 1:
+            data.pos_history = torch.from_numpy(np.ascontiguousarray(sequence.swapaxes(0, 1)))  # (N, T, 3)
+            data.vel_history = torch.from_numpy(np.ascontiguousarray(velocities.swapaxes(0, 1)))  # (N, T, 3)
+        targets = run.positions[start + np.asarray(window.targets) * run.every]
+        data.y = torch.from_numpy(np.ascontiguousarray(targets.swapaxes(0, 1)))  # (N, T, 3)
+        return data

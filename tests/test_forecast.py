@@ -1,0 +1,95 @@
+"""Windows, chains, resolution and batches of the forecaster."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import Ballistic, make_model, make_universe
+
+from egno_md.errors import ModelError, UsageError
+from egno_md.forecast import forecast, forecast_times
+from egno_md.graph import GraphBuilder
+
+
+def histories(u, starts, n_input=2):
+    frames = np.stack([u.atoms.positions for _ in u.trajectory])
+    return np.stack([frames[s - n_input + 1 : s + 1] for s in starts])
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 4, 5, 11])
+@pytest.mark.parametrize("history", [1, 4])
+def test_constant_velocity_through_chains(horizon, history):
+    u = make_universe(12)
+    model = make_model(Ballistic(4), history=history)
+    past = histories(u, [6, 9], history + 1)
+    predicted = forecast(model, GraphBuilder(u.atoms, model.graph), past, horizon)
+    step = past[:, -1] - past[:, -2]
+    expected = past[:, -1:] + step[:, None] * np.arange(1, horizon + 1)[:, None, None]
+    assert predicted.shape == (2, horizon, 10, 3)
+    np.testing.assert_allclose(predicted, expected, atol=1e-4)
+    np.testing.assert_allclose(forecast_times(model, horizon), np.arange(1, horizon + 1))
+
+
+@pytest.mark.parametrize("substeps", [2, 3])
+def test_finer_resolution_lies_on_the_same_path(ballistic, substeps):
+    u = make_universe(8)
+    builder = GraphBuilder(u.atoms, ballistic.graph)
+    past = histories(u, [5])
+    coarse = forecast(ballistic, builder, past, 6)
+    fine = forecast(ballistic, builder, past, 6 * substeps, substeps=substeps)
+    np.testing.assert_allclose(fine[:, substeps - 1 :: substeps], coarse, atol=1e-4)
+    step = past[:, -1] - past[:, -2]
+    np.testing.assert_allclose(fine[:, 0], past[:, -1] + step / substeps, atol=1e-4)
+    np.testing.assert_allclose(forecast_times(ballistic, 6 * substeps, substeps)[substeps - 1 :: substeps], range(1, 7))
+
+
+@pytest.mark.parametrize("operator", ["egno", "eghno"])
+def test_batch_of_starts_is_one_start_at_a_time(operator):
+    u = make_universe(10, velocity=0.3)
+    model = make_model(operator=operator, clusters=3)
+    builder = GraphBuilder(u.atoms, model.graph)
+    past = histories(u, [3, 5, 8])
+    together = forecast(model, builder, past, 6)
+    for i in range(3):
+        np.testing.assert_allclose(together[i : i + 1], forecast(model, builder, past[i : i + 1], 6), atol=1e-4)
+
+
+def test_far_from_the_origin(ballistic):
+    """A molecule at 5000 A is forecast as well as one at the origin."""
+    u = make_universe(8)
+    model = make_model()
+    builder = GraphBuilder(u.atoms, model.graph)
+    past = histories(u, [5]).astype(np.float64)
+    near = forecast(model, builder, past, 8)
+    far = forecast(model, builder, past + 5000.0, 8)
+    np.testing.assert_allclose(far - 5000.0, near, atol=2e-3)  # float32 of the output itself
+
+
+def test_no_start(ballistic):
+    u = make_universe(3)
+    assert forecast(ballistic, GraphBuilder(u.atoms, ballistic.graph), np.empty((0, 2, 10, 3)), 5).shape == (
+        0,
+        5,
+        10,
+        3,
+    )
+
+
+def test_bad_requests(ballistic):
+    u = make_universe(8)
+    builder = GraphBuilder(u.atoms, ballistic.graph)
+    past = histories(u, [5])
+    for bad in ({"horizon": 0}, {"horizon": 2.5}, {"horizon": 2, "substeps": 0}, {"horizon": 2, "device": "nonsense"}):
+        with pytest.raises(UsageError, match="horizon|substeps|nonsense"):
+            forecast(ballistic, builder, past, **bad)
+    ballistic.window = ballistic.window.model_copy(update={"velocity": "forward"})
+    with pytest.raises(ModelError, match="next frame"):
+        forecast(ballistic, builder, past, 2)
+
+
+def test_prediction_that_is_not_finite_is_an_error(ballistic):
+    u = make_universe(8)
+    past = histories(u, [5]).astype(np.float64)
+    past[0, 0] -= 1e300  # the velocity overflows float32
+    with pytest.raises((ModelError, ValueError), match="finite"):
+        forecast(ballistic, GraphBuilder(u.atoms, ballistic.graph), past, 4)

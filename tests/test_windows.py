@@ -1,0 +1,82 @@
+"""Windows never cross the end of a run, and the parts of a split share no frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import make_model, make_universe
+from pydantic import ValidationError
+
+from egno_md.config import WindowSpec
+from egno_md.errors import DataError
+from egno_md.graph import GraphBuilder
+from egno_md.windows import Run, TrajectoryWindows, frames_back, split_blocks, window_starts
+
+
+def frames_of(start: int, window: WindowSpec, every: int) -> set[int]:
+    """Every frame that a window reads, past and targets."""
+    past = [start - k * every for k in range(frames_back(window) + 1)]
+    ahead = [start + t * every for t in window.targets] + ([start + every] if window.velocity == "forward" else [])
+    return set(past + ahead)
+
+
+@pytest.mark.parametrize("history", [1, 4])
+@pytest.mark.parametrize("velocity", ["backward", "forward"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_all_starts_that_fit_and_no_other(history, velocity, every):
+    window = WindowSpec(stride_ps=1, n_times=4, history=history, velocity=velocity)
+    fits = [s for s in range(40) if all(0 <= f < 40 for f in frames_of(s, window, every))]
+    assert list(window_starts(40, window, every)) == fits
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_parts_share_no_frame(blocks):
+    window = WindowSpec(stride_ps=1, n_times=4)
+    parts = split_blocks(300, window, every=2, fractions=(0.6, 0.2, 0.2), blocks=blocks)
+    read = [set().union(*(frames_of(s, window, 2) for s in part)) for part in parts]
+    assert all(len(part) for part in parts)
+    assert not (read[0] & read[1] or read[0] & read[2] or read[1] & read[2])
+    assert set().union(*read) <= set(range(300))
+
+
+def test_too_short_a_run_says_how_many_frames_are_needed():
+    window = WindowSpec(stride_ps=1, n_times=8)
+    with pytest.raises(DataError, match="at least 50 frames"):
+        split_blocks(40, window)
+    assert all(len(part) for part in split_blocks(50, window))
+
+
+def test_targets_of_both_samplings():
+    assert WindowSpec(stride_ps=1, n_times=5, span=10).targets == (2, 4, 6, 8, 10)
+    assert WindowSpec(stride_ps=1, n_times=5, span=10, sampling="L").targets == (6, 7, 8, 9, 10)
+    # The paper's AdK windows: lag 15 in 4 steps.
+    assert WindowSpec(stride_ps=240, n_times=4, span=15).targets == (3, 7, 11, 15)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"history": 3}, {"span": 2}, {"stride_ps": 0}, {"sampling": "X"}, {"unknown": 1}, {"n_times": 0}]
+)
+def test_bad_window(bad):
+    with pytest.raises(ValidationError):
+        WindowSpec(**{"stride_ps": 1.0, "n_times": 4, **bad})
+
+
+@pytest.mark.parametrize("history", [1, 4])
+@pytest.mark.parametrize("velocity", ["backward", "forward"])
+def test_sample_holds_the_right_frames(history, velocity):
+    u = make_universe(30)
+    positions = np.stack([u.atoms.positions for _ in u.trajectory])
+    model = make_model(history=history)
+    window = WindowSpec(stride_ps=1, n_times=4, history=history, velocity=velocity)
+    windows = TrajectoryWindows([Run(positions, GraphBuilder(u.atoms, model.graph), every=2)], window)
+    for item in (0, len(windows) - 1):
+        start = windows.index[item][1]
+        data = windows[item]
+        np.testing.assert_allclose(data.pos, positions[start])
+        # Constant velocity: forward and backward differences over a stride of two frames agree.
+        np.testing.assert_allclose(data.vel, positions[start + 2] - positions[start], atol=1e-5)
+        for k in range(4):
+            np.testing.assert_allclose(data.y[:, k], positions[start + 2 * (k + 1)])
+        if history > 1:
+            for k in range(4):
+                np.testing.assert_allclose(data.pos_history[:, k], positions[start - 2 * (3 - k)])
