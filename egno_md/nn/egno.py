@@ -170,7 +170,7 @@ class EGNO(nn.Module):
     ===================  ====================================  ===============================
     symbol               attribute                             source
     ===================  ====================================  ===============================
-    Linear, emb(t)       `embedding`                           section 4.3
+    Linear, emb(t)       `embedding`                           section 4.3; equation 27
     W_h                  `block.scalar_conv[l].weight`         equations 5, 7, 8
     W_x                  `block.vector_conv[l].weight`         equations 5, 7, 8; theorem 4.1
     phi_e                `block.layers[l].message`             equation 10 (EGNN)
