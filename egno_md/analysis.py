@@ -1,0 +1,407 @@
+"""The forecaster as an MDAnalysis analysis."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from MDAnalysis import AtomGroup, Universe
+from MDAnalysis.analysis.base import AnalysisBase
+from tqdm import tqdm
+
+from .checkpoint import Model, load_model
+from .checks import check_frames
+from .errors import DataError, ModelError, UsageError
+from .forecast import check_request, forecast, forecast_times
+from .graph import GraphBuilder, select_atoms
+from .metrics import rmsd
+from .trajectory import (
+    frame_spacing,
+    from_mdtraj,
+    in_memory_universe,
+    input_files,
+    require_targets,
+    to_mdtraj,
+    write_forecast,
+)
+from .windows import frames_back
+
+
+class EGNOSurrogate(AnalysisBase):
+    """Forecast the frames that follow each analysed frame with an equivariant graph neural operator.
+
+    Every analysed frame is a starting state. Without arguments :meth:`run` starts from the last frame, which is
+    what extends a run.
+
+    Parameters
+    ----------
+    universe_or_atomgroup : Universe, AtomGroup or mdtraj.Trajectory
+        Where the starting states come from. Of an AtomGroup the atoms of the model's selection are taken.
+    model : str, path-like or Model, optional
+        Name of a bundled model, a checkpoint, or a loaded model; the default is made for the C-alpha atoms of
+        proteins and frames 1 ps apart.
+    select : str, optional
+        MDAnalysis selection of the atoms to forecast; by default the model's own. It can narrow the model's
+        selection (one chain of several), not leave it.
+    horizon : int
+        Number of frames to predict. Past the model's window the last predicted frames start the next window.
+    substeps : int
+        Predicted frames per stride of the model: 2 gives the path at half the spacing.
+    every : int
+        Trajectory frames per stride of the model, for a trajectory that was saved more finely than the model's
+        stride. Start frames are still counted in frames of the trajectory.
+    filename : str or path-like, optional
+        Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
+        the frame number is added to the stem.
+    with_input : bool
+        Begin the written file with the trajectory up to the start, so that it shows the run and its extension.
+    force : bool
+        Replace files that exist. The input is never replaced.
+    device : str
+        ``"auto"``: the GPU where there is one, else the CPU.
+    max_memory : int or "auto"
+        Bound of the temporaries in bytes.
+    verbose : bool
+        Show progress bars.
+
+    Attributes
+    ----------
+    results.positions : ndarray, shape (n_starts, horizon, n_atoms, 3)
+        Predicted positions in Angstrom, in the frame of reference of the trajectory.
+    results.times : ndarray, shape (n_starts, horizon)
+        Their times in ps.
+    results.frames : ndarray, shape (n_starts,)
+        The start frames.
+    results.rmsd, results.rmsd_static : ndarray, shape (n_starts, horizon)
+        RMSD in Angstrom, without superposition, of the forecast and of the standing start frame against the
+        trajectory, where it has the frame; NaN elsewhere.
+    results.moved : ndarray, shape (n_starts, horizon)
+        RMSD in Angstrom between the predicted frame and the start frame.
+    results.checks : list of PhysicalChecks
+        Whether the predicted frames are physical, one entry per start.
+    results.universe : Universe or None
+        The forecast in memory, with topology, times and box; the starts one after the other. None without a start.
+    results.files : list of Path
+        What was written.
+    atoms : AtomGroup
+        The atoms that are forecast.
+    start_times : ndarray, shape (n_starts,)
+        Times of the start frames in ps.
+    model : Model
+
+    Raises
+    ------
+    UsageError
+        An argument that cannot be right, such as a horizon below 1.
+    DataError
+        An empty or dynamic selection, molecules broken by the box, positions that are not finite.
+    ModelError
+        The model does not fit the trajectory's spacing, the selection or the atoms.
+    OutputError
+        A file exists or cannot be written.
+
+    Notes
+    -----
+    The velocity that the model sees is the displacement over the last stride. Frame 0 has no past: its velocity is
+    taken as zero, with one warning.
+
+    References
+    ----------
+    .. [1] Xu et al., Equivariant Graph Neural Operator for Modeling 3D Dynamics, ICML 2024, sections 4 and 5.5.
+
+    Examples
+    --------
+    >>> import MDAnalysis as mda
+    >>> from egno_md import EGNOSurrogate, sample
+    >>> u = mda.Universe(*map(str, sample()))
+    >>> surrogate = EGNOSurrogate(u, horizon=8).run()
+    >>> surrogate.results.positions.shape
+    (1, 8, 76, 3)
+    """
+
+    def __init__(
+        self,
+        universe_or_atomgroup: Any,
+        model: str | os.PathLike | Model | None = None,
+        select: str | None = None,
+        horizon: int = 8,
+        *,
+        substeps: int = 1,
+        every: int = 1,
+        filename: str | os.PathLike | None = None,
+        with_input: bool = False,
+        force: bool = False,
+        device: str = "auto",
+        max_memory: int | str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        if type(universe_or_atomgroup).__module__.partition(".")[0] == "mdtraj":
+            universe_or_atomgroup = from_mdtraj(universe_or_atomgroup)
+        if not isinstance(universe_or_atomgroup, (Universe, AtomGroup)):
+            raise UsageError(
+                "expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found "
+                f"{type(universe_or_atomgroup).__name__}; load files with mda.Universe(topology, trajectory)"
+            )
+        self.model = load_model(model)
+        check_request(self.model, horizon, substeps)
+        if int(every) != every or every < 1:
+            raise UsageError(f"every must be a whole number of at least 1, found {every}")
+        self.horizon, self.substeps, self.every = int(horizon), int(substeps), int(every)
+        self.atoms = select_atoms(universe_or_atomgroup, select or self.model.graph.select)
+        if select is not None:
+            self._check_selection(select)
+        super().__init__(self.atoms.universe.trajectory, verbose=verbose)
+        self._check_stride()
+        self.builder = GraphBuilder(self.atoms, self.model.graph)
+        self.filename = None if filename is None else Path(filename)
+        self.with_input, self.force = with_input, force
+        self.device, self.max_memory = device, max_memory
+
+    def _check_selection(self, select: str) -> None:
+        known = self.model.graph.select
+        foreign = self.atoms - select_atoms(self.atoms.universe, known)
+        if len(foreign):
+            raise ModelError(
+                f"selection {select!r} has {len(foreign)} atoms, such as {foreign[0].resname} {foreign[0].name}, that "
+                f"model {self.model.name!r} was not made for: its selection is {known!r}; narrow the selection or use "
+                "another model (egno-md models)"
+            )
+
+    def _check_stride(self) -> None:
+        stride = self.model.window.stride_ps
+        if self._trajectory.n_frames < 2:
+            warnings.warn(
+                "the trajectory has one frame: its spacing in time cannot be checked and its velocities are taken as "
+                "zero; a forecast from two frames one stride apart is better",
+                stacklevel=3,
+            )
+            return
+        found = frame_spacing(self.atoms.universe) * self.every
+        if abs(found - stride) <= 1e-3 * stride:
+            return
+        ratio = stride / (found / self.every)
+        if round(ratio) > 1 and abs(ratio - round(ratio)) < 1e-3 * ratio:
+            cure = f"pass every={round(ratio)} (--every {round(ratio)}) to use every {round(ratio)}th frame"
+        else:
+            cure = "use a model with that stride (egno-md models), or save the run at the model's spacing"
+        raise ModelError(
+            f"the trajectory's frames are {found:g} ps apart, model {self.model.name!r} was made for {stride:g} ps: "
+            f"{cure}; if the file's header is wrong, load it with dt={stride:g} (--dt {stride:g})"
+        )
+
+    def run(self, start=None, stop=None, step=None, frames=None, verbose=None, **kwargs) -> EGNOSurrogate:
+        """Forecast from the frames chosen as in every MDAnalysis analysis; from the last one without arguments.
+
+        Parameters
+        ----------
+        start, stop, step : int, optional
+            Slice of start frames.
+        frames : array-like, optional
+            Start frames, or a mask; instead of the slice.
+        verbose : bool, optional
+            Show progress bars.
+
+        Returns
+        -------
+        EGNOSurrogate
+            Itself, with `results` filled. The trajectory is left at the frame it was at.
+        """
+        if start is stop is step is frames is None:
+            frames = [self._trajectory.n_frames - 1]
+        if verbose is not None:
+            self._verbose = verbose
+        before = self._trajectory.frame
+        try:
+            return super().run(start, stop, step, frames, verbose, **kwargs)
+        finally:
+            self._trajectory[before]
+
+    def _prepare(self) -> None:
+        self.results.frames = np.empty(self.n_frames, int)
+        self._back = frames_back(self.model.window)
+        self._history = np.empty((self.n_frames, self._back + 1, len(self.atoms), 3), np.float32)
+        self._boxes: list[np.ndarray | None] = []
+        self.start_times = np.empty(self.n_frames)
+        self._seen: dict[int, np.ndarray] = {}
+        self._warned = False
+
+    def _single_frame(self) -> None:
+        i, frame = self._frame_index, self._ts.frame
+        self.results.frames[i] = frame
+        self.start_times[i] = self._ts.time
+        if self.filename is not None:  # before the work, not after it
+            require_targets(
+                self._target(self.filename, frame), force=self.force, inputs=input_files(self.atoms.universe)
+            )
+        box = self._ts.dimensions
+        self._boxes.append(None if box is None else box.copy())
+        self._history[i, -1] = self._remember(frame)
+        self.builder.check_whole(self._history[i, -1], box, frame=frame)
+        wanted = [frame - k * self.every for k in range(self._back, 0, -1)]
+        if wanted and wanted[0] < 0:
+            if self.model.window.history > 1:
+                raise DataError(
+                    f"frame {frame} has {frame // self.every} strides of past, model {self.model.name!r} reads "
+                    f"{self._back}: start at frame {self._back * self.every} or later"
+                )
+            if not self._warned and self._trajectory.n_frames > 1:
+                warnings.warn(
+                    f"frame {frame} has no frame one stride before it: its velocities are taken as zero", stacklevel=2
+                )
+                self._warned = True
+            wanted = [frame] * len(wanted)
+        for k, past in enumerate(wanted):
+            if past not in self._seen:
+                self._trajectory[past]
+                self._remember(past)
+                self._trajectory[frame]
+            self._history[i, k] = self._seen[past]
+        # Starts come in order mostly: a stride's worth of frames behind them can be asked for again.
+        self._seen = {f: x for f, x in self._seen.items() if f >= frame - self._back * self.every}
+
+    def _remember(self, frame: int) -> np.ndarray:
+        if frame not in self._seen:
+            positions = self.atoms.positions
+            if not np.isfinite(positions).all():
+                atom = self.atoms[int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])]
+                raise DataError(
+                    f"frame {frame} has coordinates that are not finite, first at atom {atom.index} "
+                    f"({atom.resname} {atom.resid} {atom.name}); leave the frame out or repair the trajectory"
+                )
+            self._seen[frame] = positions
+        return self._seen[frame]
+
+    def _conclude(self) -> None:
+        results = self.results
+        bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
+        with bar:
+            results.positions = forecast(
+                self.model,
+                self.builder,
+                self._history,
+                self.horizon,
+                boxes=self._boxes,
+                substeps=self.substeps,
+                device=self.device,
+                max_memory=self.max_memory,
+                progress=bar.update,
+            )
+        offsets = forecast_times(self.model, self.horizon, self.substeps)  # (horizon,)
+        results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
+        self._compare(offsets / self.model.window.stride_ps)
+        results.moved = rmsd(results.positions, self._history[:, -1:])  # (n_starts, horizon)
+        results.checks = [
+            check_frames(predicted, past[-1], self.builder.bonds, boxes=box)
+            for predicted, past, box in zip(results.positions, self._history, self._boxes, strict=True)
+        ]
+        results.universe = self._in_memory()
+        results.files = []
+        if self.filename is not None:
+            results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
+
+    def _compare(self, strides: np.ndarray) -> None:
+        """Fill `rmsd` and `rmsd_static` where the trajectory has the predicted frame; reads each frame once."""
+        shape = (self.n_frames, self.horizon)
+        self.results.rmsd = np.full(shape, np.nan)
+        self.results.rmsd_static = np.full(shape, np.nan)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for i, frame in enumerate(self.results.frames):
+            for k, ahead in enumerate(strides * self.every):
+                target = int(round(frame + ahead))
+                if abs(ahead - round(ahead)) < 1e-6 and target < self._trajectory.n_frames:
+                    wanted.setdefault(target, []).append((i, k))
+        for target in sorted(wanted):
+            self._trajectory[target]
+            true = self.atoms.positions  # (N, 3)
+            for i, k in wanted[target]:
+                self.results.rmsd[i, k] = rmsd(self.results.positions[i, k], true)
+                self.results.rmsd_static[i, k] = rmsd(self._history[i, -1], true)
+
+    def _in_memory(self) -> Universe | None:
+        if not self.n_frames:
+            return None
+        frames = self.results.positions.reshape(-1, len(self.atoms), 3)  # (n_starts * horizon, N, 3)
+        return in_memory_universe(self.atoms, frames, self.results.times.ravel(), boxes=self._box_array(self._boxes))
+
+    def _box_array(self, boxes: list[np.ndarray | None]) -> np.ndarray | None:
+        """One box per predicted frame, (n * horizon, 6)."""
+        if any(box is None for box in boxes):
+            return None
+        return np.repeat(np.asarray(boxes), self.horizon, axis=0)
+
+    def to_mdtraj(self):
+        """The forecast as an ``mdtraj.Trajectory`` (nm, ps)."""
+        self._need_results()
+        return to_mdtraj(self.results.universe)
+
+    def write(self, filename: str | os.PathLike, *, with_input: bool = False, force: bool = False) -> list[Path]:
+        """Write the forecast as DCD or XTC with a PDB topology beside it.
+
+        Parameters
+        ----------
+        filename : str or path-like
+            Target; with several starts the frame number is added to its stem.
+        with_input : bool
+            Begin with the trajectory's frames up to the start, one per stride.
+        force : bool
+            Replace files that exist.
+
+        Returns
+        -------
+        list of Path
+            The files written: trajectory and topology of every start.
+        """
+        self._need_results()
+        filename = Path(filename)
+        files: list[Path] = []
+        for i, frame in enumerate(self.results.frames):
+            target = self._target(filename, frame)
+            positions, times, boxes = (
+                self.results.positions[i],
+                self.results.times[i],
+                self._box_array([self._boxes[i]]),
+            )
+            if with_input:
+                positions, times, boxes = self._with_input(int(frame), positions, times, boxes)
+            files += write_forecast(
+                target,
+                self.atoms,
+                positions,
+                times,
+                boxes=boxes,
+                dt=self.spacing,
+                force=force,
+                inputs=input_files(self.atoms.universe),
+            )
+        return files
+
+    def _target(self, filename: Path, frame: int) -> Path:
+        return filename if self.n_frames == 1 else filename.with_stem(f"{filename.stem}_{frame:06d}")
+
+    def _with_input(self, frame: int, positions, times, boxes):
+        """The run up to `frame`, one frame per stride, and the forecast."""
+        before = self._trajectory.frame
+        run, run_times, run_boxes = [], [], []
+        try:
+            for past in range(frame % self.every, frame + 1, self.every):
+                ts = self._trajectory[past]
+                run.append(self.atoms.positions)
+                run_times.append(ts.time)
+                run_boxes.append(ts.dimensions)
+        finally:
+            self._trajectory[before]
+        all_boxes = None if boxes is None or any(b is None for b in run_boxes) else np.concatenate([run_boxes, boxes])
+        return np.concatenate([run, positions]), np.concatenate([run_times, times]), all_boxes
+
+    @property
+    def spacing(self) -> float:
+        """Time between two predicted frames in ps."""
+        window = self.model.window
+        return window.stride_ps * window.targets[0] / self.substeps
+
+    def _need_results(self) -> None:
+        if "universe" not in self.results or self.results.universe is None:
+            raise UsageError("there is no forecast yet: call run() first, with at least one start frame")

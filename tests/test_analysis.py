@@ -1,0 +1,211 @@
+"""EGNOSurrogate behaves as MDAnalysis users expect an analysis to."""
+
+from __future__ import annotations
+
+import warnings
+
+import MDAnalysis as mda
+import mdtraj
+import numpy as np
+import pytest
+from conftest import Ballistic, make_model, make_universe
+from MDAnalysis.analysis import rms
+
+from egno_md import EGNOSurrogate
+from egno_md.errors import DataError, ModelError, OutputError, UsageError
+
+
+def test_without_arguments_extends_the_run(ballistic):
+    u = make_universe(12)
+    results = EGNOSurrogate(u, ballistic, horizon=6).run().results
+    assert results.positions.shape == (1, 6, 10, 3)
+    np.testing.assert_array_equal(results.frames, [11])
+    np.testing.assert_allclose(results.times, [np.arange(12, 18)])
+    step = u.trajectory[11].positions - u.trajectory[10].positions
+    np.testing.assert_allclose(results.positions[0, -1], u.trajectory[11].positions + 6 * step, atol=1e-4)
+    assert np.isnan(results.rmsd).all()
+
+
+def test_starts_inside_the_run_are_compared_with_it(ballistic):
+    u = make_universe(12)
+    results = EGNOSurrogate(u, ballistic, horizon=4).run(start=2, stop=11, step=3).results
+    np.testing.assert_array_equal(results.frames, [2, 5, 8])
+    assert (
+        np.isfinite(results.rmsd[:2]).all() and np.isnan(results.rmsd[2, 3]) and np.isfinite(results.rmsd[2, :3]).all()
+    )
+    np.testing.assert_allclose(results.rmsd[:2], 0, atol=1e-4)  # constant velocity is forecast exactly
+    positions = {f: u.trajectory[f].positions.copy() for f in (2, 6)}
+    expected = rms.rmsd(positions[2], positions[6], superposition=False)
+    assert results.rmsd_static[0, 3] == pytest.approx(expected, rel=1e-4)
+    assert results.moved[0, 3] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"frames": [9, 3, 3]}, {"frames": np.arange(12) == 7}, {"start": 1, "stop": 4}, {"step": 5}, {"start": -2}],
+)
+def test_frames_by_mdanalysis_conventions(ballistic, choice):
+    u = make_universe(12)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="frame 0 has no frame")
+        analysis = EGNOSurrogate(u, ballistic, horizon=2).run(**choice)
+    chosen = choice.get("frames", range(12)[slice(choice.get("start"), choice.get("stop"), choice.get("step"))])
+    chosen = np.flatnonzero(chosen) if np.asarray(chosen).dtype == bool else np.asarray(chosen)
+    np.testing.assert_array_equal(analysis.results.frames, chosen)
+    for i, frame in enumerate(chosen):
+        start = u.trajectory[frame].positions.copy()
+        step = start - u.trajectory[frame - 1].positions if frame else 0.0
+        np.testing.assert_allclose(analysis.results.positions[i, 1], start + 2 * step, atol=1e-4)
+
+
+def test_run_twice_and_no_frame_and_the_callers_frame(ballistic):
+    u = make_universe(12)
+    u.trajectory[4]
+    analysis = EGNOSurrogate(u, ballistic, horizon=3)
+    first = analysis.run(frames=[8]).results.positions.copy()
+    assert u.trajectory.frame == 4
+    np.testing.assert_array_equal(analysis.run(frames=[8]).results.positions, first)
+    empty = analysis.run(start=5, stop=5).results
+    assert empty.positions.shape == (0, 3, 10, 3) and empty.universe is None and empty.times.shape == (0, 3)
+    assert u.trajectory.frame == 4
+    with pytest.raises(UsageError, match="run"):
+        analysis.write("nothing.dcd")
+
+
+def test_first_frame_has_no_past(ballistic):
+    u = make_universe(12)
+    with pytest.warns(UserWarning, match="velocities are taken as zero"):
+        results = EGNOSurrogate(u, ballistic, horizon=2).run(frames=[0]).results
+    np.testing.assert_allclose(results.positions[0, 1], u.trajectory[0].positions, atol=1e-4)
+
+
+def test_one_frame_alone(ballistic):
+    u = make_universe(1)
+    with pytest.warns(UserWarning, match="one frame"):
+        assert EGNOSurrogate(u, ballistic, horizon=2).run().results.positions.shape == (1, 2, 10, 3)
+
+
+def test_trajectory_to_trajectory_needs_its_past():
+    u = make_universe(12)
+    model = make_model(history=4)
+    assert EGNOSurrogate(u, model, horizon=2).run(frames=[4]).results.positions.shape == (1, 2, 10, 3)
+    with pytest.raises(DataError, match="start at frame 4"):
+        EGNOSurrogate(u, model, horizon=2).run(frames=[3])
+
+
+def test_finely_saved_run(ballistic):
+    u = make_universe(21, dt=0.5)
+    with pytest.raises(ModelError, match=r"0\.5 ps.*1 ps.*every=2"):
+        EGNOSurrogate(u, ballistic)
+    results = EGNOSurrogate(u, ballistic, horizon=3, every=2).run(frames=[7]).results
+    np.testing.assert_allclose(results.times, [[4.5, 5.5, 6.5]])
+    np.testing.assert_allclose(results.rmsd, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dt", [2.0, 0.3])
+def test_another_spacing_is_refused(ballistic, dt):
+    with pytest.raises(ModelError, match=rf"{dt:g} ps apart.*'test'.*1 ps.*dt=1"):
+        EGNOSurrogate(make_universe(dt=dt), ballistic)
+
+
+def test_in_memory_universe_of_the_forecast(ballistic):
+    box = [40, 41, 42, 90, 90, 60]
+    u = make_universe(12, box=box)
+    analysis = EGNOSurrogate(u, ballistic, horizon=5).run(frames=[4, 6])
+    forecast = analysis.results.universe
+    assert forecast.trajectory.n_frames == 10
+    np.testing.assert_allclose([ts.time for ts in forecast.trajectory], [5, 6, 7, 8, 9, 7, 8, 9, 10, 11])
+    np.testing.assert_allclose(forecast.trajectory[0].dimensions, box)
+    assert list(forecast.atoms.names) == list(u.atoms.names) and len(forecast.bonds) == 9
+    radius = rms.RMSD(forecast, forecast).run().results.rmsd  # any analysis runs on it
+    assert radius.shape == (10, 3)
+
+
+@pytest.mark.parametrize("ending", ["dcd", "xtc"])
+def test_written_file_shows_run_and_extension(ballistic, tmp_path, ending):
+    u = make_universe(12)
+    target = tmp_path / f"out.{ending}"
+    analysis = EGNOSurrogate(u, ballistic, horizon=4, filename=target, with_input=True).run()
+    assert {p.name for p in analysis.results.files} == {f"out.{ending}", "out.pdb"}
+    assert {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")} == {f"out.{ending}", "out.pdb"}
+    read = mda.Universe(str(tmp_path / "out.pdb"), str(target))
+    other = mdtraj.load(str(target), top=str(tmp_path / "out.pdb"))
+    np.testing.assert_allclose([ts.time for ts in read.trajectory], np.arange(16), atol=1e-3)
+    for frame in range(16):
+        expected = u.trajectory[frame].positions if frame < 12 else analysis.results.positions[0, frame - 12]
+        np.testing.assert_allclose(read.trajectory[frame].positions, expected, atol=6e-3)
+        np.testing.assert_allclose(other.xyz[frame] * 10, expected, atol=6e-3)
+    with pytest.raises(OutputError, match="force"):
+        EGNOSurrogate(u, ballistic, horizon=4, filename=target).run()
+    EGNOSurrogate(u, ballistic, horizon=4, filename=target, force=True).run()
+    assert mda.Universe(str(tmp_path / "out.pdb"), str(target)).trajectory.n_frames == 4
+
+
+def test_the_input_is_never_replaced(ballistic, tmp_path):
+    u = make_universe(12)
+    path = tmp_path / "run.dcd"
+    u.atoms.write(str(path), frames="all")
+    u.load_new(str(path), dt=1.0)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="input"):
+        EGNOSurrogate(u, ballistic, filename=path, force=True).run()
+    assert path.read_bytes() == before
+
+
+def test_several_starts_give_several_files(ballistic, tmp_path):
+    EGNOSurrogate(make_universe(12), ballistic, horizon=2, filename=tmp_path / "f.xtc").run(frames=[3, 7])
+    assert {p.name for p in tmp_path.glob("f*")} == {"f_000003.xtc", "f_000003.pdb", "f_000007.xtc", "f_000007.pdb"}
+
+
+def test_mdtraj_in_and_out(ballistic, tmp_path):
+    u = make_universe(12)
+    u.atoms.write(str(tmp_path / "t.pdb"))
+    u.atoms.write(str(tmp_path / "t.xtc"), frames="all")
+    traj = mdtraj.load(str(tmp_path / "t.xtc"), top=str(tmp_path / "t.pdb"))
+    analysis = EGNOSurrogate(traj, ballistic, horizon=3).run()
+    back = analysis.to_mdtraj()
+    assert isinstance(back, mdtraj.Trajectory) and back.n_frames == 3
+    np.testing.assert_allclose(back.xyz * 10, analysis.results.positions[0], atol=1e-4)
+    np.testing.assert_allclose(back.time, traj.time[-1] + np.arange(1, 4), atol=1e-3)
+
+
+def test_select_narrows_the_models_selection(ballistic):
+    u = make_universe(12)
+    results = EGNOSurrogate(u, ballistic, "resid 1", horizon=2).run().results
+    assert results.positions.shape[2] == 5
+    model = make_model(Ballistic(4), select="resid 1")
+    with pytest.raises(ModelError, match="'all'.*C5.*'test'.*'resid 1'"):
+        EGNOSurrogate(u, model, "all")
+    assert len(EGNOSurrogate(u.atoms[:3], model).atoms) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"horizon": 0}, "horizon"),
+        ({"every": 0}, "every"),
+        ({"substeps": -1}, "substeps"),
+        ({"select": "name ("}, "name"),
+    ],
+)
+def test_bad_arguments(ballistic, change, message):
+    with pytest.raises(UsageError, match=message):
+        EGNOSurrogate(make_universe(), ballistic, **change)
+
+
+def test_bad_input(ballistic):
+    with pytest.raises(UsageError, match="found list"):
+        EGNOSurrogate([1], ballistic)
+    u = make_universe()
+    with pytest.raises(DataError, match="resname NONE"):
+        EGNOSurrogate(u, ballistic, "resname NONE")
+    with pytest.raises(UsageError, match="(?i)updating"):
+        EGNOSurrogate(u.select_atoms("prop x > 0", updating=True), ballistic)
+    u.trajectory.coordinate_array[5, 3] = np.nan
+    with pytest.raises(DataError, match=r"frame 5.*C3"):
+        EGNOSurrogate(u, ballistic).run(frames=[6])
+    EGNOSurrogate(u, ballistic).run(frames=[7])
+    broken = make_universe(box=[30, 30, 30, 90, 90, 90])
+    broken.trajectory.coordinate_array[:, 6:] += 28
+    with pytest.raises(DataError, match="(?s)unwrap"):
+        EGNOSurrogate(broken, ballistic).run()

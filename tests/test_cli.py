@@ -1,0 +1,148 @@
+"""The real command line, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import MDAnalysis as mda
+import mdtraj
+import numpy as np
+import pytest
+from MDAnalysisTests.datafiles import DCD, PSF
+
+from egno_md import load_model, sample
+
+TOPOLOGY, TRAJECTORY = map(str, sample())
+
+
+def egno_md(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "egno_md", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_and_version():
+    done = egno_md("--help")
+    assert done.returncode == 0 and all(word in done.stdout for word in ("predict", "info", "models"))
+    assert egno_md("--version").stdout.split()[-1].count(".") == 2
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom egno_md.cli import main\n"
+        "try:\n    main(['predict', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'MDAnalysis', 'numpy', 'openmm', 'mdtraj', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("topology", "trajectory", "n_atoms"), [(TOPOLOGY, TRAJECTORY, 76), (PSF, DCD, 214)], ids=["sample", "adk"]
+)
+@pytest.mark.parametrize("ending", ["dcd", "xtc"])
+def test_predict_writes_what_both_libraries_read(tmp_path, topology, trajectory, n_atoms, ending):
+    out = tmp_path / f"forecast.{ending}"
+    done = egno_md("predict", topology, trajectory, "--horizon", 12, "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["atoms"] == n_atoms and summary["windows"] == 2
+    run = mda.Universe(topology, trajectory)
+    last = run.trajectory[-1].time
+    read = mda.Universe(str(out.with_suffix(".pdb")), str(out))
+    other = mdtraj.load(str(out), top=str(out.with_suffix(".pdb")))
+    assert len(read.atoms) == other.n_atoms == n_atoms
+    assert list(read.atoms.names) == [a.name for a in other.topology.atoms] == ["CA"] * n_atoms
+    chosen = run.select_atoms("protein and name CA")
+    assert list(read.residues.resids) == [r.resSeq for r in other.topology.residues] == list(chosen.resids)
+    times = [ts.time for ts in read.trajectory]
+    np.testing.assert_allclose(times, last + np.arange(1, 13), rtol=1e-5)
+    np.testing.assert_allclose(times, summary["times_ps"], rtol=1e-5)
+    if ending == "xtc":  # mdtraj numbers the frames of a DCD instead of reading their times
+        np.testing.assert_allclose(other.time, times, rtol=1e-5)
+    np.testing.assert_allclose(other.xyz * 10, [ts.positions.copy() for ts in read.trajectory], atol=2e-3)
+    assert 0 < summary["moved_A"] < 5
+
+
+def test_readable_summary_and_with_input(tmp_path):
+    done = egno_md("predict", TOPOLOGY, TRAJECTORY, "--from-frame", 50, "--with-input", "-o", "a.xtc", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "8 frames of 76 atoms",
+        "from frame 50",
+        "RMSD to the trajectory",
+        "standing still",
+        "a.xtc",
+        "checks",
+    ):
+        assert part in done.stdout
+    assert mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.xtc")).trajectory.n_frames == 51 + 8
+
+
+def test_default_output_lies_in_the_working_folder(tmp_path):
+    assert egno_md("predict", TOPOLOGY, TRAJECTORY, cwd=tmp_path).returncode == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"ubiquitin_forecast.dcd", "ubiquitin_forecast.pdb"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["none.pdb", TRAJECTORY], 1, ["none.pdb"]),
+        ([TOPOLOGY, "none.xtc"], 1, ["none.xtc"]),
+        ([PSF, TRAJECTORY], 1, ["3341", "1231"]),
+        ([TOPOLOGY, TRAJECTORY, "--horizon", "0"], 2, ["horizon", "at least 1"]),
+        ([TOPOLOGY, TRAJECTORY, "--horizon", "many"], 2, ["horizon"]),
+        ([TOPOLOGY, TRAJECTORY, "--from-frame", "5000"], 2, ["5000", "frames 0 to"]),
+        ([TOPOLOGY, TRAJECTORY, "--select", "resname LIG"], 1, ["resname LIG", "MET"]),
+        ([TOPOLOGY, TRAJECTORY, "--select", "name ("], 2, ["name ("]),
+        ([TOPOLOGY, TRAJECTORY, "--select", "heavy"], 1, ["heavy", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "--model", "none"], 1, ["none", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "--model", TRAJECTORY], 1, ["ubiquitin.xtc", "safetensors"]),
+        ([TOPOLOGY, TRAJECTORY, "--dt", "10"], 1, ["10 ps", "1 ps", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "-o", "out.txt"], 2, ["out.txt", "xtc"]),
+        ([TOPOLOGY, TRAJECTORY, "-o", "none/out.dcd"], 1, ["none"]),
+        ([TOPOLOGY, TRAJECTORY, "--device", "cuda:7"], 2, ["cuda:7"]),
+    ],
+    ids=lambda value: " ".join(v.rsplit("/", 1)[-1] for v in value) if isinstance(value, list) else None,
+)
+def test_bad_input_names_the_cure_and_leaves_nothing(tmp_path, arguments, code, words):
+    done = egno_md("predict", *arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_exists_is_kept(tmp_path):
+    target = tmp_path / "keep.dcd"
+    target.write_text("mine")
+    done = egno_md("predict", TOPOLOGY, TRAJECTORY, "-o", target)
+    assert done.returncode == 1 and "--force" in done.stderr and target.read_text() == "mine"
+    assert egno_md("predict", TOPOLOGY, TRAJECTORY, "-o", target, "--force").returncode == 0
+    assert target.stat().st_size > 4
+
+
+def test_truncated_trajectory_uses_the_whole_frames(tmp_path):
+    cut = tmp_path / "cut.xtc"
+    whole = open(TRAJECTORY, "rb").read()
+    cut.write_bytes(whole[: len(whole) // 2])
+    done = egno_md("predict", TOPOLOGY, cut, "-o", tmp_path / "out.dcd", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "whole frames" in done.stderr
+    n_frames = mda.Universe(TOPOLOGY, TRAJECTORY).trajectory.n_frames
+    assert n_frames // 2 - 3 <= json.loads(done.stdout)["start_frame"] <= n_frames // 2 + 3
+
+
+def test_models_and_info():
+    listed = json.loads(egno_md("models", "--json").stdout)
+    assert [row["name"] for row in listed if row["default"]] == ["ca-1ps"]
+    assert "ca-1ps" in egno_md("models").stdout
+    shown = json.loads(egno_md("info", "ca-1ps", "--json").stdout)
+    assert shown["parameters"] == load_model("ca-1ps").n_parameters
+    text = egno_md("info", "ca-1ps").stdout
+    for word in ("1 ps", "ubiquitin", "static", "MIT"):
+        assert word in text
+    assert egno_md("info", "none").returncode == 1
