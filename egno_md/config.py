@@ -147,6 +147,8 @@ class ModelSpec(Spec):
         Angstrom per unit of length inside the network: positions and velocities are divided by it.
     start : {"paper", "static"}
         Initial weights: the original's, or those whose forecast is the static frame.
+    keep_bonds : bool
+        Bring the bonds of every predicted frame back to their lengths at the start; see :mod:`egno_md.geometry`.
     clusters, pooling_layers, decoder_layers, placement, assignment, cut_weight
         EGHNO alone; see :class:`egno_md.nn.EGHNO`.
     """
@@ -163,6 +165,7 @@ class ModelSpec(Spec):
     reduce: Literal["sum", "mean"] = "sum"
     length_scale: float = Field(1.0, gt=0)
     start: Literal["paper", "static"] = "paper"
+    keep_bonds: bool = False
     clusters: int = Field(20, ge=1)
     pooling_layers: int = Field(4, ge=1)
     decoder_layers: int = Field(2, ge=1)
@@ -172,7 +175,25 @@ class ModelSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """How a model is trained; stored as provenance."""
+    """How a model is trained; stored as provenance.
+
+    Attributes
+    ----------
+    seed : int
+        Of the initial weights and of the order of the windows.
+    batch_size, learning_rate, weight_decay, max_epochs
+        Of Adam.
+    patience : int
+        Epochs without a better validation F-MSE after which the training stops.
+    gradient_clip : float
+        Largest norm of a gradient; 0 leaves it alone.
+    ema_decay : float
+        Of the exponential moving average of the weights, which is what is kept; 0 keeps the weights themselves.
+    schedule : {"cosine", "constant"}
+        Of the learning rate: a warm-up and half a cosine down to zero over all epochs, or nothing.
+    epoch_windows : int
+        Windows per epoch, drawn anew in each; 0 for all. A state is saved after every epoch.
+    """
 
     seed: int = 0
     batch_size: int = Field(32, ge=1)
@@ -182,3 +203,28 @@ class TrainSpec(Spec):
     patience: int = Field(20, ge=1)
     gradient_clip: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    epoch_windows: int = Field(0, ge=0)
+
+
+#: Settings by name. "default" is made for proteins: lengths of Angstrom, graphs with cutoffs of 10 A, a start at the
+#: static frame. "paper" is table 8 of the paper, row Protein, and the plain operator of its section 4.
+PRESETS: dict[str, tuple[ModelSpec, TrainSpec]] = {
+    "default": (
+        ModelSpec(hidden=64, layers=4, residual=True, reduce="mean", length_scale=10.0, start="static"),
+        TrainSpec(batch_size=8, learning_rate=2e-3, max_epochs=50),
+    ),
+    "paper": (
+        ModelSpec(hidden=128, layers=4),
+        TrainSpec(
+            batch_size=8,
+            learning_rate=5e-5,
+            weight_decay=1e-4,
+            max_epochs=1000,
+            patience=50,
+            gradient_clip=0.0,
+            ema_decay=0.0,
+            schedule="constant",
+        ),
+    ),
+}

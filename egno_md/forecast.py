@@ -10,6 +10,7 @@ from torch_geometric.data import Batch, Data
 
 from .checkpoint import Model
 from .errors import ModelError, UsageError
+from .geometry import keep_bonds
 from .graph import GraphBuilder, collate
 from .windows import displacements, frames_back
 
@@ -185,6 +186,7 @@ def forecast(
         # float32 holds a coordinate of 1000 A to 1e-4 A only; the operator does not mind where it is: centre it.
         centre = frames[:, -1:].mean(axis=2, keepdims=True)  # (B, 1, 1, 3)
         frames = frames - centre
+        lengths = _bond_lengths(frames[:, -1:], builder.bonds)  # (B, 1, n_bonds)
         for done in range(0, horizon, per_window):
             batch = _collate(model, builder, frames, None if boxes is None else boxes[chosen]).to(device)
             pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
@@ -194,6 +196,8 @@ def forecast(
                     f"model {model.name!r} predicted coordinates that are not finite in frames {done + 1} to "
                     f"{done + per_window}; shorten the horizon or use a model made for this system"
                 )
+            if model.spec.keep_bonds:
+                predicted = keep_bonds(predicted, builder.bonds, lengths)  # (B, T, N, 3)
             keep = min(per_window, horizon - done)
             out[chosen, done : done + keep] = predicted[:, :keep] + centre
             frames = np.concatenate([frames, predicted[:, substeps - 1 :: substeps]], axis=1)[
@@ -202,6 +206,11 @@ def forecast(
             if progress is not None:
                 progress(keep * len(frames))
     return out
+
+
+def _bond_lengths(positions: np.ndarray, bonds: np.ndarray) -> np.ndarray:
+    """``(..., N, 3)`` gives ``(..., n_bonds)``."""
+    return np.linalg.norm(positions[..., bonds[:, 0], :] - positions[..., bonds[:, 1], :], axis=-1)
 
 
 def _collate(model: Model, builder: GraphBuilder, frames: np.ndarray, boxes: Sequence | None) -> Batch:
