@@ -1,29 +1,73 @@
-"""Errors and baselines against their closed forms."""
+"""Errors, baselines and intervals against their closed forms."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from egno_md.config import WindowSpec
-from egno_md.metrics import linear, mse_per_step, rmsd, static
+from egno_md.errors import DataError
+from egno_md.metrics import (
+    InternalMotion,
+    aligned,
+    autocorrelation,
+    baselines,
+    block_bootstrap,
+    independent_blocks,
+    integrated_time,
+    jensen_shannon,
+    linear,
+    mse_per_step,
+    relaxation_time,
+    rmsd,
+    skill,
+    squared_errors,
+    static,
+)
+
+STEPS = np.arange(1, 5)
+
+
+def autoregression(n_frames, n_atoms, phi, *, sigma=0.2, seed=0):
+    """Displacements with variance sigma^2 per coordinate and memory phi^k, about a random structure."""
+    rng = np.random.default_rng(seed)
+    structure = rng.normal(scale=5, size=(n_atoms, 3))
+    noise = rng.normal(scale=sigma, size=(n_frames, n_atoms, 3))
+    phi = np.broadcast_to(np.asarray(phi, float), (n_atoms,))[:, None]
+    moved = noise.copy()
+    for t in range(1, n_frames):
+        moved[t] = phi * moved[t - 1] + np.sqrt(1 - phi**2) * noise[t]
+    return structure + moved
+
+
+def tumbled(frames, seed=0):
+    """Every frame turned and moved at random."""
+    rng = np.random.default_rng(seed)
+    turns = Rotation.random(len(frames), rng=rng).as_matrix()
+    return frames @ turns + rng.normal(scale=20, size=(len(frames), 1, 3))
 
 
 def test_constant_velocity():
-    window = WindowSpec(stride_ps=1, n_times=4)
     rng = np.random.default_rng(0)
     start, velocity = rng.normal(size=(2, 5, 7, 3))
-    true = start[:, None] + velocity[:, None] * np.arange(1, 5)[:, None, None]
-    np.testing.assert_allclose(linear(start, velocity, window), true)
-    np.testing.assert_allclose(mse_per_step(linear(start, velocity, window), true), 0, atol=1e-25)
-    expected = np.mean(velocity**2) * np.arange(1, 5) ** 2
-    np.testing.assert_allclose(mse_per_step(static(start, window), true), expected)
+    true = start[:, None] + velocity[:, None] * STEPS[:, None, None]
+    np.testing.assert_allclose(linear(start, velocity, STEPS), true)
+    np.testing.assert_allclose(mse_per_step(linear(start, velocity, STEPS), true), 0, atol=1e-25)
+    np.testing.assert_allclose(mse_per_step(static(start, STEPS), true), np.mean(velocity**2) * STEPS**2)
 
 
 def test_targets_that_are_not_every_stride():
-    window = WindowSpec(stride_ps=1, n_times=2, span=6, sampling="U")
-    path = linear(np.zeros((1, 1, 3)), np.ones((1, 1, 3)), window)
+    path = linear(np.zeros((1, 1, 3)), np.ones((1, 1, 3)), [3, 6])
     np.testing.assert_allclose(path[0, :, 0, 0], [3, 6])
+
+
+def test_samples_are_judged_by_their_mean():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(3, 4, 5, 3))
+    shift = rng.normal(size=(3, 1, 4, 5, 3))
+    pairs = np.concatenate([true[:, None] + shift, true[:, None] - shift], axis=1)  # (S, 2, T, N, 3)
+    np.testing.assert_allclose(squared_errors(pairs, true), 0, atol=1e-25)
+    np.testing.assert_allclose(squared_errors(pairs[:, :1], true), np.mean(shift[:, 0] ** 2, axis=(2, 3)))
 
 
 def test_rmsd_is_the_root_of_three_mse():
@@ -31,3 +75,97 @@ def test_rmsd_is_the_root_of_three_mse():
     a, b = rng.normal(size=(2, 1, 1, 9, 3))
     assert rmsd(a, b)[0, 0] == pytest.approx(np.sqrt(3 * mse_per_step(a, b)[0]))
     assert rmsd(np.zeros((4, 3)), np.array([[2.0, 0, 0]] * 4)) == pytest.approx(2.0)
+
+
+def test_superposition_undoes_a_rotation_but_no_reflection():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(8, 3))
+    centred = x - x.mean(axis=0)
+    np.testing.assert_allclose(aligned(tumbled(np.stack([x] * 6)), x), np.stack([centred] * 6), atol=1e-10)
+    assert np.abs(aligned(x * [-1, 1, 1], x) - centred).max() > 0.1
+
+
+def test_mean_structure_and_ar1_are_recovered_from_a_tumbling_run():
+    phi = np.linspace(0.2, 0.95, 40)
+    frames = autoregression(6000, 40, phi)
+    motion = InternalMotion.fit([tumbled(frames)])
+    structure = autoregression(1, 40, 0, sigma=0)[0]
+    assert np.abs(aligned(motion.mean, structure) - (structure - structure.mean(0))).max() < 0.05
+    # Superposition takes six of 120 degrees of freedom away, so the agreement is not exact.
+    np.testing.assert_allclose(motion.decay, phi, atol=0.06)
+
+
+def test_errors_of_the_baselines_on_an_autoregression():
+    sigma, phi = 0.2, 0.8
+    frames = autoregression(6000, 60, phi, sigma=sigma)
+    motion = InternalMotion.fit([frames[:3000]])
+    starts = np.arange(3001, 5990, 3)
+    true = frames[starts[:, None] + STEPS]  # (S, T, N, 3)
+    paths = baselines(frames[starts], frames[starts] - frames[starts - 1], STEPS, motion)
+    errors = {name: mse_per_step(path, true) for name, path in paths.items()}
+    memory = phi**STEPS
+    np.testing.assert_allclose(errors["static"], 2 * sigma**2 * (1 - memory), rtol=0.05)
+    # (x_k - x_0) - k (x_0 - x_-1): variance by the covariances phi^|i - j|.
+    expected = 2 * (1 - memory) + 2 * STEPS**2 * (1 - phi) - 2 * STEPS * (memory - 1 - phi * memory + phi)
+    np.testing.assert_allclose(errors["linear"], sigma**2 * expected, rtol=0.05)
+    np.testing.assert_allclose(errors["mean structure"], sigma**2, rtol=0.12)
+    np.testing.assert_allclose(errors["AR(1)"], sigma**2 * (1 - memory**2), rtol=0.12)
+
+
+def test_baselines_turn_with_the_start_frame():
+    frames = autoregression(300, 12, 0.7)
+    motion = InternalMotion.fit([frames])
+    turn, shift = Rotation.random(rng=np.random.default_rng(3)).as_matrix(), np.array([3.0, -40, 7])
+    there = motion.relax(frames[5:7] @ turn + shift, STEPS)
+    np.testing.assert_allclose(there, motion.relax(frames[5:7], STEPS) @ turn + shift, atol=1e-9)
+
+
+def test_motion_needs_two_frames_a_stride_apart():
+    with pytest.raises(DataError, match="stride of 5"):
+        InternalMotion.fit([np.zeros((5, 4, 3))], every=5)
+
+
+def test_skill():
+    assert skill(np.array([1.0, 2.0]), np.array([[4.0, 2.0], [2.0, 9.0]])) == pytest.approx([0.5, 0.0])
+    assert skill(np.array([0.0]), np.array([[0.0]])) == pytest.approx([0.0])
+
+
+def test_autocorrelation_of_a_cosine_and_of_an_autoregression():
+    phase = 2 * np.pi * np.arange(4000) / 20
+    np.testing.assert_allclose(autocorrelation(np.cos(phase), 40), np.cos(phase[:41]), atol=1e-2)
+    direct = np.random.default_rng(0).normal(size=(50, 3))
+    expected = [np.mean(np.sum(direct[k:] * direct[: 50 - k], axis=1)) for k in range(6)]
+    np.testing.assert_allclose(autocorrelation(direct, 5), np.array(expected) / expected[0])
+    memory = autocorrelation(autoregression(20000, 3, 0.9)[:, 0] - autoregression(1, 3, 0, sigma=0)[0, 0], 30)
+    assert relaxation_time(memory) == pytest.approx(-1 / np.log(0.9), rel=0.15)
+    assert np.isnan(relaxation_time(np.ones(10)))
+
+
+def test_integrated_time():
+    series = autoregression(40000, 1, 0.8)[:, 0, 0]
+    assert integrated_time([series]) == pytest.approx((1 + 0.8) / (1 - 0.8), rel=0.2)
+    assert integrated_time(np.array_split(series, 40)) == pytest.approx(9, rel=0.25)
+    assert integrated_time([np.ones(5)]) == 1
+
+
+def test_block_bootstrap_sees_the_correlation_that_plain_resampling_misses():
+    series = autoregression(8000, 1, 0.9, sigma=1.0, seed=4)[:, 0, 0]
+    true = np.sqrt(1.9 / 0.1 / 8000)  # of the mean: sqrt(tau / n)
+    groups = np.zeros(8000, int)
+    assert np.std(block_bootstrap(series, groups, 200)) == pytest.approx(true, rel=0.25)
+    assert np.std(block_bootstrap(series, groups, 1)) < 0.4 * true
+    assert np.array_equal(block_bootstrap(series, groups, 9, seed=7), block_bootstrap(series, groups, 9, seed=7))
+    assert np.mean(block_bootstrap(series, groups, 200)) == pytest.approx(series.mean(), abs=true / 3)
+
+
+def test_blocks_stay_within_their_run():
+    values = np.array([0.0] * 10 + [1.0] * 10)
+    drawn = block_bootstrap(values, np.repeat([0, 1], 10), 10, resamples=200)
+    assert set(np.round(drawn, 6)) == {0.0, 0.5, 1.0}  # two blocks, each of them from one run
+    assert independent_blocks(np.repeat([0, 1], 10), 4) == 4
+    assert independent_blocks(np.repeat([0, 1], 10), 40) == 2
+
+
+def test_jensen_shannon():
+    assert jensen_shannon([1, 2, 3], [2, 4, 6]) == pytest.approx(0)
+    assert jensen_shannon([1, 0], [0, 5]) == pytest.approx(np.log(2))

@@ -14,9 +14,9 @@ PACKAGE = Path(egno_md.__file__).parent
 #: Layers from top to bottom; a module imports from layers below its own, or, where it says so, from its own.
 LAYERS = [
     {"cli", "__main__"},
-    {"analysis", "propagator", "training", "benchmarks", "models"},
+    {"analysis", "propagator", "training", "evaluation", "report", "benchmarks", "models"},
     {"forecast", "checkpoint", "metrics", "checks", "trajectory"},
-    {"graph", "windows", "neighbors"},
+    {"graph", "windows", "neighbors", "geometry"},
     {"nn", "config"},
     {"errors", "_version"},
 ]
@@ -28,6 +28,9 @@ WITHIN = {
     ("benchmarks", "training"),
     ("benchmarks", "propagator"),
     ("models", "training"),
+    ("models", "evaluation"),
+    ("training", "evaluation"),
+    ("report", "evaluation"),
     ("__main__", "cli"),
 }
 

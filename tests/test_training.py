@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import make_model, make_universe
 
+from egno_md import load_model
 from egno_md.checkpoint import new_model
-from egno_md.config import TrainSpec
-from egno_md.errors import UsageError
+from egno_md.cli import main
+from egno_md.config import PRESETS, TrainSpec
+from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.graph import GraphBuilder
-from egno_md.training import fit
+from egno_md.training import System, fit, load_data, read_manifest, train_files
 from egno_md.windows import Run, TrajectoryWindows, split_blocks
+
+torch.set_num_threads(1)
 
 
 def harmonic_windows(model, n_frames=120, seed=0):
@@ -33,7 +47,6 @@ def static_error(windows):
 
 @pytest.mark.parametrize("operator", ["egno", "eghno"])
 def test_harmonic_motion_is_learned(tmp_path, operator):
-    torch.set_num_threads(1)
     small = make_model(operator=operator, clusters=3, hidden=12, residual=True, reduce="mean", start="static",
                        pooling_layers=1, decoder_layers=1)  # fmt: skip
     model = new_model(small.graph, small.window, small.spec, seed=1)
@@ -48,7 +61,6 @@ def test_harmonic_motion_is_learned(tmp_path, operator):
 
 
 def test_resumed_training_ends_with_the_same_weights(tmp_path):
-    torch.set_num_threads(1)
     model = make_model(start="static")
     train, validation = harmonic_windows(model, 90)
     spec = TrainSpec(batch_size=8, max_epochs=4)
@@ -80,3 +92,256 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path):
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
     with pytest.raises(UsageError, match="nothing to resume"):
         fit(model, train, validation, spec, work_dir=tmp_path / "none", resume=True, progress=False)
+
+
+def test_a_finished_training_is_not_trained_on(tmp_path):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+    spec = TrainSpec(batch_size=8, max_epochs=30, patience=1, learning_rate=1e-9, ema_decay=0.0)  # stops early
+    first = fit(model, train, validation, spec, work_dir=tmp_path, progress=False)
+    assert first.provenance["training"]["epochs"] < 30
+    again = fit(model, train, validation, spec, work_dir=tmp_path, resume=True, progress=False)
+    for name, tensor in first.network.state_dict().items():
+        assert torch.equal(tensor, again.network.state_dict()[name]), name
+    assert again.provenance == first.provenance
+
+
+def test_windows_of_an_epoch_are_drawn_anew(tmp_path):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+
+    class Counts:
+        read: list[int] = []
+
+        def __len__(self):
+            return len(train)
+
+        def __getitem__(self, item):
+            self.read.append(item)
+            return train[item]
+
+    spec = TrainSpec(batch_size=4, max_epochs=3, epoch_windows=12)
+    fit(model, Counts(), validation, spec, work_dir=tmp_path, progress=False)
+    epochs = [set(Counts.read[12 * k : 12 * (k + 1)]) for k in range(3)]
+    assert len(Counts.read) == 36 and all(len(epoch) == 12 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_last_good_state(tmp_path):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+
+    class Poisoned:
+        reads = 0
+
+        def __len__(self):
+            return len(train)
+
+        def __getitem__(self, item):
+            self.reads += 1
+            data = train[item]
+            if self.reads > len(train) + 17:  # in the third batch of the second epoch
+                data.y = data.y * float("nan")
+            return data
+
+    spec = TrainSpec(batch_size=8, max_epochs=4)
+    with pytest.raises(ModelError, match="batch 3 in epoch 2 is nan.*epoch 1.*--init") as caught:
+        fit(model, Poisoned(), validation, spec, work_dir=tmp_path, progress=False)
+    kept = load_model(tmp_path / "best.safetensors")
+    assert str(tmp_path / "best.safetensors") in str(caught.value)
+    assert all(torch.isfinite(t).all() for t in kept.network.state_dict().values())
+    once = fit(model, train, validation, TrainSpec(batch_size=8, max_epochs=1), work_dir=tmp_path / "b", progress=False)
+    assert kept.network.state_dict().keys() == once.network.state_dict().keys()
+    with pytest.raises(ModelError, match="batch 1 in epoch 1.*no epoch was finished"):
+        poisoned = Poisoned()
+        poisoned.reads = 10**6
+        fit(model, poisoned, validation, spec, work_dir=tmp_path / "c", progress=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- from files
+
+
+def write_runs(folder: Path, lengths: dict[str, int], dt: float = 1.0) -> Path:
+    """Runs of a swinging chain, and their topology."""
+    folder.mkdir(exist_ok=True)
+    u = make_universe(1)
+    u.atoms.write(str(folder / "top.pdb"), bonds="all")
+    swing = np.random.default_rng(0).normal(scale=0.5, size=(10, 3))
+    for name, n_frames in lengths.items():
+        phase = 2 * np.pi * (np.arange(n_frames) * dt / 20 + len(name) / 7)
+        u.load_new((make_universe(1).atoms.positions + np.sin(phase)[:, None, None] * swing).astype(np.float32), dt=dt)
+        with mda.Writer(str(folder / name), 10, dt=dt) as writer:
+            for _ in u.trajectory:
+                writer.write(u.atoms)
+    return folder / "top.pdb"
+
+
+SMALL = ["--select", "all", "--window", "4", "--hidden", "6", "--layers", "1", "--cutoff", "5", "--batch-size", "16"]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "egno_md", "train", *map(str, arguments)]
+
+
+def called(*arguments):
+    """The command line in this process; its own warning filters do not outlive the call."""
+    with warnings.catch_warnings():
+        return CliRunner().invoke(main, ["train", *map(str, arguments)], prog_name="egno-md")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return load_model(path).network.state_dict()
+
+
+def test_kill_and_resume_on_the_command_line(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 160, "bb.dcd": 120})
+    arguments = [top, tmp_path / "a.dcd", tmp_path / "bb.dcd", *SMALL, "--epochs", 6]
+    whole = called(*arguments, "-o", tmp_path / "whole.safetensors", "--json")
+    assert whole.exit_code == 0, whole.stderr
+    cut = [*arguments, "-o", tmp_path / "cut.safetensors"]
+    process = subprocess.Popen(command(*cut), stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch 2/6"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "cut.safetensors").exists()
+    assert "pass resume=True" in called(*cut).stderr
+    changed = called(*cut, "--resume", "--lr", 0.5)
+    assert changed.exit_code == 2 and "learning_rate (then 0.002, now 0.5)" in changed.stderr
+    resumed = called(*cut, "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "epoch 1/6" not in resumed.stderr and "epoch 6/6" in resumed.stderr
+    for name, tensor in weights(tmp_path / "whole.safetensors").items():
+        assert torch.equal(tensor, weights(tmp_path / "cut.safetensors")[name]), name
+    # The table of the test errors, the same in the provenance.
+    found = json.loads(whole.stdout)
+    provenance = load_model(tmp_path / "whole.safetensors").provenance
+    assert set(found["errors"]) == {"model", "static", "linear", "mean structure", "AR(1)"}
+    np.testing.assert_allclose(provenance["test"]["mse_A2_per_step"]["model"], found["errors"]["model"], atol=1e-5)
+    assert [run["file"] for run in provenance["data"]["runs"]] == ["a.dcd", "bb.dcd"]
+    assert provenance["data"]["runs"][0]["test_from"] == 128 and provenance["training"]["max_epochs"] == 6
+    assert "AR(1)" in resumed.stdout and "written" in resumed.stdout
+
+
+def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 160})
+    arguments = [top, tmp_path / "a.dcd", *SMALL, "--epochs", 5000, "-o", tmp_path / "m.safetensors"]
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and out == "" and "--resume" in err and "Traceback" not in err, err
+    assert (tmp_path / "m_work" / "last.ckpt").exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_is_there(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 160})
+    arguments = [top, tmp_path / "a.dcd", *SMALL, "--epochs", 2, "-o", tmp_path / "m.safetensors"]
+
+    def limit():  # no file of more than 8 kB
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, preexec_fn=limit, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "cannot write the training state" in done.stderr and "--resume" in done.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_held_out_runs_are_tested_alone(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 90, "bb.dcd": 70})
+    system = System(top, (tmp_path / "a.dcd",), (tmp_path / "bb.dcd",))
+    model = make_model()
+    data = load_data([system], model.graph, model.window, fractions=(0.6, 0.2, 0.2))
+    assert [part.run.name for part in data.test] == ["system-bb.dcd"] and len(data.test[0].starts) == 70 - 5
+    starts = [[s for _, s in windows.index] for windows in (data.train, data.validation)]
+    assert max(starts[0]) + 4 < min(starts[1]) - 1 and max(starts[0]) > 0.7 * 90  # the test's share goes to training
+
+
+def test_manifest_and_fine_tuning(tmp_path):
+    write_runs(tmp_path / "one", {"a.dcd": 80})
+    write_runs(tmp_path / "two", {"a.dcd": 60, "bb.dcd": 40})
+    manifest = tmp_path / "systems.toml"
+    manifest.write_text(
+        '[[system]]\ntopology = "one/top.pdb"\ntrajectories = ["one/a.dcd"]\nname = "one"\n'
+        '[[system]]\ntopology = "two/top.pdb"\ntrajectories = ["two/a.dcd"]\nhold_out = ["two/bb.dcd"]\n'
+    )
+    systems = read_manifest(manifest)
+    assert [system.name for system in systems] == ["one", "top"] and systems[1].hold_out[0].exists()
+    done = called("--manifest", manifest, *SMALL, "--epochs", 1, "-o", tmp_path / "m.safetensors")
+    assert done.exit_code == 0, done.stderr
+    model = load_model(tmp_path / "m.safetensors")
+    assert [run["part"] for run in model.provenance["data"]["runs"]] == ["train, validation"] * 2 + ["test"]
+    own = [tmp_path / "one" / "top.pdb", tmp_path / "one" / "a.dcd", "--init", tmp_path / "m.safetensors"]
+    tuned = called(*own, "--epochs", 1, "-o", tmp_path / "tuned.safetensors")
+    assert tuned.exit_code == 0, tuned.stderr
+    after = load_model(tmp_path / "tuned.safetensors")
+    assert after.graph == model.graph and after.provenance["history"][0]["training"] == model.provenance["training"]
+    wrong = called(*own, "--hidden", 8, "-o", tmp_path / "x.safetensors")
+    assert wrong.exit_code == 2 and "leave out --hidden" in wrong.stderr
+    manifest.write_text('[[system]]\ntopology = "one/top.pdb"\n')
+    with pytest.raises(DataError, match="trajectories are needed"):
+        read_manifest(manifest)
+    manifest.write_text("topology: one\n")
+    with pytest.raises(DataError, match="cannot read the manifest"):
+        read_manifest(manifest)
+
+
+def test_presets_and_options(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 120})
+    system = System(top, (tmp_path / "a.dcd",))
+    options = dict(select="all", epochs=1, hidden=6, layers=1, cutoff=5.0, progress=False)
+    model, _ = train_files(
+        [system], work_dir=tmp_path / "p", preset="paper", n_times=4, history="trajectory", **options
+    )
+    paper, training = PRESETS["paper"]
+    assert model.spec == paper.model_copy(update={"hidden": 6, "layers": 1}) and model.window.history == 4
+    assert model.provenance["training"]["learning_rate"] == training.learning_rate == 5e-5
+    model, result = train_files(
+        [system], work_dir=tmp_path / "s", every=2, n_times=2, span=6, sampling="L", operator="eghno", **options
+    )
+    assert model.window.stride_ps == 2 and model.window.targets == (5, 6) and model.spec.operator == "eghno"
+    np.testing.assert_allclose(result.times, [10, 12])
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "code", "words"),
+    [
+        ({"a.dcd": 12}, [], 1, ["a.dcd", "12 frames", "at least 30 frames"]),
+        ({"a.dcd": 90, "b.xtc": 1}, [], 1, ["b.xtc"]),
+        ({"a.dcd": 90}, ["--stride", 0.7], 1, ["a.dcd", "1 ps", "0.7 ps"]),
+        ({"a.dcd": 90}, ["--stride", 2, "--every", 2], 2, ["--stride", "--every"]),
+        ({"a.dcd": 90}, ["--split", 0.5, 0.1, 0.1], 2, ["sum to 1"]),
+        ({"a.dcd": 90}, ["--hidden", 0], 2, ["hidden"]),
+        ({"a.dcd": 90}, ["--span", 2], 2, ["span"]),
+        ({"a.dcd": 90}, ["--select", "resname LIX"], 1, ["resname LIX"]),
+        ({"a.dcd": 90}, ["--resume"], 2, ["nothing to resume"]),
+        ({"a.dcd": 90}, ["--init", "none"], 1, ["none"]),
+        ({"a.dcd": 90}, ["--hold-out", "a.dcd"], 2, ["at least one trajectory"]),
+        ({}, [], 2, ["at least one trajectory"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) or "none" if isinstance(value, (list, dict)) else None,
+)
+def test_bad_input(tmp_path, monkeypatch, files, options, code, words):
+    top = write_runs(tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    small = SMALL if "--init" not in options else []
+    done = called(top, *files, *small, *options, "-o", "m.safetensors")
+    assert done.exit_code == code and done.stdout == "" and isinstance(done.exception, SystemExit), done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_files_of_different_spacing_are_both_named(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 90})
+    write_runs(tmp_path, {"half.dcd": 180}, dt=0.5)
+    files = [tmp_path / "a.dcd", tmp_path / "half.dcd"]
+    done = called(top, *files, *SMALL, "-o", tmp_path / "m.safetensors")
+    assert done.exit_code == 1
+    assert all(word in done.stderr for word in ("a.dcd are 1 ps", "half.dcd 0.5 ps", "--stride"))
+    # With the stride in ps both can be used.
+    good = called(top, *files, *SMALL, "--stride", 1, "--epochs", 1, "-o", tmp_path / "m.safetensors")
+    assert good.exit_code == 0, good.stderr
+    assert [run["every"] for run in load_model(tmp_path / "m.safetensors").provenance["data"]["runs"]] == [1, 2]

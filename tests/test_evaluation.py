@@ -1,0 +1,255 @@
+"""Evaluations of forecasts whose errors are known, chains that are the run itself, and the suggestions."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import warnings
+
+import MDAnalysis as mda
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import Ballistic, make_model, make_universe
+from MDAnalysisTests.datafiles import GRO, XTC
+from test_metrics import autoregression
+
+from egno_md import sample
+from egno_md.cli import main
+from egno_md.config import GraphSpec
+from egno_md.errors import DataError, OutputError, UsageError
+from egno_md.evaluation import backbone_torsions, evaluate, quality, suggest
+from egno_md.graph import GraphBuilder, select_atoms
+from egno_md.metrics import mse_per_step
+from egno_md.report import write_report
+
+torch.set_num_threads(1)
+
+
+def universe_of(frames, dt=1.0):
+    """The atoms of `make_universe` (twice as often as needed) with these frames (F, N, 3)."""
+    u = make_universe(1)
+    u.load_new(np.asarray(frames, np.float32), dt=dt)
+    return u
+
+
+def wobbling(n_frames=240, phi=0.8, seed=0):
+    """A chain of ten atoms that wobbles about its structure with memory phi per frame."""
+    structure = make_universe(1).atoms.positions
+    moved = autoregression(n_frames, 10, phi, sigma=0.05, seed=seed)
+    return structure + moved - autoregression(1, 10, 0, sigma=0, seed=seed)[0]
+
+
+def called(*arguments):
+    """The command line in this process; its own warning filters do not outlive the call."""
+    with warnings.catch_warnings():
+        return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="egno-md")
+
+
+def test_straight_flight_is_forecast_exactly():
+    result = evaluate(make_model(Ballistic(4)), make_universe(80, velocity=0.05), horizon=6)  # a chain of two windows
+    np.testing.assert_allclose(result.times, np.arange(1, 7))
+    np.testing.assert_allclose(result.errors["model"], 0, atol=1e-9)
+    np.testing.assert_allclose(result.errors["linear"], 0, atol=1e-9)
+    u = make_universe(2, velocity=0.05)
+    first, second = (u.trajectory[k].positions.astype(float).copy() for k in (0, 1))
+    np.testing.assert_allclose(result.errors["static"], np.mean((second - first) ** 2) * result.times**2, rtol=1e-3)
+
+
+def test_errors_are_those_of_the_definition_and_the_skill_is_against_the_best_baseline():
+    frames = wobbling()
+    result = evaluate(make_model(Ballistic(4)), universe_of(frames))
+    # Both halves: windows whose past and targets lie in one of them.
+    starts = np.r_[1:116, 121:236]
+    frames = frames.astype(np.float32).astype(float)
+    steps = np.arange(1, 5)
+    true = frames[starts[:, None] + steps]
+    straight = frames[starts][:, None] + (frames[starts] - frames[starts - 1])[:, None] * steps[:, None, None]
+    assert result.n_windows == len(starts)
+    np.testing.assert_allclose(result.errors["model"], mse_per_step(straight, true), rtol=1e-4)
+    np.testing.assert_allclose(result.errors["linear"], result.errors["model"], rtol=1e-4)
+    others = np.array([e for name, e in result.errors.items() if name != "model"])
+    np.testing.assert_allclose(result.skill, 1 - result.errors["model"] / others.min(axis=0))
+    assert result.best_baseline == ["AR(1)"] * 4
+    assert result.f_mse["static"] == result.errors["static"][-1]
+    assert result.a_mse["static"] == pytest.approx(result.errors["static"].mean())
+    low, high = result.intervals["static"].T
+    assert (low < result.errors["static"]).all() and (result.errors["static"] < high).all()
+    assert (result.skill_interval[:, 0] < result.skill).all() and (result.skill < result.skill_interval[:, 1]).all()
+    assert "better than every baseline at 0 of 4" in result.verdict
+
+
+def test_baselines_have_not_seen_what_they_predict():
+    # Each half stands at another structure: fitted on the other half, the mean structure is wrong in both.
+    frames = wobbling(120, phi=0.0)
+    bend = np.zeros((10, 3))
+    bend[5:, 1] = 4 * np.arange(5)
+    frames[60:] += bend
+    result = evaluate(make_model(Ballistic(4)), universe_of(frames))
+    assert result.errors["mean structure"].min() > 50 * 0.05**2
+    assert result.n_windows == 2 * 55
+
+
+def test_a_finely_saved_run_gives_the_same_errors():
+    coarse = wobbling(120)
+    fine = np.repeat(coarse, 3, axis=0)
+    one = evaluate(make_model(Ballistic(4)), universe_of(coarse))
+    three = evaluate(make_model(Ballistic(4)), universe_of(fine, dt=1 / 3), max_windows=10**6)
+    for name in ("model", "static"):
+        np.testing.assert_allclose(three.errors[name], one.errors[name], rtol=0.1)
+    with pytest.raises(DataError, match="3 frame"):
+        evaluate(make_model(Ballistic(4)), universe_of(fine, dt=1 / 3), every=2)
+    with pytest.raises(DataError, match="not a whole number"):
+        evaluate(make_model(Ballistic(4)), universe_of(coarse, dt=0.7))
+
+
+def test_too_few_frames_or_blocks():
+    with pytest.raises(DataError, match="12 frames in all"):
+        evaluate(make_model(Ballistic(4)), universe_of(wobbling(11)))
+    few = evaluate(make_model(Ballistic(4)), universe_of(wobbling(14)))
+    assert np.isnan(few.skill_interval).all() and "too few" in few.verdict
+    assert "nan" not in few.table() and json.loads(json.dumps(few.as_dict(), allow_nan=False))
+
+
+def test_chains_that_are_the_run_match_it():
+    u = universe_of(wobbling(400))
+    builder = GraphBuilder(u.atoms, make_model().graph)
+    frames = np.stack([u.atoms.positions for _ in u.trajectory])
+    found = quality(builder, [frames[:100], frames[100:200]], [frames[:200], frames[200:]], 1.0)
+    assert found.rmsf_correlation(found.chains) == pytest.approx(1)
+    assert found.rmsf_ratio(found.chains) == pytest.approx(1)
+    np.testing.assert_allclose(found.chains.bonds, found.run.bonds, atol=1e-6)
+    assert found.chains.radius.mean() == pytest.approx(found.run.radius.mean())
+    assert found.chains.clashes == found.run.clashes and found.chains.mirrored == 0
+    assert found.run.relaxation == pytest.approx(-1 / np.log(0.8), rel=0.35)
+    assert 0 < found.rmsf_correlation(found.floor) < 1
+
+
+def test_chains_that_stand_still_or_are_mirrored_are_seen():
+    u = universe_of(wobbling(200) + np.sin(np.arange(10))[:, None] * [0, 0, 4.0])  # a chain with a twist
+    builder = GraphBuilder(u.atoms, make_model().graph)
+    frames = np.stack([u.atoms.positions for _ in u.trajectory])
+    still = quality(builder, [np.repeat(frames[:1], 80, axis=0)], [frames], 1.0)
+    assert still.rmsf_ratio(still.chains) < 1e-6 and np.isnan(still.rmsf_correlation(still.chains))
+    assert np.isnan(still.chains.relaxation)
+    broken = frames[:50].copy()
+    broken[:, 5:] += 1.0
+    assert quality(builder, [broken], [frames], 1.0).chains.bonds_off > still.run.bonds_off
+    u = mda.Universe(*map(str, sample()))
+    ca = select_atoms(u, "ca")
+    frames = np.stack([ca.positions for _ in u.trajectory])
+    turned = quality(GraphBuilder(ca, GraphSpec()), [frames[:20] * [-1, 1, 1]], [frames], 1.0)
+    assert turned.chains.mirrored == 1 and turned.run.mirrored == 0
+    assert turned.torsion_kind == "virtual" and len(turned.torsion_names) == 73
+    assert turned.torsion_divergence(turned.chains) > 3 * turned.torsion_divergence(turned.floor)
+
+
+def test_backbone_torsions_are_phi_and_psi():
+    from MDAnalysis.analysis.dihedrals import Ramachandran
+
+    u = mda.Universe(GRO, XTC)
+    atoms = u.select_atoms("protein and name N CA C and resid 1:30")
+    spec = GraphSpec(select="backbone", node_features=("speed",))
+    kind, names, quadruples = backbone_torsions(GraphBuilder(atoms, spec))
+    residues = atoms.residues[1:-1]
+    expected = Ramachandran(residues.atoms).run(stop=1).results.angles[0]  # (R, 2)
+    corners = [np.ascontiguousarray(atoms.positions[q]) for q in quadruples.T]
+    ours = np.degrees(mda.lib.distances.calc_dihedrals(*corners)).reshape(-1, 2)
+    assert kind == "phi/psi" and names[:2] == [f"{k} {residues[0].resname} 2" for k in ("phi", "psi")]
+    np.testing.assert_allclose(ours, expected, atol=0.05)
+
+
+def test_report_loads_nothing_from_elsewhere(tmp_path):
+    result = evaluate("ca-1ps", *sample(), max_windows=12, chains=1, chain_length=10)
+    assert result.quality is not None and result.quality.chains.n_frames == 10
+    files = write_report(result, tmp_path / "report")
+    assert {f.name for f in files} == {
+        "report.html", "errors.png", "skill.png", "rmsf.png", "radius.png", "bonds.png", "torsions.png",
+    }  # fmt: skip
+    page = files[0].read_text()
+    sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
+    assert len(sources) == 7 and all(source.startswith("data:") for source in sources)
+    assert "http" not in page and "<script" not in page and "AR(1)" in page
+    assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
+    with pytest.raises(OutputError, match="report.html exists"):
+        write_report(result, tmp_path / "report")
+    write_report(result, tmp_path / "report", force=True)
+
+
+def test_suggest_on_motion_with_a_known_memory():
+    phi = 0.97
+    frames = autoregression(6000, 40, phi)
+    u = mda.Universe.empty(40, trajectory=True)
+    u.add_TopologyAttr("names", ["C"] * 40)
+    u.load_new(frames.astype(np.float32), dt=0.5)
+    found = suggest(u, select="all", n_times=4)
+    half = np.log(0.5) / np.log(phi) * 0.5  # ps: 11.4
+    assert found.horizon_ps == pytest.approx(half, rel=0.3)
+    assert found.stride_ps == pytest.approx(found.horizon_ps / 4)
+    near = found.lags < 20
+    np.testing.assert_allclose(found.memory[near], phi ** (found.lags[near] / 0.5), atol=0.06)
+    np.testing.assert_allclose(found.persistence[0], (phi - 1) / 2, atol=0.01)  # cov(step, next step) / var(step)
+    json.dumps(found.as_dict(), allow_nan=False)
+
+
+def test_suggest_refuses_noise_and_short_runs():
+    noise = universe_of(wobbling(400, phi=0.0))
+    found = suggest(noise, select="all")
+    assert np.isnan(found.stride_ps) and "nothing" in found.table() and "more finely" in found.reasons[0]
+    with pytest.raises(DataError, match="at least 20"):
+        suggest(universe_of(wobbling(12)), select="all")
+    flying = suggest(universe_of(make_universe(1).atoms.positions + swinging(400)), select="all", n_times=5)
+    assert any("fly on" in reason for reason in flying.reasons)
+
+
+def swinging(n_frames, period=60):
+    """Every coordinate swings with a phase of its own, (F, 10, 3)."""
+    rng = np.random.default_rng(0)
+    phase = 2 * np.pi * np.arange(n_frames)[:, None, None] / period + rng.uniform(0, 6, size=(10, 3))
+    return 0.3 * np.sin(phase)
+
+
+def test_command_line(tmp_path):
+    command = [sys.executable, "-m", "egno_md", "evaluate", *map(str, sample()), "--windows", "12", "--json"]
+    done = subprocess.run(
+        [*command, "--report", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["times"]) == 8 and set(found["errors"]) >= {"model", "static", "mean structure", "AR(1)"}
+    assert (tmp_path / "out" / "report.html").stat().st_size > 20000
+    again = called("evaluate", *sample(), "--windows", 12, "--report", tmp_path / "out")
+    assert again.exit_code == 1 and "--force" in again.stderr
+    table = called("evaluate", *sample(), "--windows", 12, "--horizon", 2, "--chains", 1, "--chain-length", 8)
+    assert table.exit_code == 0 and "verdict" in table.stdout and "clash" in table.stdout, table.stderr
+    said = called("suggest", *sample())
+    assert said.exit_code == 0 and "suggested" in said.stdout and "because" in said.stdout, said.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["evaluate", *sample(), "--horizon", 0], 2, ["horizon"]),
+        (["evaluate", *sample(), "--horizon", 70], 1, ["too few", "frames in all"]),
+        (["evaluate", *sample(), "--dt", 0.3], 1, ["0.3 ps", "1 ps"]),
+        (["evaluate", *sample(), "--start", 5000], 1, ["no frame"]),
+        (["evaluate", *sample(), "--model", "none"], 1, ["none", "ca-1ps"]),
+        (["suggest", *sample(), "--select", "resname LIG"], 1, ["resname LIG"]),
+        (["suggest", sample()[0]], 1, ["at least 20"]),
+    ],
+    ids=lambda value: " ".join(map(str, value[3:])) if isinstance(value, list) else None,
+)
+def test_bad_input(arguments, code, words):
+    done = called(*arguments)
+    assert done.exit_code == code and done.stdout == "" and isinstance(done.exception, SystemExit), done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_bad_sources():
+    with pytest.raises(UsageError, match="topology file"):
+        evaluate("ca-1ps", 3)
+    with pytest.raises(UsageError, match="has its own"):
+        evaluate("ca-1ps", make_universe(5), "a.dcd")
