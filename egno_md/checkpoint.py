@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from ._version import __version__
 from .config import GraphSpec, ModelSpec, WindowSpec
@@ -129,9 +129,9 @@ class Model:
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            save_file(tensors, temporary, metadata)
+            temporary.write_bytes(save(tensors, metadata))
             os.replace(temporary, path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise OutputError(f"cannot write {path} ({error}); choose a folder that exists and has room") from error
         finally:
             temporary.unlink(missing_ok=True)
