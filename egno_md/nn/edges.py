@@ -34,8 +34,8 @@ from egno_md.nn import reference
 from egno_md.nn.reference import MAX_SHIFT
 
 #: Size in bytes of one temporary, (rows of a block) x (hidden width), where ``max_memory`` does not say: on the CPU
-#: the size of a level-2 cache, on the GPU enough rows to fill it.
-_AUTO = {"cpu": 2**20, "cuda": 2**26}
+#: the size of a level-2 cache per thread, on the GPU enough rows to fill it.
+_CACHE, _GPU = 2**20, 2**26
 #: Temporaries of that size alive at once, counted high (the parts that are three or A wide, the allocator's slack).
 _LIVE_FORWARD, _LIVE_BACKWARD = 8, 16
 
@@ -56,8 +56,9 @@ def edge_block(
     """Messages along the edges and both of their reductions, at every time point by itself.
 
     Equal to :func:`egno_md.nn.reference.edge_block` in values and first derivatives; there are no second derivatives.
-    Any order of the edges is right; receivers in ascending order are the fastest. Under ``torch.autocast`` the two
-    wide products are computed in its dtype, everything else stays in the dtype of ``pos``.
+    Any order of the edges is right; receivers in ascending order are the fastest. Under ``torch.autocast`` the products
+    with W_2, W_3 and w_4 are computed in its dtype (on the CPU in the forward pass alone), everything else and both
+    results in the dtype of ``pos``.
 
     Parameters
     ----------
@@ -102,26 +103,27 @@ def edge_block(
             pos, h, edge_index, edge_attr, message, coord, edge_shift=edge_shift, norm=norm, reduce=reduce
         )
 
-    device = pos.device.type
     kind = pos.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     options = _Options(reduce == "mean", None if max_memory == "auto" else max_memory, low)
-    with torch.autocast(kind, enabled=False):
-        h, edge_attr = h.to(pos.dtype), edge_attr.to(pos.dtype)
-        return _EdgeBlock.apply(pos, h, edge_attr, edge_shift, *weights, edge_index, options)
+    return _EdgeBlock.apply(pos, h.to(pos.dtype), edge_attr.to(pos.dtype), edge_shift, edge_index, options, *weights)
 
 
 class _Options(NamedTuple):
     mean: bool
     max_memory: int | None
-    low: torch.dtype | None  # dtype of the wide products, where it is not that of the tensors
+    low: torch.dtype | None  # autocast's dtype, where it is on
 
 
 def _weights(message: nn.Sequential, coord: nn.Sequential) -> list[Tensor] | None:
     """``W_1, b_1, ..., w_4, b_4``, or None where the networks are not those of the equations above."""
     kinds = (nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear)
     layers = [*message, *coord]
-    if len(message) != 4 or len(layers) != len(kinds) or any(type(a) is not k for a, k in zip(layers, kinds)):
+    if (
+        len(message) != 4
+        or len(layers) != len(kinds)
+        or any(type(a) is not k for a, k in zip(layers, kinds, strict=True))
+    ):
         return None
     linears = layers[::2]
     if linears[-1].out_features != 1 or any(layer.bias is None for layer in linears):
@@ -156,16 +158,24 @@ def _has_onednn() -> bool:
     return torch.allclose(y, F.silu(x @ x.t()))
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory that a block gives back for the next one.
+
+    By default it returns every large piece to the system, which clears its pages again at the next use: that can cost
+    as much time as all of the arithmetic. Having seen a piece of almost 32 MiB freed, it keeps pieces up to that size
+    and trims what is unused beyond twice that. The piece itself is never touched.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 def _onednn(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype != torch.float64 and torch.backends.mkldnn.enabled and _has_onednn()
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    return fits and torch.backends.mkldnn.enabled and _has_onednn()
 
 
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False, low: torch.dtype | None = None
-) -> Tensor:
-    """``x weight^T + bias`` and its SiLU, computed in ``low`` and returned in the dtype of ``x``."""
-    if low is not None:
-        return _linear(x.to(low), weight.to(low), None if bias is None else bias.to(low), silu=silu).to(x.dtype)
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
+    """``x weight^T + bias`` and its SiLU."""
     if _onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish" if silu else "none", [], "")
     y = F.linear(x, weight, bias)
@@ -174,7 +184,7 @@ def _linear(
 
 def _add_linear(y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """``y + x weight^T``; y may be overwritten."""
-    if _onednn(x):
+    if x.shape[1] > 8 and _onednn(x):  # below that MKL is the faster one, as measured
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
     return y.addmm_(x, weight.t())
 
@@ -199,166 +209,218 @@ def _in_blocks(work: Callable[[int, int], None], n_edges: int, size: int) -> Non
                 raise
             size = max(1, min(size, n_edges) // 2)
             # One message without figures: Python's own filter then says it once.
-            warnings.warn("out of memory on the GPU: going on with smaller blocks of edges", stacklevel=2)
+            warnings.warn("out of memory on the GPU: going on with smaller blocks of edges", stacklevel=1)
             continue
         start = stop
 
 
-class _Block(NamedTuple):
-    """What forward and backward both need of the edges of a block; rows are (time, edge), R = T x (edges of the block)."""
-
-    receiver: Tensor  # (R,) flat index of (time, node)
-    sender: Tensor  # (R,) the same + T N
-    r: Tensor  # (R, 3)
-    d2: Tensor  # (R, 1)
-    attr: Tensor  # (T or 1, B, A)
-    z1: Tensor  # (R, H1)
-
-
 class _Edges:
-    """The inputs of the edge block in the form that the blocks gather from."""
+    """The inputs of the edge block in the form that the blocks gather from; rows are (time, node) or (time, edge)."""
 
     def __init__(
-        self, pos: Tensor, h: Tensor, edge_attr: Tensor, edge_shift: Tensor | None, w1: Tensor, b1: Tensor, edges: Tensor
+        self,
+        pos: Tensor,
+        h: Tensor,
+        edge_attr: Tensor,
+        edge_shift: Tensor | None,
+        weights: Sequence[Tensor],
+        edges: Tensor,
     ) -> None:
-        self.n_times, n_nodes = pos.shape[:2]
-        self.n_rows = self.n_times * n_nodes
-        self.edges = edges.t().contiguous()  # (E, 2)
-        times = torch.arange(self.n_times, device=pos.device)[:, None, None] * n_nodes  # (T, 1, 1)
-        self.offset = times + torch.tensor([0, self.n_rows], device=pos.device)  # (T, 1, 2)
-        self.edge_attr = edge_attr if edge_attr.dim() == 3 else edge_attr[None]  # (T or 1, E, A)
-        self.edge_shift = edge_shift
+        self.n_times, self.n_nodes = pos.shape[:2]
+        self.n_rows = self.n_times * self.n_nodes
+        self.pairs = edges.t().contiguous()  # (E, 2)
+        times = torch.arange(self.n_times, device=pos.device)[:, None, None] * self.n_nodes  # (T, 1, 1)
+        self.offset = times + torch.arange(2, device=pos.device) * self.n_rows  # (T, 1, 2)
+        self.attr = edge_attr if edge_attr.dim() == 3 else edge_attr[None]  # (T or 1, E, A)
+        self.shift = edge_shift
 
+        w1, b1, *self.weights = weights
         x, self.h = pos.reshape(-1, 3), h.reshape(self.n_rows, -1)  # (T N, 3), (T N, H)
-        self.x = torch.cat([x, -x])  # (2 T N, 3), so that the sum over an edge's two rows is x_i - x_j
         width = self.h.shape[1]
         self.w_d, self.w_i, self.w_j, self.w_e = w1.split([1, width, width, edge_attr.shape[-1]], dim=1)
-        self.projected = torch.cat([F.linear(self.h, self.w_i, b1), F.linear(self.h, self.w_j)])  # (2 T N, H1)
         self.w_de = torch.cat([self.w_d, self.w_e], dim=1)  # (H1, 1 + A)
+        # Both tables have the receivers' rows first and the senders' after them; an edge is the sum of two rows.
+        self.x = torch.cat([x, -x])  # (2 T N, 3)
+        sides = ((self.w_i, b1), (self.w_j, None))
+        self.projected = torch.cat([_linear(self.h, w.contiguous(), b) for w, b in sides])  # (2 T N, H1)
 
-    def block(self, start: int, stop: int) -> _Block:
-        index = (self.edges[start:stop] + self.offset).view(-1, 2)  # (R, 2)
+    def index(self, start: int, stop: int) -> Tensor:
+        """Rows of the tables whose sum belongs to an edge, (R, 2) with R = T x edges."""
+        return (self.pairs[start:stop] + self.offset).view(-1, 2)  # (R, 2)
+
+    def first_layer(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The index, r_ij (R, 3), its square (R, 1) and z1 (R, H1)."""
+        index = self.index(start, stop)
         r = F.embedding_bag(index, self.x, mode="sum")  # (R, 3)
-        if self.edge_shift is not None:
-            r.view(self.n_times, -1, 3).sub_(self.edge_shift[start:stop])
+        if self.shift is not None:
+            r.view(self.n_times, -1, 3).sub_(self.shift[start:stop])
         d2 = r.square().sum(-1, keepdim=True)  # (R, 1)
-        attr = self.edge_attr[:, start:stop]  # (T or 1, B, A)
-        scalars = torch.cat([d2.view(self.n_times, -1, 1), attr.expand(self.n_times, -1, -1)], dim=-1)  # (T, B, 1 + A)
+        attr = self.attr[:, start:stop].expand(self.n_times, -1, -1)  # (T, B, A)
+        scalars = torch.cat([d2.view(self.n_times, -1, 1), attr], dim=-1).flatten(0, 1)  # (R, 1 + A)
         z1 = F.embedding_bag(index, self.projected, mode="sum")  # (R, H1)
-        z1 = _add_linear(z1, scalars.flatten(0, 1), self.w_de)
-        return _Block(index[:, 0].contiguous(), index[:, 1].contiguous(), r, d2, attr, z1)
+        return index, r, d2, _add_linear(z1, scalars, self.w_de)
 
-    def block_size(self, options: _Options, live: int, *widths: int) -> int:
+    def block_size(self, max_memory: int | None, live: int) -> int:
         """Edges per block such that ``live`` temporaries of the widest kind keep the bound."""
-        device = self.projected.device.type
-        budget = options.max_memory // live if options.max_memory else _AUTO.get(device, _AUTO["cuda"])
-        row = self.projected.element_size() * max(*widths, self.w_de.shape[1] + 16)  # + 16: positions and indices
-        return max(1, budget // (row * self.n_times))
+        auto = _CACHE * min(torch.get_num_threads(), 8) if self.projected.device.type == "cpu" else _GPU
+        budget = max_memory // live if max_memory else auto
+        widest = max(self.w_de.shape[1] + 16, *(w.shape[-1] for w in self.weights), *self.projected.shape[1:])
+        return max(1, budget // (self.projected.element_size() * widest * self.n_times))
+
+
+def _forward_block(edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor) -> None:
+    """Add r_ij s_ij to ``push`` (T N, 3) and m_ij to ``agg`` (T N, H)."""
+    low = low or agg.dtype
+    w2, b2, w3, b3, w4, b4 = (w.to(low) for w in edges.weights)
+    index, r, _, z1 = edges.first_layer(start, stop)
+    m = _linear(F.silu(z1, inplace=True).to(low), w2, b2, silu=True)  # (R, H)
+    a3 = _linear(m, w3, b3, silu=True)  # (R, H3)
+    force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
+    receiver = index[:, 0].contiguous()  # (R,)
+    m = m.to(agg.dtype)
+    agg.index_add_(0, receiver, m)
+    push.index_add_(0, receiver, force)
+
+
+class Gradients(NamedTuple):
+    """Gradients in a block of R = T x edges rows, and the factors of the weights' gradients."""
+
+    d2: Tensor  # (R, 1)
+    a1: Tensor  # (R, H1)
+    m: Tensor  # (R, H)
+    g_z1: Tensor  # (R, H1)
+    g_z2: Tensor  # (R, H)
+    g_z3: Tensor  # (R, H3)
+    g_w4: Tensor  # (1, H3)
+    g_b4: Tensor  # (1,)
+    g_r: Tensor  # (R, 3)
+
+
+def _backward_block(
+    edges: _Edges, start: int, stop: int, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor
+) -> Gradients:
+    """The chain rule of the equations at the top, from the last to the first; in full precision whatever ``low``."""
+    w2, b2, w3, b3, w4, b4 = edges.weights
+    index, r, d2, z1 = edges.first_layer(start, stop)
+    receiver = index[:, 0].contiguous()  # (R,)
+    a1 = F.silu(z1)  # (R, H1)
+    z2 = _linear(a1, w2, b2)  # (R, H)
+    m = F.silu(z2)
+    z3 = _linear(m, w3, b3)  # (R, H3)
+    a3 = F.silu(z3)
+    s = torch.addmm(b4, a3, w4.t())  # (R, 1)
+
+    g_force = g_push.index_select(0, receiver)  # (R, 3)
+    g_s = (g_force * r).sum(-1, keepdim=True)  # (R, 1)
+    g_w4, g_b4 = g_s.t() @ a3, g_s.sum(0)
+    g_z3 = _silu_backward(torch.mul(g_s, w4, out=a3), z3)  # (R, H3)
+    g_m = _linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver))  # (R, H)
+    g_z2 = _silu_backward(g_m, z2)
+    g_z1 = _silu_backward(_linear(g_z2, w2.t()), z1)  # (R, H1)
+    # r enters through the force, s r, and through its square.
+    g_r = g_force.mul_(s).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
+    return Gradients(d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
+
+
+def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Autocast must neither choose the dtypes in here, nor in a backward pass that runs under it."""
+
+    @functools.wraps(method)
+    def wrapped(ctx: Any, first: Tensor, *rest: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return method(ctx, first, *rest)
+
+    return wrapped
 
 
 class _EdgeBlock(torch.autograd.Function):
-    """Forward and analytic backward, both over blocks of edges; only inputs and results are kept in between."""
+    """Both passes over blocks of edges; only inputs and results are kept in between."""
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx: Any,
-        pos: Tensor, h: Tensor, edge_attr: Tensor, edge_shift: Tensor | None,
-        w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w3: Tensor, b3: Tensor, w4: Tensor, b4: Tensor,
-        edge_index: Tensor, options: _Options,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        n_times, n_nodes = pos.shape[:2]
-        edges = _Edges(pos, h, edge_attr, edge_shift, w1, b1, edge_index)
+        pos: Tensor,
+        h: Tensor,
+        edge_attr: Tensor,
+        edge_shift: Tensor | None,
+        edge_index: Tensor,
+        options: _Options,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        if pos.device.type == "cpu":
+            _keep_freed_memory()
+        edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
         push = pos.new_zeros(edges.n_rows, 3)
-        agg = h.new_zeros(edges.n_rows, w2.shape[0])
-
-        def work(start: int, stop: int) -> None:
-            e = edges.block(start, stop)
-            m = _linear(F.silu(e.z1, inplace=True), w2, b2, silu=True, low=options.low)  # (R, H)
-            a3 = _linear(m, w3, b3, silu=True, low=options.low)  # (R, H3)
-            s = torch.addmv(b4, a3, w4[0])  # (R,)
-            force = e.r.mul_(s[:, None])  # (R, 3)
-            agg.index_add_(0, e.receiver, m)
-            push.index_add_(0, e.receiver, force)
-
-        size = edges.block_size(options, _LIVE_FORWARD, w1.shape[0], w2.shape[0], w3.shape[0])
-        _in_blocks(work, edge_index.shape[1], size)
-        count = torch.bincount(edge_index[0], minlength=n_nodes).clamp(min=1).to(pos.dtype)[:, None]  # (N, 1)
-        shift = (push.view(n_times, n_nodes, 3) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)
-        agg = agg.view(n_times, n_nodes, -1)
+        agg = pos.new_zeros(edges.n_rows, weights[2].shape[0])
+        kernels = _kernels(pos, weights)
+        block = kernels.forward_block if kernels else _forward_block
+        _in_blocks(
+            lambda start, stop: block(edges, start, stop, options.low, push, agg),
+            edge_index.shape[1],
+            edges.block_size(options.max_memory, _LIVE_FORWARD),
+        )
+        count = torch.zeros_like(pos[0, :, :1]).index_add_(
+            0, edge_index[0], pos.new_ones(1, 1).expand(len(edges.pairs), 1)
+        )
+        count.clamp_(min=1)  # (N, 1)
+        shift = (push.view_as(pos) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)
+        agg = agg.view(edges.n_times, edges.n_nodes, -1)
         if options.mean:
             agg /= count
         ctx.options = options
-        ctx.save_for_backward(
-            pos, h, edge_attr, edge_shift, w1, b1, w2, b2, w3, b3, w4, b4, edge_index, shift, count
-        )
+        ctx.save_for_backward(pos, h, edge_attr, edge_shift, edge_index, shift, count, *weights)
         return shift, agg
 
     @staticmethod
     @once_differentiable
+    @_without_autocast
     def backward(ctx: Any, g_shift: Tensor, g_agg: Tensor) -> tuple[Tensor | None, ...]:
-        # g_a is the gradient by a; the chain rule of the equations above, from the last to the first.
-        pos, h, edge_attr, edge_shift, w1, b1, w2, b2, w3, b3, w4, b4, edge_index, shift, count = ctx.saved_tensors
+        pos, h, edge_attr, edge_shift, edge_index, shift, count, *weights = ctx.saved_tensors
+        need_attr, need_shift, need_weights = *ctx.needs_input_grad[2:4], any(ctx.needs_input_grad[6:])
         options: _Options = ctx.options
-        low = options.low
-        need_attr, need_shift, need_weights = *ctx.needs_input_grad[2:4], any(ctx.needs_input_grad[4:12])
-        edges = _Edges(pos, h, edge_attr, edge_shift, w1, b1, edge_index)
-        n = edges.n_rows
-        w2_t, w3_t = w2.t().contiguous(), w3.t().contiguous()
-        # Where the bound of the displacement holds, the gradient is 0.
-        g_push = (g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count).reshape(n, 3)  # (T N, 3)
-        g_agg = (g_agg / count if options.mean else g_agg).reshape(n, -1)  # (T N, H)
+        edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
+        # Where the bound of the displacement holds, its gradient is 0.
+        g_push = (g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count).reshape(edges.n_rows, 3)  # (T N, 3)
+        g_agg = (g_agg / count if options.mean else g_agg).reshape(edges.n_rows, -1)  # (T N, H)
 
-        g_x = torch.zeros_like(edges.x)  # (2 T N, 3)
-        g_projected = torch.zeros_like(edges.projected)  # (2 T N, H1)
-        g_attr = torch.zeros_like(edges.edge_attr) if need_attr else None
+        g_x, g_projected = torch.zeros_like(edges.x), torch.zeros_like(edges.projected)
+        g_attr = torch.zeros_like(edges.attr) if need_attr else None
         g_edge_shift = torch.zeros_like(edge_shift) if need_shift else None
         g_w_d, g_w_e = torch.zeros_like(edges.w_d), torch.zeros_like(edges.w_e)
-        g_w2, g_b2, g_w3, g_b3, g_w4, g_b4 = (torch.zeros_like(w) for w in (w2, b2, w3, b3, w4, b4))
+        g_weights = [torch.zeros_like(w) for w in edges.weights]
+        kernels = _kernels(pos, weights)
+        block = kernels.backward_block if kernels else _backward_block
 
         def work(start: int, stop: int) -> None:
-            e = edges.block(start, stop)
-            a1 = F.silu(e.z1)  # (R, H1)
-            z2 = _linear(a1, w2, b2, low=low)  # (R, H)
-            m = F.silu(z2)
-            z3 = _linear(m, w3, b3, low=low)  # (R, H3)
-            a3 = F.silu(z3)
-            s = torch.addmm(b4, a3, w4.t())  # (R, 1)
-
-            g_force = g_push.index_select(0, e.receiver)  # (R, 3)
-            g_s = (g_force * e.r).sum(-1, keepdim=True)  # (R, 1)
-            sums = [(g_w4, g_s.t() @ a3), (g_b4, g_s.sum(0))] if need_weights else []
-            g_z3 = _silu_backward(torch.mul(g_s, w4, out=a3), z3)  # (R, H3)
+            g = block(edges, start, stop, options.low, g_push, g_agg)
+            by_time = g.g_z1.view(edges.n_times, stop - start, -1)  # (T, B, H1)
+            g_static = by_time if len(edges.attr) == edges.n_times else by_time.sum(0, keepdim=True)  # (T or 1, B, H1)
+            sums: list[Tensor] = []
             if need_weights:
-                sums += [(g_w3, _linear(g_z3.t(), m.t(), low=low)), (g_b3, g_z3.sum(0))]
-            g_m = _linear(g_z3, w3_t, low=low).add_(g_agg.index_select(0, e.receiver))  # (R, H)
-            g_z2 = _silu_backward(g_m, z2)
-            if need_weights:
-                sums += [(g_w2, _linear(g_z2.t(), a1.t(), low=low)), (g_b2, g_z2.sum(0))]
-            g_z1 = _silu_backward(_linear(g_z2, w2_t, low=low), e.z1)  # (R, H1)
-            g_static = g_z1.view(edges.n_times, stop - start, -1)  # (T, B, H1)
-            if e.attr.shape[0] < edges.n_times:
-                g_static = g_static.sum(0, keepdim=True)  # (1, B, H1)
-            if need_weights:
-                sums += [(g_w_d, g_z1.t() @ e.d2), (g_w_e, g_static.flatten(0, 1).t() @ e.attr.flatten(0, 1))]
-            # r enters through the force, s_ij r_ij, and through its square.
-            g_r = g_force.mul_(s).addcmul_(e.r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
+                attr = edges.attr[:, start:stop].flatten(0, 1)  # (T B or B, A)
+                g_w2, g_w3 = (_linear(grad.t(), a.t()) for grad, a in ((g.g_z2, g.a1), (g.g_z3, g.m)))
+                sums = [g.g_z1.t() @ g.d2, _linear(attr.t(), g_static.flatten(0, 1).t()).t()]
+                sums += [g_w2, g.g_z2.sum(0), g_w3, g.g_z3.sum(0), g.g_w4, g.g_b4]
+            index = edges.index(start, stop)
 
             if g_attr is not None:
                 g_attr[:, start:stop] = g_static @ edges.w_e
             if g_edge_shift is not None:
-                g_edge_shift[start:stop] = -g_r.view(edges.n_times, -1, 3).sum(0)
-            for total, part in sums:
-                total += part
-            for index in (e.receiver, e.sender):
-                g_projected.index_add_(0, index, g_z1)
-                g_x.index_add_(0, index, g_r)
+                g_edge_shift[start:stop] = -g.g_r.view(edges.n_times, -1, 3).sum(0)
+            if need_weights:
+                for total, part in zip((g_w_d, g_w_e, *g_weights), sums, strict=True):
+                    total += part
+            for side in index.unbind(1):
+                g_projected.index_add_(0, side, g.g_z1)
+                g_x.index_add_(0, side, g.g_r)
 
-        size = edges.block_size(options, _LIVE_BACKWARD, w1.shape[0], w2.shape[0], w3.shape[0])
-        _in_blocks(work, edge_index.shape[1], size)
-        g_i, g_j = g_projected.split(n)  # (T N, H1) each
+        _in_blocks(work, edge_index.shape[1], edges.block_size(options.max_memory, _LIVE_BACKWARD))
+        g_pos = (g_x[: edges.n_rows] - g_x[edges.n_rows :]).view_as(pos)
+        g_i, g_j = g_projected.split(edges.n_rows)  # (T N, H1) each
         g_h = (g_i @ edges.w_i).addmm_(g_j, edges.w_j).view_as(h)
-        g_w1 = torch.cat([g_w_d, g_i.t() @ edges.h, g_j.t() @ edges.h, g_w_e], dim=1) if need_weights else None
-        g_pos = (g_x[:n] - g_x[n:]).view_as(pos)
         g_attr = None if g_attr is None else g_attr.view_as(edge_attr)
-        weights = (g_w1, g_i.sum(0), g_w2, g_b2, g_w3, g_b3, g_w4, g_b4)
-        return g_pos, g_h, g_attr, g_edge_shift, *(weights if need_weights else (None,) * 8), None, None
+        if not need_weights:
+            return g_pos, g_h, g_attr, g_edge_shift, None, None, *(None,) * len(weights)
+        g_w1 = torch.cat([g_w_d, *(_linear(g.t(), edges.h.t()) for g in (g_i, g_j)), g_w_e], dim=1)
+        return g_pos, g_h, g_attr, g_edge_shift, None, None, g_w1, g_i.sum(0), *g_weights

@@ -1,0 +1,181 @@
+"""What is measured, how, and against what; run as a script it prints the peak memory of one call.
+
+The reference is :func:`egno_md.nn.reference.edge_block`, which does what the original code does, inside the same EGNO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import ctypes.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from egno_md.nn import EGNO, edges, egnn, reference
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+#: With one thread the processor's time, which is the wall time of a machine that does nothing else.
+CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+BLOCKS = {
+    "ours": edges.edge_block,
+    "reference": lambda *args, max_memory=None, **options: reference.edge_block(*args, **options),
+}
+MODES = ("inference", "training")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A system and a model. ``atoms``: a selection of adenylate kinase, or None for small complete graphs."""
+
+    atoms: str | None
+    width: int
+    n_times: int = 4
+    cutoff: float = 10.0
+    layers: int = 4
+    n_graphs: int = 1
+
+
+SHAPES = {
+    "100 graphs of 5 nodes": Shape(None, 64, n_times=5, n_graphs=100),
+    "C-alpha 214": Shape("name CA", 128),
+    "backbone 855, width 64": Shape("backbone", 64),
+    "backbone 855, width 128": Shape("backbone", 128),
+    # One layer and 6 A: with more, a training step of the reference needs more memory than most machines have.
+    "all atoms 3341": Shape("all", 64, cutoff=6.0, layers=1),
+}
+
+
+def pairs_within(x: np.ndarray, cutoff: float) -> np.ndarray:
+    """Directed edges (2, E), receivers in ascending order."""
+    i, j = cKDTree(x).query_pairs(cutoff, output_type="ndarray").T
+    row, col = np.concatenate([i, j]), np.concatenate([j, i])
+    order = np.lexsort((col, row))
+    return np.stack([row[order], col[order]])
+
+
+def positions(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (N, 3) and edges (2, E)."""
+    if shape.atoms is None:
+        rng = np.random.default_rng(0)
+        row, col = np.nonzero(~np.eye(5, dtype=bool))
+        pairs = np.stack([row, col])[:, None] + 5 * np.arange(shape.n_graphs)[:, None]  # (2, graphs, 20)
+        return rng.normal(size=(5 * shape.n_graphs, 3)), pairs.reshape(2, -1)
+    import MDAnalysis as mda
+    from MDAnalysisTests.datafiles import DCD, PSF
+
+    x = mda.Universe(PSF, DCD).select_atoms(shape.atoms).positions.astype(np.float64)
+    return x, pairs_within(x, shape.cutoff)
+
+
+def calls(shape: Shape, x: np.ndarray, pairs: np.ndarray) -> tuple[dict[str, Callable[[], None]], int]:
+    """One forecast and one training step of an EGNO on this system, and its number of edges."""
+    torch.manual_seed(0)
+    pos, edge_index = torch.from_numpy(x).float(), torch.from_numpy(pairs)
+    vel = 0.1 * torch.randn_like(pos)
+    distance = (pos[edge_index[0]] - pos[edge_index[1]]).norm(dim=1, keepdim=True)
+    edge_attr = torch.cat([distance, distance**2], dim=1)  # (E, 2)
+    batch = torch.arange(shape.n_graphs).repeat_interleave(len(x) // shape.n_graphs) if shape.n_graphs > 1 else None
+    model = EGNO(1, 2, shape.width, shape.layers, n_times=shape.n_times, modes=min(2, shape.n_times))
+    target = pos + 0.1 * torch.randn(shape.n_times, *pos.shape)
+
+    def forecast() -> torch.Tensor:
+        return model(vel.norm(dim=1, keepdim=True), pos, vel, edge_index, edge_attr, batch=batch).pos
+
+    def inference() -> None:
+        with torch.no_grad():
+            forecast()
+
+    def training() -> None:
+        model.zero_grad()
+        (forecast() - target).square().mean().backward()
+
+    return {"inference": inference, "training": training}, edge_index.shape[1]
+
+
+@contextlib.contextmanager
+def block(which: str) -> Iterator[None]:
+    """Have the EGNN layers use this edge block."""
+    before, egnn.edge_block = egnn.edge_block, BLOCKS[which]
+    try:
+        yield
+    finally:
+        egnn.edge_block = before
+
+
+def floor(shape: Shape, n_edges: int) -> dict[str, float]:
+    """Seconds that the arithmetic of the edge blocks takes by itself, measured here and now.
+
+    The two products with (H, H) matrices per edge and time point, once with torch's BLAS, once with the faster of BLAS
+    and oneDNN; and the latter with the three SiLUs that no implementation can leave out.
+    """
+    rows, width = 4096, shape.width
+    x, w, out = torch.randn(rows, width), torch.randn(width, width), torch.empty(rows, width)
+    blocks = shape.layers * n_edges * shape.n_times / rows
+
+    def seconds(f: Callable[[], object]) -> float:
+        times = []
+        for _ in range(50):
+            start = CLOCK()
+            f()
+            times.append(CLOCK() - start)
+        return statistics.median(times) * blocks
+
+    with torch.no_grad():
+        blas = 2 * seconds(lambda: torch.mm(x, w, out=out))
+        best = min(blas, 2 * seconds(lambda: edges._linear(x, w)))
+        silu = 3 * seconds(lambda: torch.ops.aten.silu.out(x, out=out))
+    return {"products_blas": blas, "products_best": best, "arithmetic": best + silu}
+
+
+def allocator() -> str:
+    """The settings of malloc that decide whether large blocks go back to the system after every use."""
+    names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
+    return " ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ) or "as the system has it"
+
+
+def memory(what: str) -> float:
+    """MB that this process holds, "VmRSS", or held at most, "VmHWM"; from Linux."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 / 1e6 for line in status if line.startswith(what))
+
+
+def over_base(call: Callable[[], object]) -> float:
+    """Peak memory of the process during a call, over what it held before, in MB."""
+    if libc := ctypes.util.find_library("c"):
+        ctypes.CDLL(libc).malloc_trim(0)  # what earlier calls have freed counts as memory that this one takes
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")  # forget the peak of the imports
+    before = memory("VmRSS")
+    call()
+    return memory("VmHWM") - before
+
+
+def peak_memory(name: str, mode: str, which: str) -> float:
+    """Peak memory of one call over the base, in MB; measured in a process of its own."""
+    done = subprocess.run([sys.executable, __file__, name, mode, which], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{name}, {mode}, {which}: {done.stderr.strip()[-500:] or done.returncode}")
+    return float(done.stdout)
+
+
+def main(name: str, mode: str, which: str) -> None:
+    small, shape = Shape(None, SHAPES[name].width), SHAPES[name]
+    # A call on a tiny system first: what torch loads and keeps is not the model's memory.
+    calls(small, *positions(small))[0][mode]()
+    call = calls(shape, *positions(shape))[0][mode]
+    with block(which):
+        print(over_base(call))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
