@@ -1,0 +1,344 @@
+"""The forecaster as an integrator: a stock OpenMM Simulation of the selected beads."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import openmm
+from MDAnalysis import AtomGroup, Universe
+from numpy.typing import ArrayLike, NDArray
+from openmm import app, unit
+from openmm.app.internal.unitcell import computePeriodicBoxVectors
+
+from ..checkpoint import Model
+from ..errors import DataError, ModelError, UsageError
+from ..forecast import forecast, resolve_device
+from ..graph import GraphBuilder, atom_elements
+from ..trajectory import frame_spacing
+from ..windows import frames_back
+from .common import box_of, chainable_model, choose_beads, in_angstrom, in_nm
+
+
+def _close(found: NDArray[np.floating], expected: NDArray[np.floating]) -> bool:
+    """Whether two sets of positions are the same to single precision, which is all that many platforms keep."""
+    return bool(np.abs(found - expected).max() <= 1e-4 + 4 * np.finfo(np.float32).eps * np.abs(expected).max())
+
+
+class EGNOIntegrator(openmm.CustomIntegrator):
+    """Moves the beads of a Context by forecasts: one step is one predicted frame.
+
+    Positions are the predicted ones, velocities the displacement over the last stride divided by it, and the step
+    size is the model's stride. There are no forces and no thermostat: the energy and the temperature that OpenMM
+    reports for such a Simulation are those of the displacements and mean nothing.
+
+    Everything that a forecast depends on lies in the Context: the frames that the window was forecast from (per-DOF
+    variables ``past_0``, ...), the frames already given from it (global variable ``frame``), the positions, the
+    velocities and the box. A checkpoint or State that is loaded, also into a new Simulation, therefore goes on where
+    it was taken. Positions, velocities or a box that are not the integrator's own start a new forecast from them;
+    velocities that are left alone when positions are set count as theirs, as in every OpenMM integrator.
+
+    Parameters
+    ----------
+    model : str, path-like or Model, optional
+        By default the bundled model.
+    atoms : AtomGroup
+        The N beads, in the order of the System's particles. Forecasts are periodic if it has a box.
+    device : str
+        Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"``.
+
+    Attributes
+    ----------
+    model : Model
+    builder : GraphBuilder
+    periodic : bool
+
+    Raises
+    ------
+    UsageError
+        The device is not there.
+    ModelError
+        A model that cannot be chained or does not know the atoms.
+
+    Examples
+    --------
+    >>> integrator = EGNOIntegrator(model, atoms)                          # doctest: +SKIP
+    >>> simulation = app.Simulation(topology, system, integrator)          # doctest: +SKIP
+    >>> integrator.bind(simulation.context)                                # doctest: +SKIP
+
+    :func:`surrogate_simulation` does all of it.
+    """
+
+    def __init__(self, model: Any, atoms: AtomGroup, *, device: str = "auto") -> None:
+        self.model = chainable_model(model)
+        super().__init__(self.model.window.stride_ps)
+        self.device = resolve_device(device)
+        self.builder = GraphBuilder(atoms, self.model.graph)
+        self.periodic = atoms.universe.dimensions is not None
+        self._n_input = frames_back(self.model.window) + 1
+        self._context: weakref.ref[openmm.Context] | None = None
+        self._memo: tuple[NDArray, NDArray | None, NDArray] | None = None
+        self.addGlobalVariable("frame", -1)
+        for k in range(self._n_input):
+            self.addPerDofVariable(f"past_{k}", 0)
+
+    def bind(self, context: openmm.Context) -> None:
+        """Tell the integrator which Context it moves; OpenMM's Python layer does not.
+
+        Raises
+        ------
+        ModelError
+            A Context with another number of particles, with constraints or with virtual sites.
+        """
+        system, n_atoms = context.getSystem(), self.builder.n_atoms
+        if system.getNumParticles() != n_atoms:
+            raise ModelError(
+                f"the System has {system.getNumParticles()} particles, the selection has {n_atoms} atoms; a System of "
+                "these beads is made by surrogate_simulation, an all-atom one is driven by HybridPropagator"
+            )
+        if system.getNumConstraints() or any(system.isVirtualSite(k) for k in range(n_atoms)):
+            raise ModelError(
+                "the System has constraints or virtual sites, which a forecast does not keep; use a System of plain "
+                "beads (surrogate_simulation), or drive the all-atom System by HybridPropagator"
+            )
+        self._context = weakref.ref(context)
+
+    def set_history(self, frames: ArrayLike) -> None:
+        """Start a new forecast from these frames.
+
+        Parameters
+        ----------
+        frames : array-like, shape (n_input, N, 3)
+            Angstrom, one stride apart, the last one being the present; ``n_input`` is 2, or T + 1 for a model that
+            maps a trajectory to a trajectory.
+        """
+        frames = np.asarray(frames, np.float32)
+        expected = (self._n_input, self.builder.n_atoms, 3)
+        if frames.shape != expected or not np.isfinite(frames).all():
+            raise UsageError(f"frames must be finite and of shape {expected}, found {frames.shape}")
+        context = self._bound()
+        self._put(context, frames, frames[-2:], 0)
+
+    def step(self, steps: int) -> None:
+        """Advance by `steps` predicted frames; all of them or, on an error, none.
+
+        Raises
+        ------
+        UsageError
+            The integrator is bound to no Context.
+        DataError
+            Positions or velocities that are not finite, or molecules broken by the box.
+        ModelError
+            A step size that is not the model's stride, a Context of other particles, a prediction that is not finite.
+        """
+        if steps < 1:
+            return
+        context = self._bound()
+        window = self.model.window
+        if abs(self.getStepSize()._value - window.stride_ps) > 1e-6 * window.stride_ps:
+            raise ModelError(
+                f"the step size is {self.getStepSize()}, model {self.model.name!r} was made for {window.stride_ps:g} "
+                "ps: leave the step size alone, or use a model with that stride (egno-md models)"
+            )
+        state = context.getState(positions=True, velocities=True)
+        box = box_of(state) if self.periodic else None
+        past, frames, done = self._present(state, box)
+        remaining = steps
+        while remaining > window.n_times - done:
+            remaining -= window.n_times - done
+            past, done = frames[-self._n_input :], 0
+            frames = self._forecast(past, box)
+        done += remaining
+        last = frames[self._n_input + done - 2 : self._n_input + done]  # (2, N, 3)
+        self._put(context, past, last, done)
+        context.setTime(state.getTime() + steps * window.stride_ps * unit.picosecond)
+        context.setStepCount(context.getStepCount() + steps)
+
+    def _bound(self) -> openmm.Context:
+        context = None if self._context is None else self._context()
+        if context is None:
+            raise UsageError("the integrator does not know its Context: call integrator.bind(simulation.context) first")
+        return context
+
+    def _present(self, state: openmm.State, box: NDArray | None) -> tuple[NDArray, NDArray, int]:
+        """What the window was forecast from (n_input, N, 3), past and window (n_input + T, N, 3), frames given."""
+        positions = in_angstrom(state.getPositions(asNumpy=True))  # (N, 3)
+        displacement = in_angstrom(state.getVelocities(asNumpy=True)) * self.model.window.stride_ps  # (N, 3)
+        if len(positions) != self.builder.n_atoms:
+            raise ModelError(
+                f"the Context has {len(positions)} particles, the selection has {self.builder.n_atoms} atoms; bind "
+                "the Context of these beads"
+            )
+        if not (np.isfinite(positions).all() and np.isfinite(displacement).all()):
+            raise DataError(
+                "the Context holds positions or velocities that are not finite; set sound ones, or load a checkpoint"
+            )
+        done = round(self.getGlobalVariableByName("frame"))
+        if done >= 0:
+            past = np.stack([in_angstrom(self.getPerDofVariableByName(f"past_{k}")) for k in range(self._n_input)])
+            past = past.astype(np.float32)  # (n_input, N, 3)
+            frames = self._forecast(past, box)
+            before, now = frames[self._n_input + done - 2 : self._n_input + done]
+            if _close(positions, now) and _close(positions - displacement, before):
+                return past, frames, done
+        if self._n_input > 2:
+            raise ModelError(
+                f"positions were set from outside, and model {self.model.name!r} reads {self._n_input} frames: give "
+                "them with integrator.set_history(frames)"
+            )
+        past = np.stack([positions - displacement, positions]).astype(np.float32)  # (2, N, 3)
+        return past, self._forecast(past, box), 0
+
+    def _forecast(self, past: NDArray[np.float32], box: NDArray | None) -> NDArray[np.float32]:
+        """The past and one window, (n_input + T, N, 3); remembered, because every step of the window asks for it."""
+        if self._memo is not None:
+            known_past, known_box, frames = self._memo
+            if _close(past, known_past) and (box is None or np.allclose(box, known_box, rtol=1e-6)):
+                return frames
+        horizon = self.model.window.n_times
+        predicted = forecast(self.model, self.builder, past[None], horizon, boxes=[box], device=self.device)[0]
+        frames = np.concatenate([past, predicted])  # (n_input + T, N, 3)
+        self._memo = past, box, frames
+        return frames
+
+    def _put(self, context: openmm.Context, past: NDArray, last: NDArray, done: int) -> None:
+        """Write the window's start, the position in it and the present, `last` (2, N, 3), into the Context."""
+        for k, frame in enumerate(past):
+            self.setPerDofVariableByName(f"past_{k}", in_nm(frame))
+        self.setGlobalVariableByName("frame", done)
+        before, now = np.asarray(last, np.float64)
+        context.setPositions(in_nm(now))
+        context.setVelocities(in_nm(now - before) / self.model.window.stride_ps)
+
+
+def surrogate_simulation(
+    universe_or_atomgroup: Universe | AtomGroup,
+    model: Any = None,
+    select: str | None = None,
+    *,
+    every: int = 1,
+    device: str = "auto",
+    platform: str = "Reference",
+) -> app.Simulation:
+    """A stock OpenMM Simulation of the selected beads that :class:`EGNOIntegrator` moves.
+
+    Positions, time and box are those of the current frame, velocities the displacement since the frame one stride
+    before. Reporters, checkpoints and ``MDAnalysis.Universe(simulation)`` work as with any Simulation.
+
+    Parameters
+    ----------
+    universe_or_atomgroup : Universe or AtomGroup
+        The start; the Universe stays at its frame.
+    model : str, path-like or Model, optional
+        By default the bundled model.
+    select : str, optional
+        Narrows the model's selection.
+    every : int
+        Trajectory frames per stride of the model.
+    device : str
+        Where the network runs.
+    platform : str
+        OpenMM platform that holds the beads; it has nothing to compute.
+
+    Returns
+    -------
+    openmm.app.Simulation
+
+    Raises
+    ------
+    UsageError, DataError
+        An argument or a selection that cannot be right, positions that are not finite.
+    ModelError
+        The model does not fit the trajectory's spacing, the selection or the atoms.
+
+    Examples
+    --------
+    >>> simulation = surrogate_simulation(universe)                          # doctest: +SKIP
+    >>> simulation.reporters.append(app.DCDReporter("surrogate.dcd", 1))     # doctest: +SKIP
+    >>> simulation.step(8)                                                   # doctest: +SKIP
+    """
+    model = chainable_model(model)
+    if int(every) != every or every < 1:
+        raise UsageError(f"every must be a whole number of at least 1, found {every}")
+    atoms = choose_beads(universe_or_atomgroup, model, select)
+    history = _history(atoms, model, int(every))
+    topology, masses = _bead_topology(atoms)
+    integrator = EGNOIntegrator(model, atoms, device=device)
+    particles = list(topology.atoms())
+    for i, j in integrator.builder.bonds:
+        topology.addBond(particles[i], particles[j])
+    system = openmm.System()
+    for mass in masses:
+        system.addParticle(mass)
+    if integrator.periodic:
+        lengths, angles = in_nm(atoms.dimensions[:3]), np.radians(atoms.dimensions[3:].astype(float))
+        # OpenMM wants the reduced vectors of the lattice, which computePeriodicBoxVectors gives.
+        vectors = computePeriodicBoxVectors(*lengths, *angles)
+        topology.setPeriodicBoxVectors(vectors)
+        system.setDefaultPeriodicBoxVectors(*vectors)
+    simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatform(platform))
+    integrator.bind(simulation.context)
+    integrator.set_history(history)
+    simulation.context.setTime(atoms.universe.trajectory.ts.time)
+    return simulation
+
+
+def _history(atoms: AtomGroup, model: Model, every: int) -> NDArray[np.float32]:
+    """The frames that the model reads, up to the current one, (n_input, N, 3)."""
+    trajectory = atoms.universe.trajectory
+    stride, back = model.window.stride_ps, frames_back(model.window)
+    if trajectory.n_frames > 1:
+        found = frame_spacing(atoms.universe) * every
+        if abs(found - stride) > 1e-3 * stride:
+            raise ModelError(
+                f"{every} frame(s) of the trajectory are {found:g} ps, model {model.name!r} was made for {stride:g} "
+                f"ps: pass every={stride / found * every:g} if that is a whole number, else use a model with that "
+                "stride (egno-md models)"
+            )
+    here = trajectory.frame
+    wanted = [here - k * every for k in range(back, -1, -1)]
+    if wanted[0] < 0:
+        if back > 1:
+            raise DataError(
+                f"frame {here} has {here // every} strides of past, model {model.name!r} reads {back}: start at frame "
+                f"{back * every} or later"
+            )
+        warnings.warn(f"frame {here} has no frame one stride before it: its velocities are taken as zero", stacklevel=3)
+        wanted = [here, here]
+    frames = []
+    try:
+        for frame in wanted:
+            if trajectory.frame != frame:
+                trajectory[frame]
+            if not np.isfinite(atoms.positions).all():
+                raise DataError(f"frame {frame} has coordinates that are not finite; start from an intact frame")
+            frames.append(atoms.positions.copy())
+    finally:
+        if trajectory.frame != here:
+            trajectory[here]
+    return np.stack(frames)
+
+
+def _bead_topology(atoms: AtomGroup) -> tuple[app.Topology, list[float]]:
+    """Chains, residues, names and elements of the beads, and their masses in Da."""
+    topology = app.Topology()
+    elements = [app.Element.getBySymbol(symbol) if symbol else None for symbol in atom_elements(atoms)]
+    known = atoms.masses if hasattr(atoms, "masses") else np.zeros(len(atoms))
+    masses = []
+    chain = residue = None
+    last: tuple[Any, int] | None = None
+    for k, (atom, element) in enumerate(zip(atoms, elements, strict=True)):
+        chain_id = str(getattr(atom, "chainID", "") or getattr(atom, "segid", ""))
+        key = (atom.segindex, chain_id)
+        if last is None or key != last[0]:
+            chain = topology.addChain(chain_id)
+        if last is None or (key, atom.resindex) != last:
+            name, number = getattr(atom, "resname", "UNK"), getattr(atom, "resid", atom.resindex + 1)
+            residue = topology.addResidue(name, chain, str(number), str(getattr(atom, "icode", "")))
+        last = (key, atom.resindex)
+        topology.addAtom(str(getattr(atom, "name", "X")), element, residue, str(k + 1))
+        mass = known[k] if known[k] > 0 else (element.mass._value if element is not None else 1.0)
+        masses.append(float(mass))
+    return topology, masses

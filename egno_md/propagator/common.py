@@ -1,0 +1,54 @@
+"""What both propagators share: units, boxes, the choice of model and beads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openmm
+from MDAnalysis import AtomGroup
+from MDAnalysis.lib.mdamath import triclinic_box
+from numpy.typing import ArrayLike, NDArray
+
+from ..checkpoint import Model, load_model
+from ..errors import ModelError
+from ..forecast import check_request
+from ..graph import select_atoms
+
+
+def in_nm(values: ArrayLike) -> NDArray[np.float64]:
+    """From Angstrom (or Angstrom/ps) to OpenMM's nm; a plain array, because OpenMM crashes on tensors."""
+    return np.asarray(values, np.float64) / 10.0
+
+
+def in_angstrom(values: Any) -> NDArray[np.float64]:
+    """From OpenMM's nm (or nm/ps), a Quantity or bare numbers, to Angstrom."""
+    return np.asarray(getattr(values, "_value", values), np.float64) * 10.0
+
+
+def box_of(state: openmm.State) -> NDArray[np.float32]:
+    """Lengths in Angstrom and angles in degrees, (6,)."""
+    return triclinic_box(*in_angstrom(state.getPeriodicBoxVectors(asNumpy=True)))
+
+
+def choose_beads(source: Any, model: Model, select: str | None) -> AtomGroup:
+    """The atoms to forecast: the model's selection, which `select` can narrow, not leave."""
+    known = model.graph.select
+    atoms = select_atoms(source, select or known)
+    if select is not None:
+        foreign = atoms - select_atoms(atoms.universe, known)
+        if len(foreign):
+            raise ModelError(
+                f"selection {select!r} has {len(foreign)} atoms, such as {foreign[0].resname} {foreign[0].name}, that "
+                f"model {model.name!r} was not made for: its selection is {known!r}; narrow the selection or use "
+                "another model (egno-md models)"
+            )
+    return atoms
+
+
+def chainable_model(model: Any) -> Model:
+    """The model, refused when it cannot be chained: here, and not in the middle of a run."""
+    model = load_model(model)
+    # A window and one frame more is what needs a chain.
+    check_request(model, model.window.n_times + 1, 1)
+    return model

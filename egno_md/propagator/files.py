@@ -1,0 +1,269 @@
+"""Files of all-atom runs: Simulations from them, and what a run leaves."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import openmm
+from openmm import app
+
+from ..errors import DataError, ModelError, OutputError, UsageError
+
+IMPLICIT_SOLVENT = (openmm.GBSAOBCForce, openmm.CustomGBForce)
+
+
+def load_simulation(
+    topology: str | os.PathLike,
+    *,
+    forcefields: Sequence[str] = (),
+    system: str | os.PathLike | None = None,
+    state: str | os.PathLike | None = None,
+    hydrogens: bool = False,
+    no_box: bool = False,
+    temperature: float = 300.0,
+    friction: float = 1.0,
+    step_fs: float = 2.0,
+    equilibrate_ps: float = 20.0,
+    platform: str | None = None,
+    seed: int = 0,
+) -> app.Simulation:
+    """An all-atom Simulation from files, with :class:`openmm.LangevinMiddleIntegrator`.
+
+    Parameters
+    ----------
+    topology : path
+        PDB or PDBx/mmCIF.
+    forcefields : sequence of str
+        OpenMM force field files, such as ``("amber14-all.xml", "implicit/obc2.xml")``: PME where the topology has a
+        box, no cutoff otherwise; bonds to hydrogen constrained.
+    system : path, optional
+        A System serialised by OpenMM, instead of force fields.
+    state : path, optional
+        A State serialised by OpenMM to start from. Without it the positions of the topology are minimised and
+        equilibrated.
+    hydrogens : bool
+        Add missing hydrogens (with force fields alone).
+    no_box : bool
+        Forget the box of the topology (with force fields alone), which is often that of a crystal.
+    temperature, friction, step_fs, equilibrate_ps : float
+        In K, 1/ps, fs and ps.
+    platform : str, optional
+        OpenMM platform; OpenMM's choice by default.
+    seed : int
+        Of velocities and thermostat; 0 is another one each time.
+
+    Returns
+    -------
+    openmm.app.Simulation
+
+    Raises
+    ------
+    UsageError
+        Both or neither of `forcefields` and `system`; an unknown platform.
+    DataError
+        A file that is missing or damaged, a force field that does not know the molecule.
+    ModelError
+        A System or State of other particles.
+    """
+    if bool(forcefields) == (system is not None):
+        raise UsageError(
+            "give either force fields (--forcefield amber14-all.xml --forcefield implicit/obc2.xml) or a serialised "
+            f"System (--system system.xml), {'not both' if forcefields else 'found neither'}"
+        )
+    if (hydrogens or no_box) and system is not None:
+        raise UsageError("a serialised System is taken as it is: no hydrogens, no other box; give force fields instead")
+    path = Path(topology)
+    reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif", ".pdbx") else app.PDBFile
+    file = _parsed(path, lambda: reader(str(path)))
+    modeller = app.Modeller(file.topology, file.positions)
+    vectors = modeller.topology.getPeriodicBoxVectors()
+    # The PDB's way to say "no crystal" is a cell of 1 A.
+    if no_box or (vectors is not None and max(vectors[k][k]._value for k in range(3)) < 0.11):
+        modeller.topology.setPeriodicBoxVectors(None)
+    if forcefields:
+        built = _from_forcefields(modeller, forcefields, hydrogens)
+    else:
+        built = _parsed(system, lambda: openmm.XmlSerializer.deserialize(Path(system).read_text()))
+        if not isinstance(built, openmm.System):
+            raise DataError(f"{system} holds no System but a {type(built).__name__}; write it with XmlSerializer")
+    n_atoms = modeller.topology.getNumAtoms()
+    if built.getNumParticles() != n_atoms:
+        raise ModelError(
+            f"the System has {built.getNumParticles()} particles, {path} has {n_atoms} atoms; give the topology that "
+            "the System was made from"
+        )
+    integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_fs / 1000)
+    integrator.setRandomNumberSeed(seed)
+    try:
+        chosen = () if platform is None else (openmm.Platform.getPlatformByName(platform),)
+    except openmm.OpenMMException as error:
+        known = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+        raise UsageError(f"OpenMM has no platform {platform!r} here; choose one of {', '.join(known)}") from error
+    try:
+        simulation = app.Simulation(modeller.topology, built, integrator, *chosen)
+    except openmm.OpenMMException as error:
+        raise DataError(
+            f"OpenMM cannot run this System: {error}. A box that is too small or means nothing is dropped with "
+            "--no-box (no_box=True)"
+        ) from error
+    if state is not None:
+        found = _parsed(state, lambda: openmm.XmlSerializer.deserialize(Path(state).read_text()))
+        if not isinstance(found, openmm.State) or len(found.getPositions()) != n_atoms:
+            raise ModelError(f"{state} holds no State of these {n_atoms} atoms; write it with simulation.saveState")
+        # A guide that the run before has left behind is not there yet.
+        simulation.context.setPositions(found.getPositions())
+        simulation.context.setVelocities(found.getVelocities())
+        simulation.context.setPeriodicBoxVectors(*found.getPeriodicBoxVectors())
+        simulation.context.setTime(found.getTime())
+        simulation.context.setStepCount(found.getStepCount())
+        return simulation
+    simulation.context.setPositions(modeller.positions)
+    simulation.minimizeEnergy()
+    simulation.context.setVelocitiesToTemperature(temperature, *([seed] if seed else []))
+    simulation.step(round(equilibrate_ps * 1000 / step_fs))
+    simulation.context.setTime(0.0)
+    simulation.context.setStepCount(0)
+    return simulation
+
+
+def _parsed(path: str | os.PathLike, parse: Callable[[], Any]) -> Any:
+    if not Path(path).is_file():
+        raise DataError(f"no such file: {path}")
+    try:
+        return parse()
+    except Exception as error:  # OpenMM's parsers raise whatever the damage leads to
+        raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def _from_forcefields(modeller: app.Modeller, names: Sequence[str], hydrogens: bool) -> openmm.System:
+    periodic = modeller.topology.getPeriodicBoxVectors() is not None
+    method = app.PME if periodic else app.NoCutoff
+    try:
+        field = app.ForceField(*names)
+        if hydrogens:
+            modeller.addHydrogens(field)
+        system = field.createSystem(modeller.topology, nonbondedMethod=method, constraints=app.HBonds)
+    except Exception as error:  # what a force field file runs into is told by the text alone
+        cure = "" if hydrogens else "; are hydrogens missing (--hydrogens)?"
+        cure += " An implicit solvent knows no box (--no-box)." if periodic else ""
+        raise DataError(
+            f"the force field {' + '.join(names)} cannot be used for this {'periodic' if periodic else 'open'} "
+            f"structure: {str(error) or type(error).__name__}{cure}"
+        ) from error
+    if periodic and any(isinstance(force, IMPLICIT_SOLVENT) for force in system.getForces()):
+        raise DataError(
+            f"the structure has a box and {' + '.join(names)} has implicit solvent, which knows none: forget the box "
+            "with --no-box (no_box=True), or take a force field with water"
+        )
+    return system
+
+
+class RunFiles:
+    """The files of an extended run: trajectory, topology, log of the jumps, final State.
+
+    Parameters
+    ----------
+    trajectory : path
+        ``.dcd`` or ``.xtc``; the others take its stem: ``.pdb``, ``_jumps.csv``, ``_state.xml``.
+    inputs : sequence of Path
+        What must not be overwritten, whatever `force` says.
+    force : bool
+        Replace files that exist.
+
+    Raises
+    ------
+    UsageError
+        Another suffix, or an output that is an input.
+    OutputError
+        A file exists, or the folder does not.
+    """
+
+    def __init__(self, trajectory: str | os.PathLike, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
+        self.trajectory = Path(trajectory)
+        stem = self.trajectory.with_suffix("")
+        self.topology = stem.with_suffix(".pdb")
+        self.log = stem.with_name(f"{stem.name}_jumps.csv")
+        self.state = stem.with_name(f"{stem.name}_state.xml")
+        if self.trajectory.suffix.lower() not in (".dcd", ".xtc"):
+            raise UsageError(f"{self.trajectory}: the run is written as .dcd or .xtc; give the output such a name")
+        if not self.trajectory.parent.is_dir():
+            raise OutputError(f"the folder {self.trajectory.parent} does not exist; create it first")
+        for path in self.all:
+            if path.exists():
+                if any(other.exists() and path.samefile(other) for other in inputs):
+                    raise UsageError(f"{path} would replace the input; give the output another name (-o)")
+                if not force:
+                    raise OutputError(f"{path} exists; choose another name, or replace it with --force (force=True)")
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return self.trajectory, self.topology, self.log, self.state
+
+    @contextmanager
+    def reporting(self, simulation: app.Simulation, every: int):
+        """Write topology first, a frame every `every` steps, and the State when all went well."""
+        kind = app.DCDReporter if self.trajectory.suffix.lower() == ".dcd" else app.XTCReporter
+        try:
+            positions = simulation.context.getState(positions=True).getPositions()
+            with open(self.topology, "w", encoding="utf-8") as stream:
+                app.PDBFile.writeFile(simulation.topology, positions, stream, keepIds=True)
+            self.trajectory.unlink(missing_ok=True)
+            reporter = kind(str(self.trajectory), every)
+        except OSError as error:
+            raise OutputError(f"cannot write the run to {self.trajectory.parent}: {error.strerror}") from error
+        simulation.reporters.append(reporter)
+        try:
+            yield
+        finally:
+            simulation.reporters.remove(reporter)
+            del reporter  # closes the file
+        try:
+            simulation.saveState(str(self.state))
+        except OSError as error:
+            raise OutputError(f"cannot write {self.state}: {error.strerror}; the trajectory is whole") from error
+
+
+class JumpLog:
+    """A CSV with a row for each jump, whole after every row; without a path, nothing."""
+
+    def __init__(self, path: str | os.PathLike | None, columns: Sequence[str], force: bool) -> None:
+        self.path = None if path is None else Path(path)
+        self.columns = columns
+        self.mode = "w" if force else "x"
+
+    def __enter__(self) -> Callable[[Any], None]:
+        if self.path is None:
+            return lambda jump: None
+        try:
+            self.file = open(self.path, self.mode, newline="", encoding="utf-8")
+        except FileExistsError as error:
+            raise OutputError(f"{self.path} exists; pass force=True to replace it, or choose another name") from error
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}; choose a folder that is there") from error
+        self.writer = csv.DictWriter(self.file, self.columns)
+        self._checked(self.writer.writeheader)
+        return self.write
+
+    def write(self, jump: Any) -> None:
+        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(jump).items()}
+        self._checked(self.writer.writerow, row)
+
+    def _checked(self, write: Callable, *row: Any) -> None:
+        try:
+            write(*row)
+            self.file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write {self.path}: {error.strerror}; the rows before are whole") from error
+
+    def __exit__(self, *error: Any) -> None:
+        if self.path is not None:
+            try:
+                self.file.close()
+            except OSError:
+                pass  # the flush that failed has been reported already

@@ -1,0 +1,793 @@
+"""The forecaster as a guide: all-atom dynamics that is led ahead along forecasts, stretch by stretch."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import openmm
+from MDAnalysis import AtomGroup, Universe
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from ..checks import check_frames
+from ..errors import ModelError, OutputError, UsageError
+from ..forecast import check_request, forecast, resolve_device
+from ..graph import GraphBuilder, atom_elements, check_whole
+from ..metrics import rmsd
+from ..windows import frames_back
+from .beads import EGNOIntegrator
+from .common import box_of, chainable_model, choose_beads, in_angstrom, in_nm
+from .files import JumpLog
+
+#: Global parameter of the guide: the strength of the restraints in kJ/mol/nm^2, 0 while they are idle.
+GUIDE = "egno_guide_k"
+#: The gas constant in kJ/mol/K.
+GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+#: Time between two moves of the restraints in ps: far below the period of a restrained atom (0.2 ps and more).
+LEAD_UPDATE_PS = 0.01
+#: Energies and temperatures taken in each stretch of unbiased MD; what a jump is judged by.
+SAMPLES = 20
+
+
+def add_guide(system: openmm.System, beads: Sequence[int]) -> openmm.CustomExternalForce:
+    """Add the restraints that lead the beads along a forecast; idle until a jump.
+
+    Harmonic, ``k/2 |x - x0|^2``, periodic where the System is; ``k`` is the global parameter :data:`GUIDE` and ``x0``
+    a parameter of each bead. Add it before the Context is made; :class:`HybridPropagator` does it otherwise, at the
+    price of initialising the Context again.
+
+    Parameters
+    ----------
+    system : openmm.System
+    beads : sequence of int
+        Indices of the restrained particles.
+
+    Returns
+    -------
+    openmm.CustomExternalForce
+
+    Raises
+    ------
+    ModelError
+        A bead that is not in the System or has no mass (a virtual site, a frozen atom).
+    """
+    for bead in beads:
+        if not 0 <= bead < system.getNumParticles():
+            raise ModelError(f"bead {bead} is not in the System, which has {system.getNumParticles()} particles")
+        if system.getParticleMass(int(bead))._value == 0:
+            raise ModelError(
+                f"particle {bead} has no mass (a virtual site or a frozen atom): restraints cannot lead it; leave it "
+                "out of the selection"
+            )
+    # On GPUs the coordinates may be wrapped behind the scenes, hence the periodic distance.
+    if system.usesPeriodicBoundaryConditions():
+        distance2 = "periodicdistance(x, y, z, x0, y0, z0)^2"
+    else:
+        distance2 = "((x - x0)^2 + (y - y0)^2 + (z - z0)^2)"
+    guide = openmm.CustomExternalForce(f"0.5 * {GUIDE} * {distance2}")
+    guide.setName("EGNOGuide")
+    guide.addGlobalParameter(GUIDE, 0.0)
+    for name in ("x0", "y0", "z0"):
+        guide.addPerParticleParameter(name)
+    for bead in beads:
+        guide.addParticle(int(bead), [0.0, 0.0, 0.0])
+    system.addForce(guide)
+    return guide
+
+
+def _find_guide(system: openmm.System, beads: NDArray[np.integer]) -> openmm.CustomExternalForce | None:
+    for force in system.getForces():
+        if isinstance(force, openmm.CustomExternalForce) and any(
+            force.getGlobalParameterName(k) == GUIDE for k in range(force.getNumGlobalParameters())
+        ):
+            guided = [force.getParticleParameters(k)[0] for k in range(force.getNumParticles())]
+            if guided != list(beads):
+                raise ModelError(
+                    f"the System has a guide for {len(guided)} other particles than the {len(beads)} of the "
+                    "selection; remove that force, or use the selection it was made for"
+                )
+            return force
+    return None
+
+
+@dataclass(frozen=True)
+class JumpLimits:
+    """What a jump may do; beyond it, it is rolled back.
+
+    Attributes
+    ----------
+    spread : float
+        Potential energy and kinetic temperature, averaged over the second half of the relaxation, may differ from
+        the mean of the running MD by this many of its standard deviations.
+    work : float
+        Work of the restraints in kJ/mol per bead.
+    rmsd : float
+        RMSD in Angstrom of the beads to the end of the forecast when the lead ends: whether they could follow.
+    """
+
+    spread: float = 5.0
+    work: float = 10.0
+    rmsd: float = 1.5
+
+
+@dataclass(frozen=True)
+class Jump:
+    """One jump, a row of the log.
+
+    Attributes
+    ----------
+    jump : int
+        Number of the jump, from 0.
+    step : int
+        Step count of the Simulation; unbiased MD steps alone are counted.
+    md_ps, represented_ps : float
+        Unbiased MD so far, and that plus the time that accepted jumps stand for, this one included.
+    accepted : bool
+    reason : str
+        Why it was rolled back.
+    frames : int
+        Frames of the forecast that were followed: those before the first one that is not physical.
+    forecast_bonds : float
+        Largest change in Angstrom of a bond length (of a link of the chain for C-alpha) in the forecast as it came.
+    forecast_moved : float
+        RMSD in Angstrom between the start and the last frame followed, without superposition.
+    rmsd_led, rmsd_relaxed : float
+        RMSD in Angstrom of the beads to the last frame followed, at the end of the lead and of the relaxation.
+    work : float
+        Work of the restraints in kJ/mol.
+    energy, energy_mean, energy_sd : float
+        Potential energy in kJ/mol after relaxing, and mean and standard deviation of the running MD.
+    temperature, temperature_mean, temperature_sd : float
+        The same of the kinetic temperature in K.
+    constraint_error : float
+        Largest relative violation of a constraint after the jump.
+    seconds_md, seconds_forecast, seconds_lead, seconds_relax : float
+        Wall time; ``seconds_md`` is that of the MD before the jump.
+    """
+
+    jump: int
+    step: int
+    md_ps: float
+    represented_ps: float
+    accepted: bool
+    reason: str
+    frames: int
+    forecast_bonds: float
+    forecast_moved: float
+    rmsd_led: float
+    rmsd_relaxed: float
+    work: float
+    energy: float
+    energy_mean: float
+    energy_sd: float
+    temperature: float
+    temperature_mean: float
+    temperature_sd: float
+    constraint_error: float
+    seconds_md: float
+    seconds_forecast: float
+    seconds_lead: float
+    seconds_relax: float
+
+
+@dataclass(frozen=True)
+class HybridSummary:
+    """What a run came to.
+
+    Attributes
+    ----------
+    jumps, accepted : int
+    rolled_back : dict
+        Number of rolled back jumps by reason.
+    md_ps : float
+        Unbiased MD.
+    jump_ps : float
+        Time that the accepted jumps stand for, going by the model's stride.
+    integrated_ps : float
+        Everything that was integrated: MD, leads and relaxations, also of jumps that were rolled back.
+    seconds_per_md_ps, seconds_per_jump : float
+        Wall time of a ps of unbiased MD, and of one jump with forecast, lead and relaxation.
+    cost_ratio : float
+        Wall time of the jumps over the wall time of plain MD of the time that they stand for; below 1 they are
+        cheaper. NaN without an accepted jump.
+    temperature_md, temperature_relaxed : float
+        Mean kinetic temperature in K of the MD and at the end of the relaxations.
+    constraint_error : float
+        The largest of all accepted jumps.
+    """
+
+    jumps: int
+    accepted: int
+    rolled_back: dict[str, int]
+    md_ps: float
+    jump_ps: float
+    integrated_ps: float
+    seconds_per_md_ps: float
+    seconds_per_jump: float
+    cost_ratio: float
+    temperature_md: float
+    temperature_relaxed: float
+    constraint_error: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, which knows no NaN: None where no jump was accepted."""
+        return {key: None if value != value else value for key, value in asdict(self).items()}
+
+
+class _Unsound(Exception):
+    """A jump has to be rolled back; the message is the reason."""
+
+
+class HybridPropagator:
+    """All-atom dynamics that a forecast leads ahead, stretch by stretch.
+
+    A jump, between two stretches of unbiased MD:
+
+    1. read the beads now and one stride before, forecast T frames, put the distances of bonded beads back to those of
+       the start, take the common drift out, and keep the frames before the first one that is still unphysical;
+    2. lead: harmonic restraints on the beads move along the forecast path during ``lead_ps`` of ordinary dynamics,
+       in which everything else follows by the force field, the constraints and the thermostat;
+    3. release the restraints and relax during ``relax_ps``;
+    4. judge by :class:`JumpLimits`, the bonds and contacts of the beads' molecules, and the constraints; a bad jump is
+       undone, that is, the Context goes back to its checkpoint, random numbers included.
+
+    Reporters, step count and time of the Simulation see the unbiased MD alone, as if a jump took no time. What time
+    the jumps stand for is in the log and in the summary.
+
+    Parameters
+    ----------
+    simulation : openmm.app.Simulation
+        Any force field, solvent, platform, and integrator with a constant step size, with positions set.
+    model : str, path-like or Model, optional
+        By default the bundled model.
+    atoms : Universe, AtomGroup or openmm.app.Topology, optional
+        The particles of the System, in its order; by default the Simulation's topology.
+    select : str, optional
+        Narrows the model's selection.
+    horizon : int, optional
+        Frames of a forecast; by default one window.
+    lead_ps, relax_ps : float
+        Length of the lead along a whole forecast (along a part of it accordingly) and of the relaxation. A shorter lead
+        does more work, which heats.
+    strength : float
+        Force constant of the restraints in kJ/mol/nm^2. A free atom keeps to its target within ``sqrt(3 kT / k)``,
+        0.2 Angstrom at the default and 300 K; weaker restraints are lost in the thermal motion.
+    limits : JumpLimits, optional
+    device : str
+        Where the network runs.
+
+    Attributes
+    ----------
+    beads : ndarray of int
+        Particles that are forecast.
+    jumps : list of Jump
+        Of all calls of :meth:`run`.
+
+    Raises
+    ------
+    UsageError
+        An argument that cannot be right, an integrator without a constant step size.
+    DataError
+        A selection that is empty.
+    ModelError
+        The topology does not fit the System or the model, or the step size does not divide the model's stride.
+
+    Notes
+    -----
+    A forecast is a conditional mean, not a sample, and a jump does not obey detailed balance: the ensemble that comes
+    out is not the force field's. See the documentation for what was measured.
+    """
+
+    def __init__(
+        self,
+        simulation: app.Simulation,
+        model: Any = None,
+        atoms: Universe | AtomGroup | app.Topology | None = None,
+        select: str | None = None,
+        *,
+        horizon: int | None = None,
+        lead_ps: float = 2.0,
+        relax_ps: float = 1.0,
+        strength: float = 20000.0,
+        limits: JumpLimits | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.simulation = simulation
+        self.model = chainable_model(model)
+        self.limits = limits or JumpLimits()
+        self.device = resolve_device(device)
+        self.horizon = self.model.window.n_times if horizon is None else horizon
+        check_request(self.model, self.horizon, 1)
+        for name, value in (("lead_ps", lead_ps), ("relax_ps", relax_ps), ("strength", strength)):
+            if not (np.isfinite(value) and value > 0):
+                raise UsageError(f"{name} must be positive, found {value}")
+        self.strength = float(strength)
+
+        system, context = simulation.system, simulation.context
+        self._step_ps = self._constant_step()
+        self._lead_steps = max(1, round(lead_ps / self._step_ps))
+        self._relax_steps = max(1, round(relax_ps / self._step_ps))
+        self._stride_steps = self._steps_per_stride()
+        self._periodic = system.usesPeriodicBoundaryConditions()
+
+        state = context.getState(positions=True)
+        universe = self._universe(simulation.topology if atoms is None else atoms, state)
+        group = atoms if isinstance(atoms, AtomGroup) else universe.atoms
+        chosen = choose_beads(group, self.model, select)
+        self.beads = chosen.indices
+        self.builder = GraphBuilder(chosen, self.model.graph)
+        self._solute = _heavy_atoms(chosen)
+        self._solute_bonds = _bonds_within(self._solute)
+
+        self._masses = np.array([system.getParticleMass(k)._value for k in range(system.getNumParticles())])
+        pairs = [system.getConstraintParameters(k) for k in range(system.getNumConstraints())]
+        self._constrained = np.array([(i, j) for i, j, _ in pairs], int).reshape(-1, 2)
+        self._constraint_lengths = 10 * np.array([length._value for _, _, length in pairs])
+        removes_drift = any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+        massive = self._masses > 0
+        frozen = (~massive[self._constrained]).all(axis=1).sum()
+        self._n_dof = 3 * int(massive.sum()) - (len(pairs) - int(frozen)) - 3 * removes_drift
+
+        self._guide = _find_guide(system, self.beads)
+        if self._guide is None:
+            self._guide = add_guide(system, self.beads)
+            context.reinitialize(preserveState=True)
+        elif GUIDE not in dict(context.getParameters()):
+            context.reinitialize(preserveState=True)
+
+        self.jumps: list[Jump] = []
+        self._energies: deque[float] = deque(maxlen=10 * SAMPLES)
+        self._temperatures: deque[float] = deque(maxlen=10 * SAMPLES)
+        self._md_steps = self._biased_steps = 0
+        self._md_seconds = 0.0
+        self._all_temperatures: list[float] = []
+
+    # ---- what is asked of the Simulation
+
+    def _constant_step(self) -> float:
+        integrator = self.simulation.integrator
+        if isinstance(integrator, EGNOIntegrator) or "Variable" in type(integrator).__name__:
+            raise UsageError(
+                f"{type(integrator).__name__} does not take steps of a constant length; use LangevinMiddleIntegrator "
+                "or another integrator with a fixed step size"
+            )
+        return float(integrator.getStepSize().value_in_unit(unit.picosecond))
+
+    def _steps_per_stride(self) -> int:
+        stride, step = self.model.window.stride_ps, self._step_ps
+        steps = round(stride / step)
+        if steps < 1 or abs(steps * step - stride) > 1e-3 * stride:
+            raise ModelError(
+                f"model {self.model.name!r} was made for {stride:g} ps, which is not a whole number of the "
+                f"integrator's steps of {1000 * step:g} fs; choose a step size that divides the stride"
+            )
+        return steps
+
+    def _universe(self, source: Any, state: openmm.State) -> Universe:
+        """Topology of the System's particles; a Universe of them at their current positions for an app.Topology."""
+        n_particles = self.simulation.system.getNumParticles()
+        is_topology = isinstance(source, app.Topology)
+        if not is_topology and not isinstance(source, (Universe, AtomGroup)):
+            raise UsageError(
+                f"atoms must be a Universe, an AtomGroup or an openmm.app.Topology, found {type(source).__name__}"
+            )
+        found = source.getNumAtoms() if is_topology else len(source.universe.atoms)
+        if found != n_particles:
+            raise ModelError(
+                f"the topology has {found} atoms, the Simulation's System has {n_particles} particles; give the "
+                "topology that the System was made from, hydrogens, water and ions included"
+            )
+        if not is_topology:
+            return source.universe
+        positions = in_angstrom(state.getPositions(asNumpy=True)).astype(np.float32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # virtual sites have no element
+            universe = Universe(source, positions[None])
+        if self._periodic:
+            universe.dimensions = box_of(state)
+        return universe
+
+    # ---- running
+
+    def run(
+        self,
+        n_jumps: int,
+        md_steps: int | None = None,
+        *,
+        log: str | os.PathLike | None = None,
+        force: bool = False,
+        progress: Callable[[Jump], None] | None = None,
+    ) -> HybridSummary:
+        """Alternate `n_jumps` times between unbiased MD and a jump; ends with the last jump.
+
+        Parameters
+        ----------
+        n_jumps : int
+        md_steps : int, optional
+            Steps of unbiased MD before each jump, at least one stride, which the model has to see; two by default.
+        log : path, optional
+            CSV with a row for each jump (:class:`Jump`), written as they come.
+        force : bool
+            Replace a log that exists.
+        progress : callable, optional
+            Called with each Jump.
+
+        Returns
+        -------
+        HybridSummary
+            Of all calls so far.
+
+        Raises
+        ------
+        UsageError
+            Too few steps.
+        DataError
+            Positions that are not finite, or a molecule broken by the box.
+        ModelError
+            The MD itself became unstable; the Context is put back to its last sound state.
+        OutputError
+            The log or a reporter could not write.
+        """
+        needed = frames_back(self.model.window) * self._stride_steps
+        md_steps = 2 * needed if md_steps is None else md_steps
+        if n_jumps < 1 or int(n_jumps) != n_jumps:
+            raise UsageError(f"n_jumps must be a whole number of at least 1, found {n_jumps}")
+        if md_steps < needed or int(md_steps) != md_steps:
+            raise UsageError(
+                f"md_steps must be a whole number of at least {needed}, found {md_steps}: the model has to see "
+                f"{needed * self._step_ps:g} ps of unbiased MD before each jump"
+            )
+        with JumpLog(log, [field.name for field in fields(Jump)], force) as write:
+            for _ in range(n_jumps):
+                before = time.perf_counter()
+                history = self._md(int(md_steps))
+                seconds = time.perf_counter() - before
+                self._md_seconds += seconds
+                jump = self._jump(history, seconds)
+                self.jumps.append(jump)
+                write(jump)
+                if progress is not None:
+                    progress(jump)
+        return self.summary()
+
+    def summary(self) -> HybridSummary:
+        """What all runs so far came to."""
+        accepted = [jump for jump in self.jumps if jump.accepted]
+        jump_seconds = sum(j.seconds_forecast + j.seconds_lead + j.seconds_relax for j in self.jumps)
+        md_ps = self._md_steps * self._step_ps
+        per_ps = self._md_seconds / md_ps if md_ps else np.nan
+        jump_ps = self.model.window.stride_ps * sum(jump.frames for jump in accepted)
+        return HybridSummary(
+            jumps=len(self.jumps),
+            accepted=len(accepted),
+            rolled_back=dict(Counter(jump.reason.partition(":")[0] for jump in self.jumps if not jump.accepted)),
+            md_ps=md_ps,
+            jump_ps=jump_ps,
+            integrated_ps=md_ps + self._biased_steps * self._step_ps,
+            seconds_per_md_ps=per_ps,
+            seconds_per_jump=jump_seconds / len(self.jumps) if self.jumps else np.nan,
+            cost_ratio=jump_seconds / (per_ps * jump_ps) if jump_ps else np.nan,
+            temperature_md=float(np.mean(self._all_temperatures)) if self._all_temperatures else np.nan,
+            temperature_relaxed=float(np.mean([j.temperature for j in accepted])) if accepted else np.nan,
+            constraint_error=max((j.constraint_error for j in accepted), default=0.0),
+        )
+
+    def _md(self, md_steps: int) -> NDArray[np.float64]:
+        """Unbiased MD with reporters; the beads' history up to its end, (n_input, B, 3)."""
+        back = frames_back(self.model.window)
+        marks = {md_steps - k * self._stride_steps for k in range(back, -1, -1)}
+        samples = set(np.unique(np.linspace(0, md_steps, SAMPLES + 1).round().astype(int)[1:]).tolist())
+        history = []
+        done = 0
+        for mark in sorted(marks | samples):
+            if mark > done:
+                self._advance(mark - done)
+                done = mark
+            if mark in samples:
+                energy, temperature = self._sample()
+                self._energies.append(energy)
+                self._temperatures.append(temperature)
+                self._all_temperatures.append(temperature)
+            if mark in marks:
+                history.append(self._positions()[self.beads])
+        return np.stack(history)
+
+    def _advance(self, steps: int) -> None:
+        """Steps of the Simulation with its reporters; undone when they end in NaN."""
+        context = self.simulation.context
+        saved = context.createCheckpoint()
+        try:
+            self.simulation.step(steps)
+            if not np.isfinite(self._positions()).all():
+                raise openmm.OpenMMException("particle coordinate is NaN")
+        except OSError as error:
+            raise OutputError(
+                f"a reporter could not write ({error.strerror or error}) at step {self.simulation.currentStep}: the "
+                "last frame of its file may be cut short, those before it are whole; free some space"
+            ) from error
+        except (openmm.OpenMMException, ValueError) as error:
+            if not any(word in str(error).lower() for word in ("nan", "infinite")):
+                raise
+            context.loadCheckpoint(saved)
+            raise ModelError(
+                f"the unbiased MD became unstable ({error}) within {steps} steps after step "
+                f"{context.getStepCount()}, to which the Context was put back; minimise the energy, shorten the time "
+                "step or check the force field"
+            ) from error
+        self._md_steps += steps
+
+    def _positions(self) -> NDArray[np.float64]:
+        """All particles in Angstrom, molecules not wrapped."""
+        state = self.simulation.context.getState(positions=True, enforcePeriodicBox=False)
+        return in_angstrom(state.getPositions(asNumpy=True))
+
+    def _sample(self) -> tuple[float, float]:
+        """Potential energy in kJ/mol and kinetic temperature in K."""
+        state = self.simulation.context.getState(energy=True)
+        energy, kinetic = state.getPotentialEnergy()._value, state.getKineticEnergy()._value
+        return energy, 2 * kinetic / (self._n_dof * GAS_CONSTANT)
+
+    # ---- a jump
+
+    def _jump(self, history: NDArray[np.float64], seconds_md: float) -> Jump:
+        context = self.simulation.context
+        clock = _Clock()
+        before = self._positions()
+        box = box_of(context.getState(positions=True)) if self._periodic else None
+        check_whole(self._solute, before[self._solute.indices], self._solute_bonds, box)
+        found: dict[str, float] = {}
+        saved, when, step = context.createCheckpoint(), context.getTime(), context.getStepCount()
+        reason = ""
+        frames = 0
+        sound = False
+        try:
+            with clock("forecast"):
+                path = self._forecast(history, box)
+            lengths = bond_lengths(history[-1], self.builder.bonds)
+            found["forecast_bonds"] = float(np.abs(bond_lengths(path, self.builder.bonds) - lengths).max(initial=0))
+            path = self._sound_part(restore_bonds(path, lengths, self.builder.bonds), history[-1], box)
+            frames = len(path)
+            found["forecast_moved"] = float(rmsd(path[-1], history[-1]))
+            with clock("lead"):
+                found["work"] = self._lead(np.concatenate([history[-1:], path]))
+            led = self._positions()
+            found["rmsd_led"] = float(rmsd(led[self.beads], path[-1]))
+            with clock("relax"):
+                found["energy"], found["temperature"] = self._relax()
+            after = self._positions()
+            found["rmsd_relaxed"] = float(rmsd(after[self.beads], path[-1]))
+            found["constraint_error"] = self._constraint_error(after)
+            self._judge(found, before, after, box)
+            sound = True
+        except _Unsound as error:
+            reason = str(error)
+        except openmm.OpenMMException as error:
+            if "nan" not in str(error).lower():
+                raise
+            reason = "not finite"
+        finally:
+            # Also on an interrupt: nobody must be left with a Context whose restraints are on.
+            if not sound:
+                context.loadCheckpoint(saved)
+        if sound:
+            context.setTime(when)
+            context.setStepCount(step)
+        accepted = sum(jump.frames for jump in self.jumps if jump.accepted) + frames * sound
+        md_ps = self._md_steps * self._step_ps
+        values = {field.name: np.nan for field in fields(Jump) if field.type == "float"}
+        values.update(found)
+        values.update(
+            energy_mean=float(np.mean(self._energies)),
+            energy_sd=float(np.std(self._energies)),
+            temperature_mean=float(np.mean(self._temperatures)),
+            temperature_sd=float(np.std(self._temperatures)),
+            md_ps=md_ps,
+            represented_ps=md_ps + accepted * self.model.window.stride_ps,
+            seconds_md=seconds_md,
+            **{f"seconds_{name}": clock.seconds.get(name, 0.0) for name in ("forecast", "lead", "relax")},
+        )
+        return Jump(jump=len(self.jumps), step=step, accepted=sound, reason=reason, frames=frames, **values)
+
+    def _forecast(self, history: NDArray[np.float64], box: NDArray | None) -> NDArray[np.float64]:
+        """Frames of the forecast, (horizon, B, 3)."""
+        try:
+            path = forecast(
+                self.model,
+                self.builder,
+                history[None].astype(np.float32),
+                self.horizon,
+                boxes=[box],
+                device=self.device,
+            )[0]
+        except ModelError as error:
+            raise _Unsound("forecast: not finite") from error
+        path = path.astype(np.float64)
+        # Where all beads go together is of no interest, a CMMotionRemover would fight it, and water would be stirred.
+        return path - path.mean(axis=1, keepdims=True) + history[-1].mean(axis=0)
+
+    def _sound_part(self, path: NDArray, start: NDArray, box: NDArray | None) -> NDArray[np.float64]:
+        """The frames before the first one that is not physical; errors grow along a forecast."""
+        for k in range(len(path)):
+            checks = check_frames(path[k : k + 1], start, self.builder.bonds, boxes=box)
+            if not checks.ok:
+                if k == 0:
+                    raise _Unsound(f"forecast: {'; '.join(checks.messages)}")
+                return path[:k]
+        return path
+
+    def _lead(self, path: NDArray[np.float64]) -> float:
+        """Move the restraints along `path` (frames + 1, B, 3) during ordinary dynamics; their work in kJ/mol."""
+        context = self.simulation.context
+        every = max(1, round(LEAD_UPDATE_PS / self._step_ps))
+        n_steps = max(1, round(self._lead_steps * (len(path) - 1) / self.horizon))
+        marks = np.arange(every, n_steps + every, every).clip(max=n_steps)
+        work = 0.0
+        target = path[0]
+        self._set_targets(target)
+        context.setParameter(GUIDE, self.strength)
+        positions = path[0]
+        done = 0
+        for mark in marks:
+            place = mark / n_steps * (len(path) - 1)
+            k = min(int(place), len(path) - 2)
+            moved = path[k] + (place - k) * (path[k + 1] - path[k])  # (B, 3)
+            # The work of a restraint is what its energy changes by when it is moved under standing atoms.
+            work += self._restraint(positions, moved) - self._restraint(positions, target)
+            target = moved
+            self._set_targets(target)
+            self._biased(mark - done)
+            done = mark
+            positions = self._positions()[self.beads]
+            if not np.isfinite(positions).all():
+                raise _Unsound("not finite")
+        work -= self._restraint(positions, target)
+        context.setParameter(GUIDE, 0.0)
+        return float(work)
+
+    def _set_targets(self, targets: NDArray[np.float64]) -> None:
+        for k, (bead, target) in enumerate(zip(self.beads, in_nm(targets), strict=True)):
+            self._guide.setParticleParameters(k, int(bead), target)
+        self._guide.updateParametersInContext(self.simulation.context)
+
+    def _restraint(self, positions: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+        return 0.5 * self.strength * float((in_nm(positions - targets) ** 2).sum())
+
+    def _biased(self, steps: int) -> None:
+        """Steps that reporters do not see."""
+        self._biased_steps += int(steps)
+        self.simulation.integrator.step(int(steps))
+
+    def _relax(self) -> tuple[float, float]:
+        """Dynamics without restraints; mean potential energy and temperature of its second half."""
+        first = self._relax_steps // 2
+        self._biased(first)
+        marks = np.unique(np.linspace(first, self._relax_steps, SAMPLES // 2 + 1).round().astype(int))
+        samples = []
+        for steps in np.diff(marks):
+            self._biased(steps)
+            samples.append(self._sample())
+        energy, temperature = np.mean(samples or [self._sample()], axis=0)
+        return float(energy), float(temperature)
+
+    def _constraint_error(self, positions: NDArray[np.float64]) -> float:
+        if not len(self._constrained):
+            return 0.0
+        i, j = self._constrained.T
+        lengths = np.linalg.norm(positions[i] - positions[j], axis=1)
+        return float(np.abs(lengths / self._constraint_lengths - 1).max())
+
+    def _judge(self, found: dict[str, float], before: NDArray, after: NDArray, box: NDArray | None) -> None:
+        limits = self.limits
+        if not (np.isfinite(list(found.values())).all() and np.isfinite(after).all()):
+            raise _Unsound("not finite")
+        # Single precision positions alone give 1e-5.
+        tolerance = max(10 * self.simulation.integrator.getConstraintTolerance(), 1e-4)
+        if found["constraint_error"] > tolerance:
+            raise _Unsound(f"constraints: violated by {found['constraint_error']:.1e}, tolerance {tolerance:.1e}")
+        if found["rmsd_led"] > limits.rmsd:
+            raise _Unsound(f"lead: {found['rmsd_led']:.2f} A from the forecast")
+        if found["work"] > limits.work * len(self.beads):
+            raise _Unsound(f"work: {found['work']:.0f} kJ/mol")
+        for name, samples in (("energy", self._energies), ("temperature", self._temperatures)):
+            off = abs(found[name] - np.mean(samples)) / max(np.std(samples), 1e-12)
+            if off > limits.spread:
+                raise _Unsound(f"{name}: {off:.1f} standard deviations from the MD before")
+        solute = self._solute.indices
+        checks = check_frames(after[solute][None], before[solute], self._solute_bonds, boxes=box)
+        if not checks.ok:
+            raise _Unsound(f"structure: {'; '.join(checks.messages)}")
+
+
+def bond_lengths(positions: NDArray[np.float64], bonds: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Distances of the bonded beads, (..., N, 3) and (B, 2) to (..., B)."""
+    return np.linalg.norm(positions[..., bonds[:, 0], :] - positions[..., bonds[:, 1], :], axis=-1)
+
+
+def restore_bonds(
+    path: NDArray[np.float64],
+    lengths: NDArray[np.float64],
+    bonds: NDArray[np.integer],
+    *,
+    tolerance: float = 0.02,
+    max_iterations: int = 500,
+) -> NDArray[np.float64]:
+    """Move bonded beads, each pair along its own distance, until the bonds have the given lengths.
+
+    A network predicts atom by atom, and a mean over rotations is shorter than each of them; the lengths themselves
+    hardly change in a molecule. The shifts of all bonds are made at once, damped by the number of bonds at a bead.
+
+    Parameters
+    ----------
+    path : ndarray, shape (F, N, 3)
+        Angstrom.
+    lengths : ndarray, shape (B,)
+        Angstrom.
+    bonds : ndarray of int, shape (B, 2)
+    tolerance : float
+        Angstrom.
+    max_iterations : int
+        What is not within the tolerance then is left to the checks.
+
+    Returns
+    -------
+    ndarray, shape (F, N, 3)
+    """
+    path = path.copy()
+    if not len(bonds):
+        return path
+    i, j = bonds.T
+    degree = np.bincount(bonds.ravel(), minlength=path.shape[1])  # (N,)
+    share = 1.0 / np.maximum(degree[i], degree[j])[:, None]  # (B, 1)
+    for _ in range(max_iterations):
+        delta = path[:, i] - path[:, j]  # (F, B, 3)
+        found = np.maximum(np.linalg.norm(delta, axis=-1), 1e-6)  # (F, B)
+        if np.abs(found - lengths).max() < tolerance:
+            break
+        shift = share * (0.5 * (lengths / found - 1))[..., None] * delta  # (F, B, 3)
+        np.add.at(path, (slice(None), i), shift)
+        np.add.at(path, (slice(None), j), -shift)
+    return path
+
+
+def _heavy_atoms(beads: AtomGroup) -> AtomGroup:
+    """The heavy atoms of the molecules that have beads; of their residues where the topology has no bonds.
+
+    Hydrogens are left out: their contacts vary so much in sound MD that they say nothing about a jump.
+    """
+    bonded = hasattr(beads.universe, "bonds") and len(beads.universe.bonds)
+    atoms = sum(beads.fragments).unique if bonded else beads.residues.atoms
+    elements = atom_elements(atoms)
+    return atoms[(elements != "H") & (elements != "")] | beads
+
+
+def _bonds_within(atoms: AtomGroup) -> NDArray[np.int64]:
+    """Bonds of the topology among `atoms` as indices into it, (B, 2)."""
+    if not hasattr(atoms.universe, "bonds"):
+        return np.zeros((0, 2), np.int64)
+    local = np.full(len(atoms.universe.atoms), -1)
+    local[atoms.indices] = np.arange(len(atoms))
+    bonds = local[atoms.universe.bonds.to_indices().reshape(-1, 2)]
+    return bonds[(bonds >= 0).all(axis=1)].astype(np.int64)
+
+
+class _Clock:
+    """Wall time of the named parts of a jump."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str):
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - before
