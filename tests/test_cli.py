@@ -10,6 +10,7 @@ import MDAnalysis as mda
 import mdtraj
 import numpy as np
 import pytest
+from conftest import make_model
 from MDAnalysisTests.datafiles import DCD, PSF
 
 from egno_md import load_model, sample
@@ -19,7 +20,7 @@ TOPOLOGY, TRAJECTORY = map(str, sample())
 
 def egno_md(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "egno_md", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "egno_md", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
     )
 
 
@@ -64,6 +65,17 @@ def test_predict_writes_what_both_libraries_read(tmp_path, topology, trajectory,
         np.testing.assert_allclose(other.time, times, rtol=1e-5)
     np.testing.assert_allclose(other.xyz * 10, [ts.positions.copy() for ts in read.trajectory], atol=2e-3)
     assert 0 < summary["moved_A"] < 5
+
+
+@pytest.mark.parametrize("operator", ["egno", "eghno"])
+def test_predict_with_a_model_of_ones_own(tmp_path, operator):
+    model = make_model(operator=operator, clusters=4, select="ca", cutoff=8.0, start="static", pooling_layers=1)
+    path = model.save(tmp_path / "mine.safetensors")
+    done = egno_md("predict", TOPOLOGY, TRAJECTORY, "--model", path, "--horizon", 6, "-o", tmp_path / "o.xtc", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["model"] == "mine" and summary["windows"] == 2
+    assert summary["moved_A"] == pytest.approx(0, abs=1e-3)  # untrained, it forecasts the standing frame
 
 
 def test_readable_summary_and_with_input(tmp_path):
