@@ -10,7 +10,7 @@ from torch_geometric.data import Batch, Data
 
 from .checkpoint import Model
 from .errors import ModelError, UsageError
-from .geometry import keep_bonds
+from .geometry import bond_lengths, keep_bonds
 from .graph import GraphBuilder, collate
 from .windows import displacements, frames_back
 
@@ -186,7 +186,7 @@ def forecast(
         # float32 holds a coordinate of 1000 A to 1e-4 A only; the operator does not mind where it is: centre it.
         centre = frames[:, -1:].mean(axis=2, keepdims=True)  # (B, 1, 1, 3)
         frames = frames - centre
-        lengths = _bond_lengths(frames[:, -1:], builder.bonds)  # (B, 1, n_bonds)
+        lengths = bond_lengths(frames[:, -1:], builder.bonds)  # (B, 1, n_bonds)
         for done in range(0, horizon, per_window):
             batch = _collate(model, builder, frames, None if boxes is None else boxes[chosen]).to(device)
             pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
@@ -206,11 +206,6 @@ def forecast(
             if progress is not None:
                 progress(keep * len(frames))
     return out
-
-
-def _bond_lengths(positions: np.ndarray, bonds: np.ndarray) -> np.ndarray:
-    """``(..., N, 3)`` gives ``(..., n_bonds)``."""
-    return np.linalg.norm(positions[..., bonds[:, 0], :] - positions[..., bonds[:, 1], :], axis=-1)
 
 
 def _collate(model: Model, builder: GraphBuilder, frames: np.ndarray, boxes: Sequence | None) -> Batch:

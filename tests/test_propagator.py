@@ -569,21 +569,6 @@ def test_a_forecast_is_followed_while_it_is_physical(dipeptide, monkeypatch):
 
 
 def test_bonds_are_restored(dipeptide, monkeypatch):
-    pair = np.array([[[0.0, 0, 0], [0.0, 0, 2.0]], [[1.0, 0, 0], [1.0, 0, 1.0]]])
-    done = hybrid_module.restore_bonds(pair, np.array([1.5]), np.array([[0, 1]]))
-    np.testing.assert_allclose(done, [[[0, 0, 0.25], [0, 0, 1.75]], [[1, 0, -0.25], [1, 0, 1.25]]], atol=0.01)
-
-    rng = np.random.default_rng(3)
-    ring = 3.0 * np.stack([[np.cos(a), np.sin(a), 0] for a in np.arange(6) * np.pi / 3])
-    bonds = np.array([[k, (k + 1) % 6] for k in range(6)] + [[0, 3]])
-    lengths = hybrid_module.bond_lengths(ring, bonds)
-    noisy = ring + 0.3 * rng.standard_normal((4, 6, 3))
-    done = hybrid_module.restore_bonds(noisy, lengths, bonds)
-    assert np.abs(hybrid_module.bond_lengths(noisy, bonds) - lengths).max() > 0.3
-    assert np.abs(hybrid_module.bond_lengths(done, bonds) - lengths).max() < 0.02
-    np.testing.assert_allclose(done.mean(axis=1), noisy.mean(axis=1), atol=1e-12)
-    np.testing.assert_array_equal(hybrid_module.restore_bonds(ring[None], lengths, bonds)[0], ring)
-
     # What the atoms are led to has the bonds of the start, and the log knows what the forecast had.
     simulation = dipeptide_simulation(dipeptide)
     hybrid = short(simulation)

@@ -1,6 +1,6 @@
 """What the hybrid propagator samples and costs, beside plain MD of equal cost and of equal simulated time.
 
-One structure, one force field: a hybrid run, then plain MD from the same start for the time that the hybrid run
+One structure, one force field: a hybrid run, then plain MD that goes on from its end, for the time that the hybrid run
 claims to stand for. Backbone torsions of the unbiased frames are compared as histograms (phi, psi of each residue,
 30 degree bins) by the Jensen-Shannon divergence in bits. The noise floor is what stretches of the plain run, as long
 as the hybrid run is costly, differ from the rest of it.
@@ -151,7 +151,6 @@ def main(pdb, model, forcefields, water, hydrogens, jumps, md_steps, lead_ps, re
     step_ps = simulation.integrator.getStepSize()._value
     every = round(SAMPLE_PS / step_ps)
 
-    # The plain run comes first: the guide that the hybrid run adds costs a little even while it is idle.
     def plain(ps: float) -> tuple[np.ndarray, float]:
         reporter = TorsionReporter(simulation.topology, every)
         simulation.reporters.append(reporter)
@@ -161,6 +160,7 @@ def main(pdb, model, forcefields, water, hydrogens, jumps, md_steps, lead_ps, re
         simulation.reporters.clear()
         return reporter.torsions, seconds / ps
 
+    # Timed once before the guide is there, which costs a little even while it is idle.
     _, plain_cost = plain(20.0)
     simulation.context.loadCheckpoint(start)
     hybrid = HybridPropagator(simulation, model, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength)

@@ -20,6 +20,7 @@ from openmm import app, unit
 from ..checks import check_frames
 from ..errors import ModelError, OutputError, UsageError
 from ..forecast import check_request, forecast, resolve_device
+from ..geometry import bond_lengths, keep_bonds
 from ..graph import GraphBuilder, atom_elements, check_whole
 from ..metrics import rmsd
 from ..windows import frames_back
@@ -553,7 +554,7 @@ class HybridPropagator:
                 path = self._forecast(history, box)
             lengths = bond_lengths(history[-1], self.builder.bonds)
             found["forecast_bonds"] = float(np.abs(bond_lengths(path, self.builder.bonds) - lengths).max(initial=0))
-            path = self._sound_part(restore_bonds(path, lengths, self.builder.bonds), history[-1], box)
+            path = self._sound_part(keep_bonds(path, self.builder.bonds, lengths, slack=0.02), history[-1], box)
             frames = len(path)
             found["forecast_moved"] = float(rmsd(path[-1], history[-1]))
             with clock("lead"):
@@ -704,57 +705,6 @@ class HybridPropagator:
         checks = check_frames(after[solute][None], before[solute], self._solute_bonds, boxes=box)
         if not checks.ok:
             raise _Unsound(f"structure: {'; '.join(checks.messages)}")
-
-
-def bond_lengths(positions: NDArray[np.float64], bonds: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Distances of the bonded beads, (..., N, 3) and (B, 2) to (..., B)."""
-    return np.linalg.norm(positions[..., bonds[:, 0], :] - positions[..., bonds[:, 1], :], axis=-1)
-
-
-def restore_bonds(
-    path: NDArray[np.float64],
-    lengths: NDArray[np.float64],
-    bonds: NDArray[np.integer],
-    *,
-    tolerance: float = 0.02,
-    max_iterations: int = 500,
-) -> NDArray[np.float64]:
-    """Move bonded beads, each pair along its own distance, until the bonds have the given lengths.
-
-    A network predicts atom by atom, and a mean over rotations is shorter than each of them; the lengths themselves
-    hardly change in a molecule. The shifts of all bonds are made at once, damped by the number of bonds at a bead.
-
-    Parameters
-    ----------
-    path : ndarray, shape (F, N, 3)
-        Angstrom.
-    lengths : ndarray, shape (B,)
-        Angstrom.
-    bonds : ndarray of int, shape (B, 2)
-    tolerance : float
-        Angstrom.
-    max_iterations : int
-        What is not within the tolerance then is left to the checks.
-
-    Returns
-    -------
-    ndarray, shape (F, N, 3)
-    """
-    path = path.copy()
-    if not len(bonds):
-        return path
-    i, j = bonds.T
-    degree = np.bincount(bonds.ravel(), minlength=path.shape[1])  # (N,)
-    share = 1.0 / np.maximum(degree[i], degree[j])[:, None]  # (B, 1)
-    for _ in range(max_iterations):
-        delta = path[:, i] - path[:, j]  # (F, B, 3)
-        found = np.maximum(np.linalg.norm(delta, axis=-1), 1e-6)  # (F, B)
-        if np.abs(found - lengths).max() < tolerance:
-            break
-        shift = share * (0.5 * (lengths / found - 1))[..., None] * delta  # (F, B, 3)
-        np.add.at(path, (slice(None), i), shift)
-        np.add.at(path, (slice(None), j), -shift)
-    return path
 
 
 def _heavy_atoms(beads: AtomGroup) -> AtomGroup:
