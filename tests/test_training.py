@@ -227,7 +227,14 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
 def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):
     top = write_runs(tmp_path, {"a.dcd": 160})
     arguments = [top, tmp_path / "a.dcd", *SMALL, "--epochs", 5000, "-o", tmp_path / "m.safetensors"]
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for line in process.stderr:
         if line.startswith("epoch 2/"):
             break
