@@ -128,6 +128,25 @@ def test_order_of_edges_does_not_matter():
     agree(edges.edge_block(**shuffled, message=nets[0], coord=nets[1]), run(edges.edge_block, inputs, *nets)[0], 1e-12)
 
 
+def test_number_of_threads_changes_nothing(monkeypatch):
+    """Not even the rounding, so that a seed means the same everywhere; and the setting is left as it was."""
+    inputs, nets, sizes = graph(n_edges=400), networks(), []
+    monkeypatch.setattr(edges._Edges, "block_size", lambda self, *_: sizes.append(torch.get_num_threads()) or 60)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run(edges.edge_block, inputs, *nets)
+        torch.set_num_threads(3)
+        three = run(edges.edge_block, inputs, *nets)
+        with torch.inference_mode():
+            forecast = edges.edge_block(**inputs, message=nets[0], coord=nets[1])
+        assert torch.get_num_threads() == 3 and sizes == [1, 1, 3, 3, 3]
+    finally:
+        torch.set_num_threads(before)
+    for a, b in zip((*one[0], *one[1], *one[0]), (*three[0], *three[1], *forecast), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_without_edges():
     inputs, nets = graph(n_edges=0), networks()
     (shift, agg), gradients = run(edges.edge_block, inputs, *nets)

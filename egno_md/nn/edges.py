@@ -20,7 +20,9 @@ import functools
 import importlib
 import importlib.util
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +36,7 @@ from egno_md.nn import reference
 from egno_md.nn.reference import MAX_SHIFT
 
 #: Size in bytes of one temporary, (rows of a block) x (hidden width), where ``max_memory`` does not say: on the CPU
-#: the size of a level-2 cache per thread, on the GPU enough rows to fill it.
+#: the size of a level-2 cache, on the GPU enough rows to fill it.
 _CACHE, _GPU = 2**20, 2**26
 #: Temporaries of that size alive at once, counted high (the parts that are three or A wide, the allocator's slack).
 _LIVE_FORWARD, _LIVE_BACKWARD = 8, 16
@@ -106,7 +108,8 @@ def edge_block(
     kind = pos.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     options = _Options(reduce == "mean", None if max_memory == "auto" else max_memory, low)
-    return _EdgeBlock.apply(pos, h.to(pos.dtype), edge_attr.to(pos.dtype), edge_shift, edge_index, options, *weights)
+    h, edge_attr, edge_shift = (None if x is None else x.to(pos.dtype) for x in (h, edge_attr, edge_shift))
+    return _EdgeBlock.apply(pos, h, edge_attr, edge_shift, edge_index, options, *weights)
 
 
 class _Options(NamedTuple):
@@ -194,16 +197,21 @@ def _silu_backward(grad: Tensor, z: Tensor) -> Tensor:
     return torch.ops.aten.silu_backward.grad_input(grad, z, grad_input=grad)
 
 
-def _in_blocks(work: Callable[[int, int], None], n_edges: int, size: int) -> None:
-    """Call ``work(start, stop)`` over all edges; a block that the GPU has no room for is halved and done again.
+def _in_blocks(work: Callable[[int, int], Callable[[], None]], n_edges: int, size: int, device: torch.device) -> None:
+    """Call ``work(start, stop)`` over all edges, then what it returns, which adds the block to the results.
 
-    ``work`` must not touch its results before the last of its temporaries is there.
+    On the CPU the threads that torch may use take whole blocks each: thousands of short parallel loops would wait for
+    their slowest thread thousands of times. On the GPU a block that there is no room for is halved and done again.
     """
+    threads = min(torch.get_num_threads(), -(-n_edges // size)) if device.type == "cpu" else 1
+    if threads > 1:
+        _in_threads(work, n_edges, size, threads)
+        return
     start = 0
     while start < n_edges:
         stop = min(start + size, n_edges)
         try:
-            work(start, stop)
+            work(start, stop)()
         except torch.OutOfMemoryError:
             if size == 1:
                 raise
@@ -212,6 +220,28 @@ def _in_blocks(work: Callable[[int, int], None], n_edges: int, size: int) -> Non
             warnings.warn("out of memory on the GPU: going on with smaller blocks of edges", stacklevel=1)
             continue
         start = stop
+
+
+def _in_threads(work: Callable[[int, int], Callable[[], None]], n_edges: int, size: int, threads: int) -> None:
+    """The results are added here and in order: they do not depend on the number of threads, not even in rounding."""
+    before, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def block(start: int) -> Callable[[], None]:
+        with torch.inference_mode(inference), torch.no_grad():  # a new thread knows neither
+            return work(start, min(start + size, n_edges))
+
+    pending: deque[Future[Callable[[], None]]] = deque()
+    try:
+        torch.set_num_threads(1)
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for start in range(0, n_edges, size):
+                pending.append(pool.submit(block, start))
+                if len(pending) > threads:
+                    pending.popleft().result()()
+            while pending:
+                pending.popleft().result()()
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Edges:
@@ -262,14 +292,19 @@ class _Edges:
 
     def block_size(self, max_memory: int | None, live: int) -> int:
         """Edges per block such that ``live`` temporaries of the widest kind keep the bound."""
-        auto = _CACHE * min(torch.get_num_threads(), 8) if self.projected.device.type == "cpu" else _GPU
-        budget = max_memory // live if max_memory else auto
+        on_cpu = self.projected.device.type == "cpu"
+        threads = torch.get_num_threads() if on_cpu else 1
+        budget = _CACHE if on_cpu else _GPU
+        if max_memory:  # with threads, each has a block of its own, and one more waits to be added
+            budget = max_memory // (live * (threads + 1 if threads > 1 else 1))
         widest = max(self.w_de.shape[1] + 16, *(w.shape[-1] for w in self.weights), *self.projected.shape[1:])
         return max(1, budget // (self.projected.element_size() * widest * self.n_times))
 
 
-def _forward_block(edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor) -> None:
-    """Add r_ij s_ij to ``push`` (T N, 3) and m_ij to ``agg`` (T N, H)."""
+def _forward_block(
+    edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
+) -> Callable[[], None]:
+    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (T N, 3) and ``agg`` (T N, H)."""
     low = low or agg.dtype
     w2, b2, w3, b3, w4, b4 = (w.to(low) for w in edges.weights)
     index, r, _, z1 = edges.first_layer(start, stop)
@@ -278,8 +313,12 @@ def _forward_block(edges: _Edges, start: int, stop: int, low: torch.dtype | None
     force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
     receiver = index[:, 0].contiguous()  # (R,)
     m = m.to(agg.dtype)
-    agg.index_add_(0, receiver, m)
-    push.index_add_(0, receiver, force)
+
+    def add() -> None:
+        agg.index_add_(0, receiver, m)
+        push.index_add_(0, receiver, force)
+
+    return add
 
 
 class Gradients(NamedTuple):
@@ -359,6 +398,7 @@ class _EdgeBlock(torch.autograd.Function):
             lambda start, stop: block(edges, start, stop, options.low, push, agg),
             edge_index.shape[1],
             edges.block_size(options.max_memory, _LIVE_FORWARD),
+            pos.device,
         )
         count = torch.zeros_like(pos[0, :, :1]).index_add_(
             0, edge_index[0], pos.new_ones(1, 1).expand(len(edges.pairs), 1)
@@ -392,7 +432,7 @@ class _EdgeBlock(torch.autograd.Function):
         kernels = _kernels(pos, weights)
         block = kernels.backward_block if kernels else _backward_block
 
-        def work(start: int, stop: int) -> None:
+        def work(start: int, stop: int) -> Callable[[], None]:
             g = block(edges, start, stop, options.low, g_push, g_agg)
             by_time = g.g_z1.view(edges.n_times, stop - start, -1)  # (T, B, H1)
             g_static = by_time if len(edges.attr) == edges.n_times else by_time.sum(0, keepdim=True)  # (T or 1, B, H1)
@@ -404,18 +444,21 @@ class _EdgeBlock(torch.autograd.Function):
                 sums += [g_w2, g.g_z2.sum(0), g_w3, g.g_z3.sum(0), g.g_w4, g.g_b4]
             index = edges.index(start, stop)
 
-            if g_attr is not None:
-                g_attr[:, start:stop] = g_static @ edges.w_e
-            if g_edge_shift is not None:
-                g_edge_shift[start:stop] = -g.g_r.view(edges.n_times, -1, 3).sum(0)
-            if need_weights:
-                for total, part in zip((g_w_d, g_w_e, *g_weights), sums, strict=True):
-                    total += part
-            for side in index.unbind(1):
-                g_projected.index_add_(0, side, g.g_z1)
-                g_x.index_add_(0, side, g.g_r)
+            def add() -> None:
+                if g_attr is not None:
+                    g_attr[:, start:stop] = g_static @ edges.w_e
+                if g_edge_shift is not None:
+                    g_edge_shift[start:stop] = -g.g_r.view(edges.n_times, -1, 3).sum(0)
+                if need_weights:
+                    for total, part in zip((g_w_d, g_w_e, *g_weights), sums, strict=True):
+                        total += part
+                for side in index.unbind(1):
+                    g_projected.index_add_(0, side, g.g_z1)
+                    g_x.index_add_(0, side, g.g_r)
 
-        _in_blocks(work, edge_index.shape[1], edges.block_size(options.max_memory, _LIVE_BACKWARD))
+            return add
+
+        _in_blocks(work, edge_index.shape[1], edges.block_size(options.max_memory, _LIVE_BACKWARD), pos.device)
         g_pos = (g_x[: edges.n_rows] - g_x[edges.n_rows :]).view_as(pos)
         g_i, g_j = g_projected.split(edges.n_rows)  # (T N, H1) each
         g_h = (g_i @ edges.w_i).addmm_(g_j, edges.w_j).view_as(h)

@@ -1,15 +1,16 @@
 """The blocks of :mod:`egno_md.nn.edges` as Triton kernels: one for the forward pass, one for the backward pass.
 
-A program takes BLOCK edges at one time point from the gathers to the gradients without writing a temporary in between;
-the symbols are those of :mod:`egno_md.nn.edges`. Hidden channels run in chunks of CHUNK, so that only tiles of the
-weights and never a whole matrix must fit beside the messages. Sums over receivers use atomics: two runs on the GPU
-may differ in the last digits. Products are in float32, or in tf32 where ``torch.backends.cuda.matmul.allow_tf32``
-says so, or in autocast's dtype under ``torch.autocast``.
+A program takes BLOCK edges at one time point from the gathers to the end; the symbols are those of
+:mod:`egno_md.nn.edges`. The forward kernel writes no temporary. The backward kernel writes the factors of the weights'
+gradients, whose products and sums torch does. Hidden channels run in chunks of CHUNK, so that only tiles of the weights
+must fit beside the messages. Sums over receivers use atomics: two runs on a GPU may differ in the last digits. Products
+are in float32, or in tf32 after ``torch.set_float32_matmul_precision("high")``, or in autocast's dtype under
+``torch.autocast``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -190,14 +191,16 @@ def _launch(
         start, stop, edges.n_nodes, edges.attr[0].numel() if len(edges.attr) > 1 else 0, n_attr,
         WIDTH=width, PADDED=padded, ATTR=max(16, triton.next_power_of_2(n_attr)), BLOCK=block, CHUNK=32,
         SHIFT=edges.shift is not None, LOW=None if low is None else _LOW[low],
-        PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
         num_warps=8 if padded > 64 else 4,
     )  # fmt: skip
 
 
-def forward_block(edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor) -> None:
+def forward_block(
+    edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
+) -> Callable[[], None]:
     """Add r_ij s_ij to ``push`` (T N, 3) and m_ij to ``agg`` (T N, H)."""
-    _launch(_forward, edges, start, stop, low, 64, push, agg)
+    return lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
 
 
 def backward_block(
