@@ -70,10 +70,12 @@ def plot(points: list[dict[str, float]], path: Path) -> None:
         for mode in ("inference", "training"):
             chosen = [p for p in points if p["mode"] == mode and p[fixed[0]] == fixed[1]]
             x = [p[key] for p in chosen]
+            work = [p["edges"] * p["times"] for p in chosen]
+            linear = [chosen[0]["seconds"] * w / work[0] for w in work]
             line = axes[row, 0].loglog(x, [p["seconds"] for p in chosen], "o-", label=mode)[0]
-            axes[row, 0].loglog(x, [chosen[0]["seconds"] * a / x[0] for a in x], ":", color=line.get_color(), lw=1)
+            axes[row, 0].loglog(x, linear, ":", color=line.get_color(), lw=1)
             axes[row, 1].loglog(x, [max(p["MB"], 0.1) for p in chosen], "o-", label=mode)
-        axes[row, 0].set(xlabel=label, ylabel="seconds (dotted: linear)")
+        axes[row, 0].set(xlabel=label, ylabel="seconds (dotted: as the edges)")
         axes[row, 1].set(xlabel=label, ylabel="memory over base (MB)")
         axes[row, 0].legend(frameon=False)
     figure.suptitle(f"One EGNO layer, width {WIDTH}, {CUTOFF:g} A, {DENSITY} atoms per cubic Angstrom")
