@@ -264,14 +264,7 @@ class EGNOSurrogate(AnalysisBase):
 
     def _remember(self, frame: int) -> np.ndarray:
         if frame not in self._seen:
-            positions = self.atoms.positions
-            if not np.isfinite(positions).all():
-                atom = self.atoms[int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])]
-                raise DataError(
-                    f"frame {frame} has coordinates that are not finite, first at atom {atom.index} "
-                    f"({atom.resname} {atom.resid} {atom.name}); leave the frame out or repair the trajectory"
-                )
-            self._seen[frame] = positions
+            self._seen[frame] = self.builder.checked("positions", self.atoms.positions, frame)
         return self._seen[frame]
 
     def _conclude(self) -> None:

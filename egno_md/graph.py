@@ -254,8 +254,8 @@ class GraphBuilder:
         DataError
             A wrong shape, NaN or infinity, a molecule broken by the box, or one that jumped through it.
         """
-        positions = self._checked("positions", positions, frame)
-        velocities = self._checked("velocities", velocities, frame)
+        positions = self.checked("positions", positions, frame)
+        velocities = self.checked("velocities", velocities, frame)
         self.check_whole(positions, box, frame=frame)
         self._check_jump(velocities, box, frame)
 
@@ -289,7 +289,8 @@ class GraphBuilder:
         """:func:`check_whole` with the atoms and bonds of this builder."""
         check_whole(self.atoms, np.asarray(positions), self.bonds, box, frame=frame)
 
-    def _checked(self, what: str, values: ArrayLike, frame: int | None) -> NDArray[np.float64]:
+    def checked(self, what: str, values: ArrayLike, frame: int | None) -> NDArray[np.float64]:
+        """Positions or velocities (`what`, for the message) as float64 (N, 3), or a DataError that names the atoms."""
         array = np.array(values, dtype=np.float64)  # a copy: torch wants no read-only arrays
         if array.shape != (self.n_atoms, 3):
             raise DataError(
