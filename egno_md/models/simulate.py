@@ -46,8 +46,10 @@ EQUILIBRATION_PS = {2: 20.0, 4: 6.0}
 FRAME_PS = 0.2
 
 
-def simulate(structure: Path, out: Path, length_ps: float, step_fs: int, seed: int = 1) -> Path:
-    """Run one protein and write ``<stem>.pdb`` (all atoms) and ``<stem>.dcd`` (a frame every 0.2 ps).
+def simulate(
+    structure: Path, out: Path, length_ps: float, step_fs: int, seed: int = 1, frame_ps: float = FRAME_PS
+) -> Path:
+    """Run one protein and write ``<stem>.pdb`` (all atoms) and ``<stem>.dcd``.
 
     Parameters
     ----------
@@ -61,6 +63,8 @@ def simulate(structure: Path, out: Path, length_ps: float, step_fs: int, seed: i
         Time step in fs; 4 with hydrogen of 1.5 u.
     seed : int
         Seed of the velocities and of the thermostat.
+    frame_ps : float
+        Spacing of the frames in ps.
 
     Returns
     -------
@@ -103,7 +107,7 @@ def simulate(structure: Path, out: Path, length_ps: float, step_fs: int, seed: i
     partial = trajectory.with_suffix(".part.dcd")
     simulation.currentStep = 0
     simulation.context.setTime(0.0)
-    simulation.reporters.append(app.DCDReporter(str(partial), round(FRAME_PS * 1000 / step_fs)))
+    simulation.reporters.append(app.DCDReporter(str(partial), round(frame_ps * 1000 / step_fs)))
     simulation.step(round(length_ps * 1000 / step_fs))
     simulation.reporters.clear()
     os.replace(partial, trajectory)
