@@ -36,6 +36,7 @@ def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO
         "norm": spec.norm,
         "residual": spec.residual,
         "reduce": spec.reduce,
+        "handed": spec.handed,
         "start": spec.start,
     }
     if spec.operator == "egno":

@@ -143,6 +143,9 @@ class ModelSpec(Spec):
         Add the old h to the new one in every EGNN layer (not in the paper).
     reduce : {"sum", "mean"}
         How messages meet at the receiver; the paper sums.
+    handed : bool
+        SE(3)- instead of O(3)-equivariant layers, which tell a molecule from its mirror image (not in the paper); see
+        :class:`egno_md.nn.egnn.EGNNLayer`.
     length_scale : float
         Angstrom per unit of length inside the network: positions and velocities are divided by it.
     start : {"paper", "static"}
@@ -163,6 +166,7 @@ class ModelSpec(Spec):
     norm: bool = False
     residual: bool = False
     reduce: Literal["sum", "mean"] = "sum"
+    handed: bool = False
     length_scale: float = Field(1.0, gt=0)
     start: Literal["paper", "static"] = "paper"
     keep_bonds: bool = False

@@ -21,10 +21,10 @@ from egno_md.nn import edges, egnn, reference
 T, N, H, A = 3, 24, 12, 3
 
 
-def networks(width=H, n_attr=A, act=nn.SiLU, dtype=torch.float64):
+def networks(width=H, n_attr=A, act=nn.SiLU, dtype=torch.float64, n_out=1):
     torch.manual_seed(0)
     message = nn.Sequential(nn.Linear(1 + 2 * width + n_attr, width), act(), nn.Linear(width, width), act())
-    coord = nn.Sequential(nn.Linear(width, width), act(), nn.Linear(width, 1))
+    coord = nn.Sequential(nn.Linear(width, width), act(), nn.Linear(width, n_out))
     return message.to(dtype), coord.to(dtype)
 
 
@@ -64,10 +64,12 @@ def agree(got, expected, rtol):
 @pytest.mark.parametrize("shift", [False, True], ids=["open", "periodic"])
 @pytest.mark.parametrize("attr_times", [None, T], ids=["static", "per time"])
 @pytest.mark.parametrize("max_memory", [None, "auto", 60_000], ids=["default", "auto", "many blocks"])
-def test_equals_reference(reduce, shift, attr_times, max_memory):
-    inputs, nets = graph(attr_times=attr_times, shift=shift), networks()
+@pytest.mark.parametrize("n_out", [1, 4])
+def test_equals_reference(reduce, shift, attr_times, max_memory, n_out):
+    inputs, nets = graph(attr_times=attr_times, shift=shift), networks(n_out=n_out)
     got = run(edges.edge_block, inputs, *nets, reduce=reduce, max_memory=max_memory)
     expected = run(reference.edge_block, inputs, *nets, reduce=reduce)
+    assert got[0][0].shape == ((T, N, 3) if n_out == 1 else (T, N, n_out, 3))
     agree(got[0], expected[0], 1e-12)
     agree(got[1], expected[1], 1e-10)
 

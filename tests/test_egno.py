@@ -9,7 +9,7 @@ import torch
 from nn_systems import joined, random_rotation, random_system, read_official, relative_error
 
 from egno_md.errors import ModelError, UsageError
-from egno_md.nn import EGNO, from_official
+from egno_md.nn import EGHNO, EGNO, from_official
 from egno_md.nn.egnn import EGNNLayer
 from egno_md.nn.official import our_name
 from egno_md.nn.spectral import TemporalConv, fourier_basis, time_embedding
@@ -93,6 +93,41 @@ def test_rotation_reflection_translation(time_conv, mirror, n_frames):
     torch.testing.assert_close(moved.pos, plain.pos @ rotation.T + translation, **TIGHT)
     torch.testing.assert_close(moved.vel, plain.vel @ rotation.T, **TIGHT)
     torch.testing.assert_close(moved.h, plain.h, **TIGHT)
+
+
+@pytest.mark.parametrize("operator", [EGNO, EGHNO])
+def test_handed_layers_see_a_mirror_and_nothing_else(operator):
+    system = random_system(9)
+    torch.manual_seed(0)
+    options = {"n_times": 5, "time_embedding": 8, "handed": True}
+    if operator is EGNO:
+        model, local = EGNO(2, 2, 16, 3, **options).double(), {}
+    else:
+        model, local = EGHNO(2, 2, 1, 16, 2, clusters=3, **options).double(), system.local
+    translation = torch.tensor([20.0, -5.0, 3.0], dtype=torch.float64)
+    plain = model(*system[:5], **local)
+    difference = []
+    for mirror in (False, True):
+        rotation = random_rotation(1, mirror=mirror)
+        moved = model(*system.transformed(rotation, translation)[:5], **local)
+        difference.append(relative_error(moved.pos, plain.pos @ rotation.T + translation))
+        difference.append(relative_error(moved.h, plain.h))
+    assert max(difference[:2]) < 1e-10
+    assert min(difference[2:]) > 1e-6
+
+
+def test_handed_layers_start_at_the_static_frame_and_can_learn():
+    torch.manual_seed(0)
+    model, system = (
+        EGNO(2, 2, 16, 3, n_times=5, time_embedding=8, handed=True, start="static").double(),
+        random_system(9),
+    )
+    out = model(*system[:5])
+    torch.testing.assert_close(out.pos, system.pos.expand(5, -1, -1), rtol=0, atol=0)
+    out.pos.square().sum().backward()
+    for layer in model.block.layers:
+        assert layer.cross[-1].weight.grad.norm() > 0
+        assert layer.coord[-1].weight.grad[0].norm() > 0
 
 
 @pytest.mark.parametrize("time_conv", VARIANTS)

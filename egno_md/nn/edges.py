@@ -5,8 +5,8 @@ With ``r_ij = x_i - x_j - shift_ij`` and the first Linear of phi_e split by its 
     z1 = (W_i h_i + b_1) + W_j h_j + [w_d, W_e] [|r_ij|^2, e_ij]      a1   = silu(z1)
     z2 = W_2 a1 + b_2                                                m_ij = silu(z2)
     z3 = W_3 m_ij + b_3                                              a3   = silu(z3)
-    s_ij = w_4 . a3 + b_4
-    shift_i = clamp(mean_j r_ij s_ij, -100, 100)                     agg_i = sum_j m_ij
+    s_ij = W_4 a3 + b_4                                              agg_i = sum_j m_ij
+    shift_i = clamp(mean_j r_ij s_ij, -100, 100)                     one vector for each of the K outputs of phi_x
 
 ``W_i h_i + b_1`` and ``W_j h_j`` are computed once per node and gathered; what stays per edge and time point is the
 arithmetic of ``W_2`` and ``W_3``. The edges, one list for all T, go through in blocks whose temporaries stay in the
@@ -59,7 +59,7 @@ def edge_block(
 
     Equal to :func:`egno_md.nn.reference.edge_block` in values and first derivatives; there are no second derivatives.
     Any order of the edges is right; receivers in ascending order are the fastest. Under ``torch.autocast`` the products
-    with W_2, W_3 and w_4 are computed in its dtype (on the CPU in the forward pass alone), everything else and both
+    with W_2, W_3 and W_4 are computed in its dtype (on the CPU in the forward pass alone), everything else and both
     results in the dtype of ``pos``.
 
     Parameters
@@ -73,7 +73,8 @@ def edge_block(
     edge_attr : Tensor (E, A) or (T, E, A)
         Edge scalars.
     message, coord : nn.Sequential
-        phi_e and phi_x. With SiLU they take the fast path, any other activation takes the reference.
+        phi_e and phi_x. With SiLU they take the fast path, any other activation takes the reference. phi_x has K
+        outputs; the paper's has one.
     edge_shift : Tensor (E, 3), optional
         The image of the sender is at ``pos[sender] + edge_shift``.
     norm : bool
@@ -87,7 +88,7 @@ def edge_block(
 
     Returns
     -------
-    shift : Tensor (T, N, 3)
+    shift : Tensor (T, N, 3), with K > 1 (T, N, K, 3)
         Displacement of every node by its neighbours; 0 without an edge.
     agg : Tensor (T, N, H)
         Messages received; 0 without an edge.
@@ -109,7 +110,8 @@ def edge_block(
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     options = _Options(reduce == "mean", None if max_memory == "auto" else max_memory, low)
     h, edge_attr, edge_shift = (None if x is None else x.to(pos.dtype) for x in (h, edge_attr, edge_shift))
-    return _EdgeBlock.apply(pos, h, edge_attr, edge_shift, edge_index, options, *weights)
+    shift, agg = _EdgeBlock.apply(pos, h, edge_attr, edge_shift, edge_index, options, *weights)
+    return (shift if shift.shape[-1] == 3 else shift.unflatten(-1, (-1, 3))), agg  # (T, N, 3) or (T, N, K, 3)
 
 
 class _Options(NamedTuple):
@@ -119,7 +121,7 @@ class _Options(NamedTuple):
 
 
 def _weights(message: nn.Sequential, coord: nn.Sequential) -> list[Tensor] | None:
-    """``W_1, b_1, ..., w_4, b_4``, or None where the networks are not those of the equations above."""
+    """``W_1, b_1, ..., W_4, b_4``, or None where the networks are not those of the equations above."""
     kinds = (nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, nn.Linear)
     layers = [*message, *coord]
     if (
@@ -129,7 +131,7 @@ def _weights(message: nn.Sequential, coord: nn.Sequential) -> list[Tensor] | Non
     ):
         return None
     linears = layers[::2]
-    if linears[-1].out_features != 1 or any(layer.bias is None for layer in linears):
+    if any(layer.bias is None for layer in linears):
         return None
     return [tensor for layer in linears for tensor in (layer.weight, layer.bias)]
 
@@ -304,13 +306,16 @@ class _Edges:
 def _forward_block(
     edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[], None]:
-    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (T N, 3) and ``agg`` (T N, H)."""
+    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (T N, 3 K) and ``agg`` (T N, H)."""
     low = low or agg.dtype
     w2, b2, w3, b3, w4, b4 = (w.to(low) for w in edges.weights)
     index, r, _, z1 = edges.first_layer(start, stop)
     m = _linear(F.silu(z1, inplace=True).to(low), w2, b2, silu=True)  # (R, H)
     a3 = _linear(m, w3, b3, silu=True)  # (R, H3)
-    force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
+    if len(w4) == 1:
+        force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
+    else:
+        force = (torch.addmm(b4, a3, w4.t())[:, :, None] * r[:, None]).flatten(1).to(r.dtype)  # (R, 3 K)
     receiver = index[:, 0].contiguous()  # (R,)
     m = m.to(agg.dtype)
 
@@ -330,8 +335,8 @@ class Gradients(NamedTuple):
     g_z1: Tensor  # (R, H1)
     g_z2: Tensor  # (R, H)
     g_z3: Tensor  # (R, H3)
-    g_w4: Tensor  # (1, H3)
-    g_b4: Tensor  # (1,)
+    g_w4: Tensor  # (K, H3)
+    g_b4: Tensor  # (K,)
     g_r: Tensor  # (R, 3)
 
 
@@ -347,17 +352,18 @@ def _backward_block(
     m = F.silu(z2)
     z3 = _linear(m, w3, b3)  # (R, H3)
     a3 = F.silu(z3)
-    s = torch.addmm(b4, a3, w4.t())  # (R, 1)
+    s = torch.addmm(b4, a3, w4.t())  # (R, K)
 
-    g_force = g_push.index_select(0, receiver)  # (R, 3)
-    g_s = (g_force * r).sum(-1, keepdim=True)  # (R, 1)
+    g_force = g_push.index_select(0, receiver).view(len(r), -1, 3)  # (R, K, 3)
+    g_s = (g_force * r[:, None]).sum(-1)  # (R, K)
     g_w4, g_b4 = g_s.t() @ a3, g_s.sum(0)
-    g_z3 = _silu_backward(torch.mul(g_s, w4, out=a3), z3)  # (R, H3)
+    g_a3 = torch.mul(g_s, w4, out=a3) if len(w4) == 1 else torch.mm(g_s, w4, out=a3)  # (R, H3)
+    g_z3 = _silu_backward(g_a3, z3)
     g_m = _linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver))  # (R, H)
     g_z2 = _silu_backward(g_m, z2)
     g_z1 = _silu_backward(_linear(g_z2, w2.t()), z1)  # (R, H1)
     # r enters through the force, s r, and through its square.
-    g_r = g_force.mul_(s).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
+    g_r = g_force.mul_(s[..., None]).sum(1).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
     return Gradients(d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
 
 
@@ -390,7 +396,7 @@ class _EdgeBlock(torch.autograd.Function):
         if pos.device.type == "cpu":
             _keep_freed_memory()
         edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
-        push = pos.new_zeros(edges.n_rows, 3)
+        push = pos.new_zeros(edges.n_rows, 3 * len(weights[-1]))
         agg = pos.new_zeros(edges.n_rows, weights[2].shape[0])
         kernels = _kernels(pos, weights)
         block = kernels.forward_block if kernels else _forward_block
@@ -404,13 +410,13 @@ class _EdgeBlock(torch.autograd.Function):
             0, edge_index[0], pos.new_ones(1, 1).expand(len(edges.pairs), 1)
         )
         count.clamp_(min=1)  # (N, 1)
-        shift = (push.view_as(pos) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)
+        shift = (push.view(*pos.shape[:2], -1) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)  # (T, N, 3 K)
         agg = agg.view(edges.n_times, edges.n_nodes, -1)
         if options.mean:
             agg /= count
         ctx.options = options
         ctx.save_for_backward(pos, h, edge_attr, edge_shift, edge_index, shift, count, *weights)
-        return shift, agg
+        return shift, agg  # (T, N, 3 K), (T, N, H)
 
     @staticmethod
     @once_differentiable
@@ -421,7 +427,7 @@ class _EdgeBlock(torch.autograd.Function):
         options: _Options = ctx.options
         edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
         # Where the bound of the displacement holds, its gradient is 0.
-        g_push = (g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count).reshape(edges.n_rows, 3)  # (T N, 3)
+        g_push = (g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count).reshape(edges.n_rows, -1)  # (T N, 3 K)
         g_agg = (g_agg / count if options.mean else g_agg).reshape(edges.n_rows, -1)  # (T N, H)
 
         g_x, g_projected = torch.zeros_like(edges.x), torch.zeros_like(edges.projected)

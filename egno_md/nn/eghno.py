@@ -80,7 +80,7 @@ class EGHNO(nn.Module):
         the same thing at every time with the first alone.
     modes, time_embedding, time_conv, start
         See :class:`~egno_md.nn.egno.EGNO`. The static start is the input up to rounding.
-    flat, norm, residual, reduce
+    flat, norm, residual, reduce, handed
         See :class:`~egno_md.nn.egnn.EGNNLayer`; `norm` concerns the low level alone, as in the original code.
     """
 
@@ -105,6 +105,7 @@ class EGHNO(nn.Module):
         norm: bool = False,
         residual: bool = False,
         reduce: str = "sum",
+        handed: bool = False,
         start: str = "paper",
     ) -> None:
         super().__init__()
@@ -120,6 +121,7 @@ class EGHNO(nn.Module):
             "flat": flat,
             "residual": residual,
             "reduce": reduce,
+            "handed": handed,
         }
         self.embedding = NodeEmbedding(in_node, hidden, time_embedding)
         self.low_embedding = nn.Linear(hidden, hidden)

@@ -52,6 +52,15 @@ def graph_centre(pos: Tensor, batch: Tensor | None, n_graphs: int) -> Tensor:
     return pos.mean(1) if batch is None else reduce_to(pos, batch, n_graphs, mean=True)[0]  # (B, 3)
 
 
+#: Vectors much shorter than this, in the unit of the network, count as no direction in a handed layer.
+SOFT = 0.01
+
+
+def soft_unit(vectors: Tensor) -> Tensor:
+    """Directions of vectors (..., 3), smoothly 0 where a vector is 0."""
+    return vectors / (vectors.square().sum(-1, keepdim=True) + SOFT**2).sqrt()
+
+
 class EGNNLayer(nn.Module):
     """One EGNN layer, applied to every time point by itself; one edge list serves all T.
 
@@ -61,13 +70,20 @@ class EGNNLayer(nn.Module):
         x_i <- x_i + phi_v(h_i) v_i + clamp( mean_j (x_i - x_j) phi_x(m_ij), -100, 100 )
         h_i <- phi_h([ h_i, sum_j m_ij ])                       v passes through unchanged
 
+    All of it commutes with reflections: a molecule and its mirror image are the same to it. With `handed`, which the
+    paper does not have, phi_x has four outputs; three of them make directions ``b_i, d_i, e_i`` (each
+    ``mean_j (x_i - x_j) phi_x(m_ij)`` over its length) whose products change sign in a mirror::
+
+        x_i <- x_i + phi_c(h_i) (b_i x d_i)                     h_i <- phi_h([ h_i, sum_j m_ij, e_i . (b_i x d_i) ])
+
     ========  ============  =====================================
     symbol    attribute     shape
     ========  ============  =====================================
     phi_e     `message`     1 + 2H + A -> H -> H, SiLU after both
-    phi_x     `coord`       H -> H -> 1
+    phi_x     `coord`       H -> H -> 1 (handed: 4)
     phi_v     `velocity`    H -> H -> 1
-    phi_h     `node`        2H -> H -> H
+    phi_h     `node`        2H -> H -> H (handed: from 2H + 1)
+    phi_c     `cross`       H -> H -> 1 (handed alone)
     ========  ============  =====================================
 
     Parameters
@@ -82,6 +98,8 @@ class EGNNLayer(nn.Module):
         ``h <- h + phi_h(...)``, which the paper does not do.
     reduce : {"sum", "mean"}
         Reduction of the messages that enter phi_h.
+    handed : bool
+        SE(3)-equivariant instead of O(3): tells a molecule from its mirror image.
     """
 
     def __init__(
@@ -93,13 +111,25 @@ class EGNNLayer(nn.Module):
         norm: bool = False,
         residual: bool = False,
         reduce: str = "sum",
+        handed: bool = False,
     ) -> None:
         super().__init__()
-        self.norm, self.residual, self.reduce = norm, residual, reduce
+        self.norm, self.residual, self.reduce, self.handed = norm, residual, reduce, handed
         self.message = mlp(1 + 2 * hidden + in_edge, hidden, hidden, flat=flat, last_act=True)
-        self.coord = mlp(hidden, hidden, 1, flat=flat)
+        self.coord = mlp(hidden, hidden, 4 if handed else 1, flat=flat)
         self.velocity = mlp(hidden, hidden, 1, flat=flat)
-        self.node = mlp(2 * hidden, hidden, hidden, flat=flat)
+        self.node = mlp(2 * hidden + handed, hidden, hidden, flat=flat)
+        if handed:
+            self.cross = mlp(hidden, hidden, 1, flat=flat)
+
+    def stand_still(self) -> None:
+        """Initial weights with which the layer moves nothing; directions of a handed layer are there all the same."""
+        with torch.no_grad():
+            self.coord[-1].weight[0] = 0.0
+            self.coord[-1].bias[0] = 0.0
+        zero_last(self.velocity)
+        if self.handed:
+            zero_last(self.cross)
 
     def forward(
         self,
@@ -128,6 +158,13 @@ class EGNNLayer(nn.Module):
             reduce=self.reduce,
             max_memory=max_memory,
         )
+        received = [h, agg]
+        if self.handed:
+            shift, *directions = shift.unbind(2)  # 4 of (T, N, 3)
+            b, d, e = map(soft_unit, directions)
+            axial = torch.linalg.cross(b, d)  # (T, N, 3)
+            shift = shift + self.cross(h) * axial
+            received.append((e * axial).sum(-1, keepdim=True))  # (T, N, 1)
         pos = pos + self.velocity(h) * vel + shift  # phi_v sees h before its update
-        new = self.node(torch.cat([h, agg], dim=-1))  # (T, N, H)
+        new = self.node(torch.cat(received, dim=-1))  # (T, N, H)
         return pos, h + new if self.residual else new

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from .egnn import EGNNLayer, graph_centre, zero_last
+from .egnn import EGNNLayer, graph_centre
 from .spectral import FourierBasis, NodeEmbedding, TemporalConv, fourier_basis
 
 #: What the temporal convolutions act on: (scalars h, channels of the vectors), by name; table 7, I to IV.
@@ -44,7 +44,7 @@ class OperatorBlock(nn.Module):
     start : {"paper", "static"}
         "static" makes the untrained block return its positions and velocities unchanged.
     **options
-        `flat`, `norm`, `residual` and `reduce` of :class:`~egno_md.nn.egnn.EGNNLayer`.
+        `flat`, `norm`, `residual`, `reduce` and `handed` of :class:`~egno_md.nn.egnn.EGNNLayer`.
     """
 
     def __init__(
@@ -77,8 +77,7 @@ class OperatorBlock(nn.Module):
             for conv in self.vector_conv:
                 nn.init.zeros_(conv.weight)
             for layer in self.layers:
-                zero_last(layer.coord)
-                zero_last(layer.velocity)
+                layer.stand_still()
 
     def convolve(
         self, step: int, pos: Tensor, vel: Tensor, h: Tensor, centre: Tensor, basis: FourierBasis | None
@@ -193,7 +192,7 @@ class EGNO(nn.Module):
         D, even and at least 4; 0 leaves the time out of the node scalars.
     time_conv : {"full", "positions", "scalars", "none"}
         Table 7: I convolves h, x and v; II h and x; III h; IV nothing (EGNN).
-    flat, norm, residual, reduce
+    flat, norm, residual, reduce, handed
         See :class:`~egno_md.nn.egnn.EGNNLayer`.
     start : {"paper", "static"}
         Initial weights: the original's, or those with which the untrained output is the input at every time.
@@ -214,6 +213,7 @@ class EGNO(nn.Module):
         norm: bool = False,
         residual: bool = False,
         reduce: str = "sum",
+        handed: bool = False,
         start: str = "paper",
     ) -> None:
         super().__init__()
@@ -230,6 +230,7 @@ class EGNO(nn.Module):
             norm=norm,
             residual=residual,
             reduce=reduce,
+            handed=handed,
         )
 
     def forward(

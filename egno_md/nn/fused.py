@@ -174,9 +174,9 @@ def _backward(
 
 
 def fits(weights: Sequence[Tensor]) -> bool:
-    """Whether the kernels can take these networks: one width throughout, and not a huge one."""
-    _, _, w2, _, w3, _, _, _ = weights
-    return w2.shape == w3.shape and w2.shape[0] == w2.shape[1] <= 256
+    """Whether the kernels can take these networks: one width throughout, not a huge one, and one output."""
+    _, _, w2, _, w3, _, w4, _ = weights
+    return w2.shape == w3.shape and w2.shape[0] == w2.shape[1] <= 256 and len(w4) == 1
 
 
 def _launch(

@@ -50,7 +50,7 @@ def edge_block(
 
     Returns
     -------
-    shift : Tensor (T, N, 3)
+    shift : Tensor (T, N, 3), with K > 1 outputs of phi_x (T, N, K, 3)
         Displacement of every node by its neighbours; 0 without an edge.
     agg : Tensor (T, N, H)
         Messages received; 0 without an edge.
@@ -67,13 +67,14 @@ def edge_block(
         d2 = nn.functional.normalize(d2, dim=-1)
     edge_attr = edge_attr.expand(n_times, *edge_attr.shape[-2:]).flatten(0, 1)  # (T E, A)
     m = message(torch.cat([d2, h[row], h[col], edge_attr], dim=-1))  # (T E, H)
-    push = diff * coord(m)  # (T E, 3)
+    push = (coord(m)[:, :, None] * diff[:, None]).flatten(1)  # (T E, 3 K)
 
     shift = _segment_sum(push, row, len(x)) / _segment_sum(torch.ones_like(push), row, len(x)).clamp(min=1)
     agg = _segment_sum(m, row, len(x))
     if reduce == "mean":
         agg = agg / _segment_sum(torch.ones_like(m), row, len(x)).clamp(min=1)
-    return shift.clamp(-MAX_SHIFT, MAX_SHIFT).view(n_times, n_nodes, 3), agg.view(n_times, n_nodes, -1)
+    shift = shift.clamp(-MAX_SHIFT, MAX_SHIFT).view(n_times, n_nodes, -1, 3)  # (T, N, K, 3)
+    return (shift[:, :, 0] if shift.shape[2] == 1 else shift), agg.view(n_times, n_nodes, -1)
 
 
 def _segment_sum(values: Tensor, index: Tensor, size: int) -> Tensor:
