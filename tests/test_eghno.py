@@ -35,12 +35,14 @@ def small_eghno(seed: int = 0, **options) -> EGHNO:
     return model
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_original_vectors(shared, name):
+def test_original_vectors(shared, name, dtype):
     case = read_official(shared / "fixtures" / "official" / f"{name}.npz")
-    model = from_official(case.weights, case.config)
+    model = from_official(case.weights, case.config).to(dtype)
     assert not model.training
     system, a = case.system(), case.arrays
+    system = type(system)(*(x.to(dtype) if x.is_floating_point() else x for x in system))
     pos = system.pos.requires_grad_()
     out = model(system.h, pos, *system[2:5], **system.local, batch=case.batch)
     assert out.pos.shape == (1, *a["out_x"].shape)
@@ -54,7 +56,9 @@ def test_original_vectors(shared, name):
     (mse + 2 * out.cut_loss).backward()
     assert relative_error(pos.grad, a["grad_x"]) < 1e-4
     grads = {key: p.grad.norm().item() for key, p in model.named_parameters() if p.grad is not None}
-    assert grads == pytest.approx({our_name(key): norm for key, norm in case.grad_norms.items()}, rel=1e-4)
+    # The smallest, of biases, are sums that nearly cancel: processors differ by 3e-9 in float32.
+    rounding = 1e-8 if dtype == torch.float32 else 0.0
+    assert grads == pytest.approx({our_name(key): norm for key, norm in case.grad_norms.items()}, 1e-4, rounding)
 
 
 @pytest.mark.parametrize("n_frames", [None, 4])
