@@ -18,11 +18,14 @@ from safetensors.torch import save
 from ._version import __version__
 from .config import GraphSpec, ModelSpec, WindowSpec
 from .errors import ModelError, OutputError
+from .geometry import LocalGeometry
 from .nn import EGHNO, EGNO
 
 FORMAT = "egno_md"
-FORMAT_VERSION = 1
+#: 2: the local geometry of molecules beside the weights. Older files are read as they are.
+FORMAT_VERSION = 2
 DEFAULT_MODEL = "ca-1ps"
+_GEOMETRY = "geometry."
 
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
@@ -74,6 +77,9 @@ class Model:
         What it was trained on, with which settings, how good it is, its licence.
     name : str
         Name of a bundled model, or the file's.
+    geometry : dict of str to LocalGeometry
+        What hardly varies in the molecules that it was trained on, by :attr:`egno_md.GraphBuilder.identity`; a forecast
+        of one of them is brought back to it.
     """
 
     network: EGNO | EGHNO
@@ -82,6 +88,7 @@ class Model:
     spec: ModelSpec
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
+    geometry: dict[str, LocalGeometry] = field(default_factory=dict)
 
     @property
     def n_parameters(self) -> int:
@@ -112,6 +119,8 @@ class Model:
         if path.exists() and not force:
             raise OutputError(f"{path} exists; pass force=True to replace it, or choose another name")
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
+        for identity, known in self.geometry.items():
+            tensors |= {f"{_GEOMETRY}{identity}.{key}": torch.from_numpy(a) for key, a in known.arrays().items()}
         content = json.dumps(
             {
                 "graph": self.graph.model_dump(),
@@ -215,7 +224,13 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
         window = WindowSpec(**content["window"])
         spec = ModelSpec(**content["model"])
         network = build_network(graph, window, spec)
+        geometry: dict[str, dict[str, Any]] = {}
+        for key in [key for key in tensors if key.startswith(_GEOMETRY)]:
+            identity, name_of_array = key.removeprefix(_GEOMETRY).split(".")
+            geometry.setdefault(identity, {})[name_of_array] = tensors.pop(key).numpy()
         network.load_state_dict(tensors)
-    except (ValidationError, KeyError, RuntimeError) as error:
+        known = {identity: LocalGeometry(**arrays) for identity, arrays in geometry.items()}
+    except (ValidationError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model that egno_md {__version__} can build: {error}") from error
-    return Model(network.eval(), graph, window, spec, content["provenance"], name if name in bundled else path.stem)
+    name = name if name in bundled else path.stem
+    return Model(network.eval(), graph, window, spec, content["provenance"], name, known)

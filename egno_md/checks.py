@@ -166,7 +166,7 @@ def check_frames(
     centres = _centres(pairs, start)  # (C, 4)
     flipped = (_pyramids(good, centres) * _pyramids(start, centres) < 0).sum(axis=-1)  # (G,)
 
-    runs = _runs(pairs, n_atoms)  # (R, 4)
+    runs = runs_of_four(pairs, n_atoms)  # (R, 4)
     if len(runs) >= MIN_RUNS:
         there, here = _twists(start, runs), _twists(good, runs)  # (R,), (G, R)
         norm = np.linalg.norm(there) * np.linalg.norm(here, axis=-1)
@@ -234,7 +234,7 @@ def _clash_distance(
     return float(min(limit, 0.85 * closest))
 
 
-def _neighbours(pairs: NDArray[np.int64], n_atoms: int) -> list[list[int]]:
+def bonded_neighbours(pairs: NDArray[np.int64], n_atoms: int) -> list[list[int]]:
     found: list[set[int]] = [set() for _ in range(n_atoms)]
     for i, j in pairs.tolist():
         if i != j:
@@ -245,7 +245,7 @@ def _neighbours(pairs: NDArray[np.int64], n_atoms: int) -> list[list[int]]:
 
 def _centres(pairs: NDArray[np.int64], start: NDArray[np.float64]) -> NDArray[np.int64]:
     """Chiral centres, each with its first three neighbours, ``(C, 4)``."""
-    neighbours = _neighbours(pairs, len(start))
+    neighbours = bonded_neighbours(pairs, len(start))
     rows = [[i, *atoms[:3]] for i, atoms in enumerate(neighbours) if len(atoms) >= 3]
     centres = np.array(rows, dtype=np.int64).reshape(-1, 4)
     just_three = np.array([len(neighbours[i]) == 3 for i in centres[:, 0]], dtype=bool)
@@ -261,9 +261,9 @@ def _pyramids(xyz: NDArray[np.float64], centres: NDArray[np.int64]) -> NDArray[n
     return np.linalg.det(arms)
 
 
-def _runs(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
+def runs_of_four(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
     """Runs of four atoms joined by three bonds, ``(R, 4)``."""
-    neighbours = _neighbours(pairs, n_atoms)
+    neighbours = bonded_neighbours(pairs, n_atoms)
     rows = [
         [i, j, k, m]
         for j in range(n_atoms)

@@ -151,7 +151,8 @@ class ModelSpec(Spec):
     start : {"paper", "static"}
         Initial weights: the original's, or those whose forecast is the static frame.
     keep_bonds : bool
-        Bring the bonds of every predicted frame back to their lengths at the start; see :mod:`egno_md.geometry`.
+        Bring every predicted frame back to a local geometry: of a molecule that the model was trained on to what
+        hardly varies in those runs, of others the bonds to their lengths at the start; see :mod:`egno_md.geometry`.
     clusters, pooling_layers, decoder_layers, placement, assignment, cut_weight
         EGHNO alone; see :class:`egno_md.nn.EGHNO`.
     """
@@ -197,6 +198,16 @@ class TrainSpec(Spec):
         Of the learning rate: a warm-up and half a cosine down to zero over all epochs, or nothing.
     epoch_windows : int
         Windows per epoch, drawn anew in each; 0 for all. A state is saved after every epoch.
+    noise : float
+        Standard deviation in Angstrom of what is added to every coordinate of the input frames.
+    unroll : int
+        A window is learned from as the 1st to as many windows of a chain, drawn anew each time; those before it are
+        the model's own, without a gradient through them (Brandstetter et al. 2022, pushforward).
+    pair_weight : float
+        Weight of the mean squared error of the distances along the edges (Angstrom squared) in the loss.
+    step_weights : {"equal", "static"}
+        Every step of the window counts the same (section 4.4), or by the inverse of the static frame's error there, so
+        that the first steps, whose errors are small, count as much as the last.
     """
 
     seed: int = 0
@@ -209,6 +220,10 @@ class TrainSpec(Spec):
     ema_decay: float = Field(0.99, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     epoch_windows: int = Field(0, ge=0)
+    noise: float = Field(0.0, ge=0)
+    unroll: int = Field(1, ge=1)
+    pair_weight: float = Field(0.0, ge=0)
+    step_weights: Literal["equal", "static"] = "equal"
 
 
 #: Settings by name. "default" is made for proteins: lengths of Angstrom, graphs with cutoffs of 10 A, a start at the

@@ -186,9 +186,9 @@ def forecast(
         # float32 holds a coordinate of 1000 A to 1e-4 A only; the operator does not mind where it is: centre it.
         centre = frames[:, -1:].mean(axis=2, keepdims=True)  # (B, 1, 1, 3)
         frames = frames - centre
-        lengths = bond_lengths(frames[:, -1:], builder.bonds)  # (B, 1, n_bonds)
+        start = frames[:, -1:]  # (B, 1, N, 3)
         for done in range(0, horizon, per_window):
-            batch = _collate(model, builder, frames, None if boxes is None else boxes[chosen]).to(device)
+            batch = graphs(model, [builder] * len(frames), frames, None if boxes is None else boxes[chosen]).to(device)
             pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
             predicted = pos.cpu().numpy().reshape(per_window, -1, n_atoms, 3).swapaxes(0, 1)  # (B, T, N, 3)
             if not np.isfinite(predicted).all():
@@ -196,8 +196,7 @@ def forecast(
                     f"model {model.name!r} predicted coordinates that are not finite in frames {done + 1} to "
                     f"{done + per_window}; shorten the horizon or use a model made for this system"
                 )
-            if model.spec.keep_bonds:
-                predicted = keep_bonds(predicted, builder.bonds, lengths)  # (B, T, N, 3)
+            predicted = restored(model, builder, predicted, start)  # (B, T, N, 3)
             keep = min(per_window, horizon - done)
             out[chosen, done : done + keep] = predicted[:, :keep] + centre
             frames = np.concatenate([frames, predicted[:, substeps - 1 :: substeps]], axis=1)[
@@ -208,10 +207,24 @@ def forecast(
     return out
 
 
-def _collate(model: Model, builder: GraphBuilder, frames: np.ndarray, boxes: Sequence | None) -> Batch:
-    """Graphs of B starts as one batch; `frames` (B, n_input, N, 3)."""
+def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Predicted frames (..., N, 3) with the local geometry that the model keeps.
+
+    That of the runs it was trained on where it knows the molecule, else the bond lengths of `start` (..., N, 3).
+    """
+    if not model.spec.keep_bonds:
+        return predicted
+    if builder.identity in model.geometry:
+        return model.geometry[builder.identity].project(predicted)
+    return keep_bonds(predicted, builder.bonds, bond_lengths(start, builder.bonds))
+
+
+def graphs(
+    model: Model, builders: Sequence[GraphBuilder], frames: Sequence[np.ndarray], boxes: Sequence | None = None
+) -> Batch:
+    """Graphs of B starts as one batch; `frames` are B histories (n_input, N, 3)."""
     graphs = []
-    for b, past in enumerate(frames):
+    for b, (builder, past) in enumerate(zip(builders, frames, strict=True)):
         velocities = displacements(past, model.window)  # (history, N, 3)
         data = builder(past[-1], velocities[-1], None if boxes is None else boxes[b])
         if model.window.history > 1:

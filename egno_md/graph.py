@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -284,6 +286,12 @@ class GraphBuilder:
         if shift is not None and shift.any():
             data.edge_shift = torch.from_numpy(shift).to(self.device, torch.float32)
         return data
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The same for the same atoms (number, names, residue names) with the same bonds, whatever the file."""
+        columns = [getattr(self.atoms, name).tolist() for name in ("resnames", "names") if hasattr(self.atoms, name)]
+        return hashlib.sha256(repr([self.n_atoms, columns, self.bonds.tolist()]).encode()).hexdigest()[:16]
 
     def check_whole(self, positions: ArrayLike, box: ArrayLike | None, *, frame: int | None = None) -> None:
         """:func:`check_whole` with the atoms and bonds of this builder."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -31,7 +32,8 @@ from .checkpoint import Model, load_model, new_model
 from .config import PRESETS, GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from .errors import DataError, ModelError, OutputError, UsageError
 from .evaluation import Evaluation, Part, frames_per_stride, same_spacing, score
-from .forecast import apply_operator
+from .forecast import apply_operator, graphs, restored
+from .geometry import LocalGeometry
 from .graph import GraphBuilder, collate, select_atoms
 from .metrics import InternalMotion
 from .trajectory import frame_spacing, open_universe
@@ -45,12 +47,12 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 class _Shuffled(Sampler):
     """A new order every epoch that depends on seed and epoch alone, so that a resumed training repeats it."""
 
-    def __init__(self, length: int, seed: int, at_most: int = 0) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
-        self.taken = min(length, at_most or length)
+    def __init__(self, data: Dataset, seed: int, at_most: int = 0) -> None:
+        self.data, self.length, self.seed, self.epoch = data, len(data), seed, 0  # type: ignore[arg-type]
+        self.taken = min(self.length, at_most or self.length)
 
     def set_epoch(self, epoch: int) -> None:  # lightning calls this
-        self.epoch = epoch
+        self.epoch = self.data.epoch = epoch  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return self.taken
@@ -58,6 +60,34 @@ class _Shuffled(Sampler):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(torch.randperm(self.length, generator=generator)[: self.taken].tolist())
+
+
+class _Varied(Dataset):
+    """Training windows with noise on their input, and later windows of a chain; both follow from seed and epoch."""
+
+    def __init__(self, windows: Dataset, spec: TrainSpec) -> None:
+        self.windows, self.spec, self.epoch = windows, spec, 0
+        self.items = list(range(len(windows)))  # type: ignore[arg-type]
+        if spec.unroll > 1:
+            self.items = [item for item in self.items if windows.ahead(item, spec.unroll - 1) is not None]
+            if not self.items:
+                raise DataError(
+                    f"no stretch of the training runs is as long as unroll = {spec.unroll} windows; lower it, or use "
+                    "longer runs"
+                )
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, k: int) -> Data:
+        rng = np.random.default_rng((self.spec.seed, self.epoch, k))
+        if self.spec.noise:
+            data = self.windows.sample(self.items[k], functools.partial(rng.normal, 0.0, self.spec.noise))
+        else:
+            data = self.windows[self.items[k]]
+        if self.spec.unroll > 1:
+            data.item = self.items[k]
+        return data
 
 
 class _Diverged(Exception):
@@ -99,11 +129,15 @@ class _Epochs(Callback):
 class _Module(pl.LightningModule):
     """Loss, optimiser and schedule; the mean squared error over t, nodes and coordinates (section 4.4)."""
 
-    def __init__(self, model: Model, spec: TrainSpec) -> None:
+    def __init__(self, model: Model, spec: TrainSpec, train: Dataset) -> None:
         super().__init__()
         self.network = model.network
         self.model = model
         self.spec = spec
+        weights = torch.ones(model.window.n_times)  # (T,)
+        if spec.step_weights == "static":
+            weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
+        self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
 
     def _errors(self, batch: Batch):
         out = apply_operator(self.model, batch)
@@ -111,13 +145,44 @@ class _Module(pl.LightningModule):
         return out, squared.mean(dim=(1, 2))  # (T,)
 
     def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+        if self.spec.unroll > 1:
+            batch = self._further(batch, number)
         out, per_step = self._errors(batch)
-        loss = per_step.mean()
+        loss = (self.step_weights * per_step).mean()
+        if self.spec.pair_weight:
+            loss = loss + self.spec.pair_weight * _pair_error(out.pos, batch.y.transpose(0, 1), batch.edge_index)
         if self.model.spec.operator == "eghno":
             loss = loss + self.model.spec.cut_weight * out.cut_loss
         self._require_finite(loss, f"the loss of batch {number + 1}")
         self.log("train", loss.detach(), prog_bar=True, batch_size=batch.num_graphs)
         return loss
+
+    def _further(self, batch: Batch, number: int) -> Batch:
+        """The batch some windows later: the input is what the model makes of the windows before."""
+        # Asked of the trainer: what a module holds is copied with its weights.
+        windows, device = self.trainer.train_dataloader.dataset.windows, batch.pos.device
+        rng = np.random.default_rng((self.spec.seed, self.current_epoch, number))
+        steps = int(rng.integers(self.spec.unroll))
+        if not steps:
+            return batch
+        items = batch.item.tolist()
+        runs = [windows.runs[windows.index[item][0]] for item in items]
+        frames = [windows.history(item) for item in items]  # B of (n_input, N, 3)
+        starts = [past[-1:] for past in frames]  # B of (1, N, 3)
+        last = batch
+        for step in range(steps):
+            with torch.no_grad():
+                pos = apply_operator(self.model, last).pos.cpu().double().numpy()  # (T, N, 3)
+            parts = np.split(pos, last.ptr[1:-1].tolist(), axis=1)  # B of (T, N, 3)
+            self._require_finite(torch.tensor(np.abs(pos).max()), f"chained window {step + 1} of batch {number + 1}")
+            frames = [
+                np.concatenate([past, restored(self.model, run.builder, part, start)])[-len(past) :]
+                for past, run, part, start in zip(frames, runs, parts, starts, strict=True)
+            ]
+            last = graphs(self.model, [run.builder for run in runs], frames).to(device)
+        targets = [windows[windows.ahead(item, steps)].y for item in items]  # B of (N, T, 3)
+        last.y = torch.cat(targets).to(device)  # (N, T, 3)
+        return last
 
     def validation_step(self, batch: Batch, number: int) -> None:
         per_step = self._errors(batch)[1]
@@ -144,6 +209,20 @@ class _Module(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _static_errors(windows: Dataset, at_most: int = 256) -> torch.Tensor:
+    """Mean squared error of the standing start frame at every step (T,), in evenly spread windows."""
+    length = len(windows)  # type: ignore[arg-type]
+    chosen = [windows[k] for k in range(0, length, -(-length // at_most))]
+    return torch.stack([(data.y - data.pos[:, None]).square().mean(dim=(0, 2)) for data in chosen]).mean(0)  # (T,)
+
+
+def _pair_error(predicted: torch.Tensor, true: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of the distances along the edges, of positions (T, N, 3)."""
+    row, col = edges[:, edges[0] < edges[1]]
+    lengths = [torch.linalg.vector_norm(x[:, row] - x[:, col], dim=-1) for x in (predicted, true)]  # 2 of (T, E)
+    return (lengths[0] - lengths[1]).square().mean()
 
 
 def fit(
@@ -210,7 +289,8 @@ def fit(
         raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
     pl.seed_everything(spec.seed, workers=True, verbose=False)
     trained = dataclasses.replace(model, network=copy.deepcopy(model.network).train())
-    module = _Module(trained, spec)
+    varied = _Varied(train, spec)
+    module = _Module(trained, spec, varied)
     best = ModelCheckpoint(work_dir, "best", monitor="F-MSE", save_last=True, enable_version_counter=False)
     callbacks = [best, EarlyStopping("F-MSE", patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
     if progress:
@@ -235,9 +315,9 @@ def fit(
             log_every_n_steps=1,
             default_root_dir=work_dir,
         )
-        order = _Shuffled(len(train), spec.seed, spec.epoch_windows)
+        order = _Shuffled(varied, spec.seed, spec.epoch_windows)
         loaders = (
-            DataLoader(train, batch_size=spec.batch_size, sampler=order, collate_fn=collate),
+            DataLoader(varied, batch_size=spec.batch_size, sampler=order, collate_fn=collate),
             DataLoader(validation, batch_size=spec.batch_size, collate_fn=collate),
         )
         try:
@@ -390,6 +470,8 @@ class Data:
     ----------
     train, validation : TrajectoryWindows
     test : list of Part
+    geometry : dict of str to LocalGeometry
+        Of every molecule in the training part, by its builder's identity.
     record : dict
         Files, frames and split, for the provenance.
     """
@@ -397,6 +479,7 @@ class Data:
     train: TrajectoryWindows
     validation: TrajectoryWindows
     test: list[Part]
+    geometry: dict[str, LocalGeometry]
     record: dict[str, Any]
 
 
@@ -461,6 +544,7 @@ def load_data(
     runs: list[Run] = []
     chosen: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     test: list[Part] = []
+    geometry: dict[str, LocalGeometry] = {}
     entries = []
     for system in systems:
         builder: GraphBuilder | None = None
@@ -494,6 +578,8 @@ def load_data(
                 entry["test_from"] = segments(parts[2], window, stride)[0][0]
             entries.append(entry)
         training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
+        if training and builder is not None:
+            geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
         # A system that is only tested has no training part: its baselines then come from the test's own first half.
         motion = InternalMotion.fit(training or [run.positions[: len(run.positions) // 2] for run, _, _ in own],
                                     own[0][0].every)  # fmt: skip
@@ -505,6 +591,7 @@ def load_data(
         TrajectoryWindows(runs, window, chosen["train"]),
         TrajectoryWindows(runs, window, [starts[::thin] for starts in chosen["validation"]]),
         test,
+        geometry,
         {"runs": entries, "split": "blocks of time, no frame shared", "fractions": list(shares), "blocks": blocks},
     )
 
@@ -563,6 +650,7 @@ def train(
             record.write_text(json.dumps(plan, indent=1))
         except OSError as error:
             raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
+    model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
     trained = fit(model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, **options)
     result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
     history = [*model.provenance.get("history", [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,17 +250,41 @@ class TrajectoryWindows(torch.utils.data.Dataset):
         return len(self.index)
 
     def __getitem__(self, item: int) -> Data:
+        return self.sample(item)
+
+    def history(self, item: int) -> np.ndarray:
+        """The input frames of a window (frames_back + 1, N, 3), float64, as a forecast takes them."""
+        r, start = self.index[item]
+        run = self.runs[r]
+        return run.positions[start + np.arange(-frames_back(self.window), 1) * run.every].astype(np.float64)
+
+    def ahead(self, item: int, windows: int) -> int | None:
+        """The window that many windows later, where every start frame in between is one of this data set's too."""
+        r, start = self.index[item]
+        there = item + windows * self.window.span * self.runs[r].every
+        distance = there - item
+        return there if there < len(self.index) and self.index[there] == (r, start + distance) else None
+
+    def sample(self, item: int, noise: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> Data:
+        """One window; `noise` gives what is added to its input frames, in Angstrom, for their shape."""
         r, start = self.index[item]
         run, window = self.runs[r], self.window
         last = 1 if window.velocity == "forward" else 0
         past = run.positions[start + np.arange(-frames_back(window), last + 1) * run.every]
+        if noise is not None:
+            past = past + noise(past.shape)
         velocities = displacements(past, window)  # (history, N, 3)
         sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
         box = None if run.boxes is None else run.boxes[start]
-        data = run.builder(run.positions[start], velocities[-1], box)
+        data = run.builder(sequence[-1], velocities[-1], box)
         if window.history > 1:
-            data.pos_history = torch.from_numpy(np.ascontiguousarray(sequence.swapaxes(0, 1)))  # (N, T, 3)
-            data.vel_history = torch.from_numpy(np.ascontiguousarray(velocities.swapaxes(0, 1)))  # (N, T, 3)
+            data.pos_history = _nodes_first(sequence)  # (N, T, 3)
+            data.vel_history = _nodes_first(velocities)  # (N, T, 3)
         targets = run.positions[start + np.asarray(window.targets) * run.every]
-        data.y = torch.from_numpy(np.ascontiguousarray(targets.swapaxes(0, 1)))  # (N, T, 3)
+        data.y = _nodes_first(targets)  # (N, T, 3)
         return data
+
+
+def _nodes_first(frames: np.ndarray) -> torch.Tensor:
+    """(T, N, 3) to (N, T, 3), float32."""
+    return torch.from_numpy(np.ascontiguousarray(frames.swapaxes(0, 1), np.float32))  # (N, T, 3)
