@@ -161,7 +161,9 @@ class LocalGeometry:
         Returns
         -------
         ndarray, shape (..., N, 3)
-            Centres are kept. It commutes with rotations, and not with reflections: a mirror image is turned over.
+            Centres are kept. It commutes with rotations, and not with reflections: a chiral centre that has just gone
+            through its plane is brought back. What has not converged after 500 sweeps, such as the mirror image of a
+            whole molecule, is left to the checks.
         """
         n_atoms = positions.shape[-2]
         near, reach = _keys(self.pairs, n_atoms), float(self.closest[0])

@@ -1,4 +1,4 @@
-"""The projection gives bonds their length back, moves nothing else, and knows no direction in space."""
+"""The projections give bonds, or all that hardly varies, back; they know no direction in space."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 from conftest import Ballistic, make_model, make_universe
 from scipy.spatial.transform import Rotation
 
-from egno_md import EGNOSurrogate
-from egno_md.geometry import BOND_SLACK, bond_lengths, keep_bonds
+from egno_md import EGNOSurrogate, load_model
+from egno_md.errors import DataError
+from egno_md.geometry import BOND_SLACK, RIGID, LocalGeometry, bond_lengths, keep_bonds, signed_volumes
+from egno_md.graph import GraphBuilder
 
 
 def chain(n=60, seed=0):
@@ -70,3 +72,108 @@ def test_forecast_keeps_the_bonds_of_its_start():
         u.trajectory[-1]
         off = np.abs(bond_lengths(results.positions[0], bonds) - bond_lengths(u.atoms.positions, bonds)).max()
         assert (off < BOND_SLACK + 0.01) == keep
+
+
+def amino_acid(n_frames=400, seed=0):
+    """A chiral centre with four arms, one of them two bonds long that turns about its bond within a third of a turn."""
+    rng = np.random.default_rng(seed)
+    star = 1.5 * np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    angle = rng.uniform(0.3, 2.4, n_frames)
+    along = star[4] / 1.5
+    side = np.cross(along, [1.0, 0, 0])
+    side /= np.linalg.norm(side)
+    up = np.cross(along, side)
+    tip = star[4] + 0.5 * along + 1.4 * (np.cos(angle)[:, None] * side + np.sin(angle)[:, None] * up)  # (F, 3)
+    frames = np.concatenate([np.broadcast_to(star, (n_frames, 5, 3)), tip[:, None]], axis=1)  # (F, 6, 3)
+    bonds = np.array([[0, 1], [0, 2], [0, 3], [0, 4], [4, 5]])
+    return frames + 0.01 * rng.standard_normal(frames.shape), bonds, rng
+
+
+def test_bounds_of_a_run():
+    frames, bonds, _ = amino_acid()
+    known = LocalGeometry.fit([frames[:150], frames[150:]], bonds)
+    d = bond_lengths(frames, known.pairs)
+    rigid = d.std(axis=0) < RIGID
+    assert 0 < rigid.sum() < len(rigid)  # the arms to the tip turn
+    np.testing.assert_allclose(known.upper[rigid] - known.lower[rigid], 2 * d.std(axis=0)[rigid], rtol=1e-6)
+    np.testing.assert_allclose(known.lower[~rigid], d.min(axis=0)[~rigid])
+    np.testing.assert_allclose(known.upper[~rigid], d.max(axis=0)[~rigid])
+    v = signed_volumes(frames, known.corners)
+    np.testing.assert_allclose([known.volume_lower, known.volume_upper], [v.min(axis=0), v.max(axis=0)])
+    with pytest.raises(DataError, match="none"):
+        LocalGeometry.fit([frames[:0]], bonds)
+
+
+def test_frames_come_back_within_the_bounds_and_centres_to_their_side():
+    frames, bonds, rng = amino_acid()
+    known = LocalGeometry.fit([frames], bonds)
+    centre = np.sign(signed_volumes(frames, known.corners[:1]))  # (F, 1)
+    assert (centre == centre[0]).all()
+    noisy = frames[:30] + 0.3 * rng.standard_normal((30, 6, 3))
+    turned = frames[:30] * [1, 1, -0.2]  # through the plane, a tenth of the way to the mirror image
+    assert (np.sign(signed_volumes(turned, known.corners[:1])) == -centre[:30]).all()
+    for broken in (noisy, turned):
+        done = known.project(broken)
+        d, v = bond_lengths(done, known.pairs), signed_volumes(done, known.corners)
+        before = bond_lengths(broken, known.pairs)
+        assert np.abs(before - np.clip(before, known.lower, known.upper)).max() > 0.1
+        assert np.abs(d - np.clip(d, known.lower, known.upper)).max() < 0.01
+        assert np.abs(v - np.clip(v, known.volume_lower, known.volume_upper)).max() < 0.05
+        assert (np.sign(signed_volumes(done, known.corners[:1])) == centre[0]).all()
+        np.testing.assert_allclose(done.mean(axis=1), broken.mean(axis=1), atol=1e-9)
+    assert np.mean((known.project(noisy) - frames[:30]) ** 2) < np.mean((noisy - frames[:30]) ** 2)
+    # Real frames hardly move: the bounds of what is rigid are one standard deviation wide.
+    assert np.abs(known.project(frames) - frames).max() < 0.05
+
+
+def test_geometry_knows_no_direction_but_a_hand():
+    frames, bonds, rng = amino_acid()
+    known = LocalGeometry.fit([frames], bonds)
+    noisy = frames[:5] + 0.3 * rng.standard_normal((5, 6, 3))
+    for mirror in (1, -1):
+        turn = mirror * Rotation.random(random_state=1).as_matrix()
+        difference = np.abs(known.project(noisy @ turn.T + 7) - (known.project(noisy) @ turn.T + 7)).max()
+        assert (difference < 1e-8) == (mirror == 1)
+
+
+def test_atoms_far_along_the_bonds_are_held_apart():
+    """A chain of nine beads that is closed to a ring at its ends, which were never nearer than 4 A."""
+    angle = np.arange(9) * 2 * np.pi / 9.6
+    ring = 3.8 / (2 * np.sin(np.pi / 9.6)) * np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    rng = np.random.default_rng(0)
+    frames = ring + 0.02 * rng.standard_normal((100, 9, 3))
+    bonds = np.stack([np.arange(8), np.arange(1, 9)], axis=1)
+    known = LocalGeometry.fit([frames], bonds)
+    least = np.linalg.norm(frames[:, 0] - frames[:, 8], axis=-1).min()
+    assert known.closest == pytest.approx(least)
+    clash = frames[:3].copy()
+    clash[:, 8] = clash[:, 0] + 0.4 * (clash[:, 8] - clash[:, 0])
+    done = known.project(clash)
+    assert np.linalg.norm(clash[:, 0] - clash[:, 8], axis=-1).max() < 0.6 * least
+    assert np.linalg.norm(done[:, 0] - done[:, 8], axis=-1).min() > least - 0.02
+
+
+def test_a_model_keeps_the_geometry_of_the_molecules_it_knows(tmp_path):
+    u = make_universe(12, velocity=0.05)
+    model = make_model(Ballistic(4), keep_bonds=True)
+    builder = GraphBuilder(u.atoms, model.graph)
+    still = make_universe(200, velocity=0.0)
+    frames = np.stack([still.atoms.positions for _ in still.trajectory])
+    frames += 0.04 * np.random.default_rng(0).standard_normal(frames.shape)
+    known = LocalGeometry.fit([frames], builder.bonds)
+    model.geometry[builder.identity] = known
+    found = EGNOSurrogate(u, model, horizon=10).run().results.positions[0]
+    d = bond_lengths(found.astype(float), known.pairs)
+    assert np.abs(d - np.clip(d, known.lower, known.upper)).max() < 0.02
+    # Another molecule (a residue of another name) is held by the bonds of its start.
+    other = make_universe(12, velocity=0.05)
+    other.residues.resnames = ["LIG", "LIH"]
+    free = EGNOSurrogate(other, model, horizon=10).run().results.positions[0]
+    assert np.abs(bond_lengths(free.astype(float), known.pairs) - d).max() > 0.1
+
+    real = make_model(keep_bonds=True)
+    real.geometry[builder.identity] = known
+    loaded = load_model(real.save(tmp_path / "m.safetensors"))
+    assert list(loaded.geometry) == [builder.identity]
+    for name, array in loaded.geometry[builder.identity].arrays().items():
+        np.testing.assert_array_equal(array, known.arrays()[name])

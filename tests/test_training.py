@@ -9,21 +9,22 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_model, make_universe
+from conftest import Ballistic, make_model, make_universe
 
 from egno_md import load_model
 from egno_md.checkpoint import new_model
 from egno_md.cli import main
 from egno_md.config import PRESETS, TrainSpec
 from egno_md.errors import DataError, ModelError, UsageError
-from egno_md.graph import GraphBuilder
-from egno_md.training import System, fit, load_data, read_manifest, train_files
+from egno_md.graph import GraphBuilder, collate
+from egno_md.training import System, _Module, _pair_error, _Varied, fit, load_data, read_manifest, train_files
 from egno_md.windows import Run, TrajectoryWindows, split_blocks
 
 torch.set_num_threads(1)
@@ -60,10 +61,13 @@ def test_harmonic_motion_is_learned(tmp_path, operator):
     assert not trained.network.training
 
 
-def test_resumed_training_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize(
+    "options", [{}, {"noise": 0.1, "unroll": 3, "pair_weight": 0.5, "step_weights": "static"}], ids=["plain", "varied"]
+)
+def test_resumed_training_ends_with_the_same_weights(tmp_path, options):
     model = make_model(start="static")
     train, validation = harmonic_windows(model, 90)
-    spec = TrainSpec(batch_size=8, max_epochs=4)
+    spec = TrainSpec(batch_size=8, max_epochs=4, **options)
     whole = fit(model, train, validation, spec, work_dir=tmp_path / "whole", progress=False)
 
     class Killed(Exception):
@@ -77,11 +81,17 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path):
         def __len__(self):
             return len(train)
 
+        def __getattr__(self, name):
+            return getattr(train, name)
+
         def __getitem__(self, item):
+            return self.sample(item)
+
+        def sample(self, item, noise=None):
             self.reads += 1
             if self.reads > 2.5 * len(train):
                 raise Killed
-            return train[item]
+            return train.sample(item, noise)
 
     with pytest.raises(Killed):
         fit(model, Stops(), validation, spec, work_dir=tmp_path / "cut", progress=False)
@@ -92,6 +102,68 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path):
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
     with pytest.raises(UsageError, match="nothing to resume"):
         fit(model, train, validation, spec, work_dir=tmp_path / "none", resume=True, progress=False)
+
+
+def test_noise_is_on_the_input_alone_and_follows_from_seed_and_epoch():
+    model = make_model()
+    train, _ = harmonic_windows(model)
+    noisy = _Varied(train, TrainSpec(noise=0.2, seed=3))
+    clean, first = train[4], noisy[4]
+    added = (first.pos - clean.pos).numpy()
+    assert 0.1 < added.std() < 0.3
+    assert (first.vel - clean.vel).std() > added.std()  # the frame before has its own
+    torch.testing.assert_close(first.x[:, 0], first.vel.norm(dim=1))
+    assert torch.equal(first.y, clean.y)
+    assert torch.equal(noisy[4].pos, first.pos)
+    noisy.epoch = 1
+    assert not torch.equal(noisy[4].pos, first.pos)
+    assert torch.equal(_Varied(train, TrainSpec())[4].pos, clean.pos)
+
+
+def further(model, train, spec, batch):
+    """The batch that a chained training step learns from, in the epoch and step that go furthest."""
+    module = _Module(model, spec, train)
+    varied = _Varied(train, spec)
+    module._trainer = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=varied), current_epoch=0, world_size=1)
+    draws = [int(np.random.default_rng((spec.seed, 0, n)).integers(spec.unroll)) for n in range(20)]
+    assert set(draws) == set(range(spec.unroll))
+    data = collate([varied[k] for k in batch])
+    return data, [(draws[n], module._further(data.clone(), n)) for n in range(20)]
+
+
+def test_a_chained_step_begins_where_the_chain_has_come_and_aims_at_the_frames_after():
+    """Constant velocity, and a network that knows it: the input of a later window is the real frame there."""
+    u = make_universe(60, velocity=0.05)
+    model = make_model(Ballistic(4))
+    run = Run(np.stack([u.atoms.positions for _ in u.trajectory]), GraphBuilder(u.atoms, model.graph))
+    train = TrajectoryWindows([run, run], model.window)
+    spec = TrainSpec(unroll=3)
+    assert train.ahead(3, 2) == 11 and train.index[11] == (0, 12)
+    assert train.ahead(len(train) // 2 - 1, 1) is None  # not into the next run
+    data, batches = further(model, train, spec, [0, 5, 50])
+    for steps, batch in batches:
+        starts = [train.index[train.ahead(item, steps)][1] for item in data.item.tolist()]
+        real = np.concatenate([run.positions[s] for s in starts])
+        np.testing.assert_allclose(batch.pos, real, atol=1e-4)
+        np.testing.assert_allclose(batch.y[:, -1], np.concatenate([run.positions[s + 4] for s in starts]), atol=1e-5)
+    with pytest.raises(DataError, match="unroll"):
+        _Varied(TrajectoryWindows([run], model.window, [[3, 4, 5]]), spec)
+
+
+def test_step_weights_and_pair_errors_in_closed_form():
+    u = make_universe(40, velocity=0.05)
+    model = make_model()
+    run = Run(np.stack([u.atoms.positions for _ in u.trajectory]), GraphBuilder(u.atoms, model.graph))
+    train = TrajectoryWindows([run], model.window)
+    weights = _Module(model, TrainSpec(step_weights="static"), train).step_weights
+    # At constant velocity the static error grows with the square of the time.
+    expected = 1 / np.arange(1, 5) ** 2.0
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-3)
+    assert torch.equal(_Module(model, TrainSpec(), train).step_weights, torch.ones(4))
+    true = torch.tensor([[[0.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0]]])  # (1, 3, 3)
+    edges = torch.tensor([[0, 1, 0, 2], [1, 0, 2, 0]])
+    assert _pair_error(true * 1.5, true, edges).item() == pytest.approx((1.0**2 + 1.5**2) / 2)
+    assert _pair_error(true + 7.0, true, edges).item() == pytest.approx(0.0, abs=1e-10)
 
 
 def test_a_finished_training_is_not_trained_on(tmp_path):
