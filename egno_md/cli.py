@@ -276,6 +276,9 @@ def models(as_json: bool) -> None:
 @click.option("--batch-size", type=int, help="Windows per step.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--patience", type=int, help="Epochs without a better validation error before it stops.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other setting of model or training; repeat."
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--split", nargs=3, type=float, default=(0.6, 0.2, 0.2), show_default=True, help="Train, validate, test.")
 @click.option("--blocks", default=1, show_default=True, help="How often the split repeats along a run.")
@@ -287,7 +290,9 @@ def models(as_json: bool) -> None:
 @click.option("--precision", default="32-true", show_default=True, help="32-true, bf16-mixed or 16-mixed.")
 @click.option("--force", is_flag=True, help="Replace the model file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the test errors as JSON.")
-def train(topology, trajectory, output, manifest, hold_out, work, resume, force, as_json, **options: Any) -> None:
+def train(
+    topology, trajectory, output, manifest, hold_out, settings, work, resume, force, as_json, **options: Any
+) -> None:
     """Train a model on runs of one system, or of several (--manifest), and judge it on frames it has not seen.
 
     Every TRAJECTORY is a run of its own. Without --hold-out each is split by blocks of time. A state is saved after
@@ -300,6 +305,8 @@ def train(topology, trajectory, output, manifest, hold_out, work, resume, force,
         raise UsageError("give either TOPOLOGY and TRAJECTORY files or --manifest FILE")
     if manifest is not None and hold_out:
         raise UsageError("with --manifest, runs are held out there: hold_out = [...]")
+    if wrong := [item for item in settings if "=" not in item]:
+        raise UsageError(f"--set {wrong[0]}: expected NAME=VALUE, for example --set noise=0.1")
     if output.exists() and not force:
         raise OutputError(f"{output} exists; pass --force to replace it, or choose another name")
     if not output.parent.is_dir():
@@ -307,7 +314,14 @@ def train(topology, trajectory, output, manifest, hold_out, work, resume, force,
     systems = read_manifest(manifest) if manifest is not None else [system_of_files(topology, trajectory, hold_out)]
     work = work or output.with_name(f"{output.stem}_work")
     try:
-        model, result = train_files(systems, name=output.stem, work_dir=work, resume=resume, **options)
+        model, result = train_files(
+            systems,
+            name=output.stem,
+            work_dir=work,
+            resume=resume,
+            settings=dict(item.split("=", 1) for item in settings),
+            **options,
+        )
     except KeyboardInterrupt:
         again = (work / "last.ckpt").exists()
         click.echo(

@@ -230,7 +230,9 @@ class TrainSpec(Spec):
 #: static frame. "paper" is table 8 of the paper, row Protein, and the plain operator of its section 4.
 PRESETS: dict[str, tuple[ModelSpec, TrainSpec]] = {
     "default": (
-        ModelSpec(hidden=64, layers=4, residual=True, reduce="mean", length_scale=10.0, start="static"),
+        ModelSpec(
+            hidden=64, layers=4, residual=True, reduce="mean", length_scale=10.0, start="static", keep_bonds=True
+        ),
         TrainSpec(batch_size=8, learning_rate=2e-3, max_epochs=50),
     ),
     "paper": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from .checkpoint import Model, load_model
 from .checks import check_frames
 from .errors import DataError, ModelError, UsageError
-from .forecast import check_request, forecast, forecast_times
+from .forecast import check_request, forecast, forecast_times, restored
 from .graph import GraphBuilder, select_atoms
 from .metrics import (
     InternalMotion,
@@ -201,6 +202,9 @@ class Evaluation:
         Independent blocks in the data.
     quality : Quality, optional
         Of chains, if any were asked for.
+    as_predicted : ndarray, shape (T,), optional
+        Errors of the model's frames before they are brought back to a local geometry (``ModelSpec.keep_bonds``), where
+        the steps are those of one window: what physical frames cost.
     notes : tuple of str
         What to know before the numbers are believed.
     """
@@ -219,6 +223,7 @@ class Evaluation:
     block: int
     n_blocks: int
     quality: Quality | None = None
+    as_predicted: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -286,6 +291,11 @@ class Evaluation:
             row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
             lines.append(row + "".join(f"{values[name]:>16.4f}" for name in names[1:]) + _percent(*gain))
         lines += ["", f"verdict    {self.verdict}"]
+        if self.as_predicted is not None:
+            lines.append(
+                f"geometry   brought back in every frame: A-MSE {self.a_mse['model']:.4f}, as predicted "
+                f"{self.as_predicted.mean():.4f}"
+            )
         if self.quality is not None:
             q = self.quality
             lines += [
@@ -364,7 +374,10 @@ def score(
     if total == 0:
         raise DataError("there is no window to evaluate")
     thin = -(-total // max_windows)
+    one_window = horizon <= window.n_times and model.spec.keep_bonds
+    bare = dataclasses.replace(model, spec=model.spec.model_copy(update={"keep_bonds": False})) if one_window else model
     errors: dict[str, list[np.ndarray]] = {}
+    as_predicted: list[np.ndarray] = []
     groups, spacings = [], []
     for group, part in enumerate(parts):
         run, starts = part.run, np.asarray(part.starts)[::thin]
@@ -376,7 +389,7 @@ def score(
             past = some[:, None] + np.arange(-frames_back(window), 1) * run.every  # (S, n_input)
             history = np.asarray(run.positions[past], np.float32)  # (S, n_input, N, 3)
             predicted = forecast(
-                model,
+                bare,
                 run.builder,
                 history,
                 horizon,
@@ -386,6 +399,9 @@ def score(
             )  # (S, T, N, 3)
             true = run.positions[some[:, None] + steps * run.every]  # (S, T, N, 3)
             start = history[:, -1].astype(np.float64)  # (S, N, 3)
+            if one_window:
+                as_predicted.append(squared_errors(predicted, true))  # (S, T)
+                predicted = restored(model, run.builder, predicted.astype(np.float64), start[:, None])
             paths = baselines(start, start - history[:, -2], steps, part.motion)
             for name, path in {"model": predicted, **paths}.items():
                 errors.setdefault(name, []).append(squared_errors(path, true))  # (S, T)
@@ -423,6 +439,7 @@ def score(
         n_atoms=max(part.run.builder.n_atoms for part in parts),
         block=block,
         n_blocks=n_blocks,
+        as_predicted=np.concatenate(as_predicted).mean(axis=0) if one_window else None,
     )
 
 

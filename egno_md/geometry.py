@@ -20,8 +20,9 @@ SWEEPS = 500
 _CONVERGED = 1e-3
 #: A distance whose standard deviation stays below this (Angstrom) is kept near its mean, others within their range.
 RIGID = 0.12
-#: Of a kept bond, Angstrom about its mean; of other rigid distances it is their standard deviation.
-RIGID_BOND = 0.04
+#: How near: so many standard deviations, and not further than this for a bond (Angstrom). One standard deviation costs
+#: twice as much accuracy, three gain little.
+DEVIATIONS, RIGID_BOND = 2.0, 0.04
 #: Pairs up to this many bonds apart have bounds of their own.
 HOPS = 3
 #: Frames that a geometry is read from, at most; frames worked on at a time.
@@ -82,7 +83,7 @@ class LocalGeometry:
         Atoms up to three bonds apart.
     lower, upper : ndarray, shape (P,)
         Bounds of their distances in Angstrom. A distance that hardly varies (standard deviation below 0.12 A) is kept
-        within one standard deviation of its mean, a bond within 0.04 A; any other within the range that was seen.
+        within two standard deviations of its mean, a bond within 0.04 A; any other within the range that was seen.
     corners : ndarray of int, shape (Q, 4)
         An atom with three of its bonded neighbours, or four atoms in a row along bonds.
     volume_lower, volume_upper : ndarray, shape (Q,)
@@ -138,7 +139,8 @@ class LocalGeometry:
                 closest = min(closest, *(_closest(frame, near, closest) for frame in x))
         mean = middle + first / count
         spread = np.sqrt(np.maximum(second / count - (first / count) ** 2, 0.0))  # (P,)
-        slack = np.where(hops == 1, np.minimum(spread, RIGID_BOND), spread)  # (P,)
+        slack = DEVIATIONS * spread  # (P,)
+        slack = np.where(hops == 1, np.minimum(slack, RIGID_BOND), slack)
         rigid = spread < RIGID
         return cls(
             pairs,

@@ -14,7 +14,7 @@ import sys
 import time
 import tomllib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -650,7 +650,8 @@ def train(
             record.write_text(json.dumps(plan, indent=1))
         except OSError as error:
             raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
-    model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
+    if model.spec.keep_bonds:
+        model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
     trained = fit(model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, **options)
     result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
     history = [*model.provenance.get("history", [])]
@@ -711,6 +712,7 @@ def train_files(
     batch_size: int | None = None,
     lr: float | None = None,
     patience: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     split: Sequence[float] = (0.6, 0.2, 0.2),
     blocks: int = 1,
@@ -740,6 +742,8 @@ def train_files(
     preset : {"default", "paper"}
     epochs, epoch_windows, batch_size, lr, patience, seed
         See :class:`egno_md.TrainSpec`.
+    settings : mapping of str to value, optional
+        Any other field of :class:`egno_md.ModelSpec` or :class:`egno_md.TrainSpec`, such as ``{"noise": 0.1}``.
     split, blocks, dt, limit
         See :func:`load_data`.
     **options
@@ -760,6 +764,13 @@ def train_files(
         raise UsageError(f"every must be at least 1, found {every}")
     try:
         model_spec, training = PRESETS[preset or "default"]
+        settings = dict(settings or {})
+        for_model = {key: settings.pop(key) for key in list(settings) if key in ModelSpec.model_fields}
+        if unknown := set(settings) - set(TrainSpec.model_fields):
+            raise UsageError(
+                f"there is no setting {', '.join(sorted(unknown))}; known are "
+                f"{', '.join([*ModelSpec.model_fields, *TrainSpec.model_fields])}"
+            )
         given = {
             "seed": seed,
             "max_epochs": epochs,
@@ -768,10 +779,10 @@ def train_files(
             "learning_rate": lr,
             "patience": patience,
         }
-        training = TrainSpec(**{**training.model_dump(), **_given(given)})
+        training = TrainSpec(**{**training.model_dump(), **_given(given), **settings})
         if init is not None:
             own = dict(select=select, cutoff=cutoff, window=n_times, span=span, history=history, sampling=sampling)
-            own |= dict(operator=operator, preset=preset, hidden=hidden, layers=layers, stride=stride)
+            own |= dict(operator=operator, preset=preset, hidden=hidden, layers=layers, stride=stride) | for_model
             if found := _given(own):
                 raise UsageError(
                     f"a model to fine-tune brings its own {', '.join(found)}: leave out --{' --'.join(found)}"
@@ -787,7 +798,7 @@ def train_files(
                 **_given(values),
             )
             given = {"operator": operator, "hidden": hidden, "layers": layers}
-            model_spec = ModelSpec(**{**model_spec.model_dump(), **_given(given)})
+            model_spec = ModelSpec(**{**model_spec.model_dump(), **_given(given), **for_model})
             # With fewer points in time there are fewer modes (section 4.2).
             model_spec = model_spec.model_copy(update={"modes": min(model_spec.modes, window.n_times // 2 + 1)})
             model = new_model(graph, window, model_spec, seed=seed)

@@ -378,9 +378,13 @@ def test_presets_and_options(tmp_path):
     paper, training = PRESETS["paper"]
     assert model.spec == paper.model_copy(update={"hidden": 6, "layers": 1}) and model.window.history == 4
     assert model.provenance["training"]["learning_rate"] == training.learning_rate == 5e-5
+    assert not model.geometry
     model, result = train_files(
-        [system], work_dir=tmp_path / "s", every=2, n_times=2, span=6, sampling="L", operator="eghno", **options
-    )
+        [system], work_dir=tmp_path / "s", every=2, n_times=2, span=6, sampling="L", operator="eghno",
+        settings={"clusters": "3", "handed": "true", "noise": "0.1"}, **options
+    )  # fmt: skip
+    assert model.spec.clusters == 3 and model.spec.handed and model.provenance["training"]["noise"] == 0.1
+    assert len(model.geometry) == 1
     assert model.window.stride_ps == 2 and model.window.targets == (5, 6) and model.spec.operator == "eghno"
     np.testing.assert_allclose(result.times, [10, 12])
 
@@ -394,6 +398,9 @@ def test_presets_and_options(tmp_path):
         ({"a.dcd": 90}, ["--stride", 2, "--every", 2], 2, ["--stride", "--every"]),
         ({"a.dcd": 90}, ["--split", 0.5, 0.1, 0.1], 2, ["sum to 1"]),
         ({"a.dcd": 90}, ["--hidden", 0], 2, ["hidden"]),
+        ({"a.dcd": 90}, ["--set", "noise"], 2, ["NAME=VALUE", "noise"]),
+        ({"a.dcd": 90}, ["--set", "noises=1"], 2, ["no setting noises", "noise", "handed"]),
+        ({"a.dcd": 90}, ["--set", "noise=-1"], 2, ["noise", "greater than or equal to 0"]),
         ({"a.dcd": 90}, ["--span", 2], 2, ["span"]),
         ({"a.dcd": 90}, ["--select", "resname LIX"], 1, ["resname LIX"]),
         ({"a.dcd": 90}, ["--resume"], 2, ["nothing to resume"]),

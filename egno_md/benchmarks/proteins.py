@@ -110,7 +110,7 @@ def windows(source: Source, graph: GraphSpec, window: WindowSpec) -> Data:
 #: Small enough for a few minutes on one core, the same for all that is compared.
 SIZE = {"hidden": 32, "layers": 3}
 SHORT = {"batch_size": 16, "epoch_windows": 1600, "max_epochs": 8, "patience": 8}
-BASE = PRESETS["default"][0].model_copy(update={**SIZE, "keep_bonds": True})
+BASE = PRESETS["default"][0].model_copy(update=SIZE)
 PLAIN = {"residual": False, "reduce": "sum", "length_scale": 1.0, "start": "paper"}
 #: Changes of the operator, of the training, of the window and of the graph, by name; "base" changes nothing.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {

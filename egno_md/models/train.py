@@ -60,7 +60,7 @@ def main(
     # frame on others.
     graph = GraphSpec(select="ca", cutoff=10.0, node_features=("speed",), edge_features=("rbf", "hop", "chain"))
     window = WindowSpec(stride_ps=1.0, n_times=8)
-    spec = PRESETS["default"][0].model_copy(update={"hidden": hidden, "keep_bonds": True})
+    spec = PRESETS["default"][0].model_copy(update={"hidden": hidden})
     settings = TrainSpec(seed=seed, batch_size=8, learning_rate=learning_rate, max_epochs=epochs)
 
     def windows(names: Iterable[str]) -> TrajectoryWindows:
