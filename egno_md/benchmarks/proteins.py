@@ -94,7 +94,9 @@ def windows(source: Source, graph: GraphSpec, window: WindowSpec) -> Data:
     motion = InternalMotion.fit(pieces, every)
     test = [Run(x, builder, every, name=f"test-{k}") for k, x in enumerate(source.test)]
     thin = -(-sum(map(len, parts["validation"])) // 300)
-    judged = [np.asarray(window_starts(len(run.positions), window, every)) for run in test]
+    # The same starts whatever the history, so that state and trajectory as input are judged on the same windows.
+    longest = window.model_copy(update={"history": window.n_times})
+    judged = [np.asarray(window_starts(len(run.positions), longest, every)) for run in test]
     apart = -(-sum(map(len, judged)) // TEST_WINDOWS)
     return Data(
         TrajectoryWindows(train_runs, window, parts["train"]),
@@ -226,7 +228,7 @@ def run(experiment: Experiment, source: Source, work: Path) -> dict[str, Any]:
 def chained(model: Model, data: Data, count: int, windows_each: int = CHAIN_WINDOWS) -> dict[str, Any]:
     """Quality of chains from starts spread over the test runs, as rows of chains, run and floor."""
     run_, every = data.test[0].run, data.test[0].run.every
-    starts = np.linspace(frames_back(model.window) * every, len(run_.positions) - 1, count + 2).astype(int)[1:-1]
+    starts = np.linspace(0, len(run_.positions) - 1, count + 2).astype(int)[1:-1]
     history = np.stack([run_.positions[s + np.arange(-frames_back(model.window), 1) * every] for s in starts])
     began = time.process_time()
     try:
