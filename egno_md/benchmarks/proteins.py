@@ -287,5 +287,88 @@ def run_command(data: Path, runs: Path | None, work: Path, file: Path, names: tu
         file.write_text(json.dumps(known, indent=1))
 
 
+# ---------------------------------------------------------------------------------------------------------------- table
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: errors of every option (median of the seeds), of every step of the longest training, and the chains."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for name, result in results.items():
+        groups.setdefault(tuple(name.split(" / ")[:-1]), []).append(result)
+    lines = ["| | seeds | A-MSE, as predicted | A-MSE, projected | static | AR(1) | skill, as predicted | CPU min |"]
+    lines += ["|" + "---|" * 8]
+    for group, found in groups.items():
+        bare, kept = ([float(np.mean(r[key])) for r in found] for key in ("as_predicted", "projected"))
+        static, ar1 = (found[0]["a_mse"][key] for key in ("static", "AR(1)"))
+        best = np.min([e for key, e in found[0]["errors"].items() if key != "model"], axis=0).mean()
+        minutes = float(np.median([r["cpu_minutes"] for r in found]))
+        lines.append(
+            f"| {', '.join(group)} | {len(found)} | {_spread(bare)} | {_spread(kept)} | {static:.4g} | {ar1:.4g} | "
+            f"{1 - np.median(bare) / best:+.1%} | {minutes:.1f} |"
+        )
+    for group, found in groups.items():
+        if len(group) == 4:
+            lines += ["", *_steps(", ".join(group), found[0])]
+    rows = [row for row in next(r["chains"]["projected"] for r in results.values() if "chains" in r)]
+    for group, found in groups.items():
+        chained = [r["chains"] for r in found if "chains" in r]
+        if chained:
+            lines += ["", *_chain_table(", ".join(group), chained, rows)]
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4g}"
+    return f"{np.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+
+
+def _steps(title: str, result: dict[str, Any]) -> list[str]:
+    """Error at every step beside the baselines."""
+    names = [name for name in result["errors"] if name != "model"]
+    lines = [f"| {title}: t/ps | as predicted | projected | {' | '.join(names)} | skill, projected (95 %) |"]
+    lines.append("|" + "---|" * (len(names) + 4))
+    for k, t in enumerate(result["times"]):
+        low, high = result["skill_interval"][k]
+        interval = "" if low is None else f" ({low:+.1%} to {high:+.1%})"
+        others = " | ".join(f"{result['errors'][name][k]:.4g}" for name in names)
+        lines.append(
+            f"| {t:g} | {result['as_predicted'][k]:.4g} | {result['errors']['model'][k]:.4g} | {others} | "
+            f"{result['skill'][k]:+.1%}{interval} |"
+        )
+    return lines
+
+
+def _chain_table(title: str, chained: list[dict[str, Any]], rows: list[str]) -> list[str]:
+    """Medians over the seeds of the rows of :meth:`egno_md.evaluation.Quality.rows`, of every kind of chain."""
+    kinds = list(dict.fromkeys(kind for chains in chained for kind in chains))
+    lines = [f"| {title}: chains | {' | '.join(kinds)} | run | floor |", "|" + "---|" * (len(kinds) + 3)]
+    for row in rows:
+        found = {kind: [chains[kind].get(row) for chains in chained if kind in chains] for kind in kinds}
+        if not isinstance(found["projected"][0], list):
+            continue
+        cells = [_median([values[0] for values in found[kind] if values is not None]) for kind in kinds]
+        cells += [_median([found["projected"][0][k]]) for k in (1, 2)]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return lines
+
+
+def _median(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    return f"{np.median(known):.3f}" if known else "-"
+
+
+@main.command("table")
+@click.argument("files", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+def table_command(files: tuple[Path, ...]) -> None:
+    """Tables of the results in FILES, as Markdown."""
+    results: dict[str, Any] = {}
+    for file in files:
+        results |= json.loads(file.read_text())
+    for result in results.values():
+        result["projected"] = result["errors"]["model"]
+    click.echo(tables(results))
+
+
 if __name__ == "__main__":
     main()
