@@ -17,19 +17,23 @@ from safetensors.torch import save
 
 from ._version import __version__
 from .config import GraphSpec, ModelSpec, WindowSpec
-from .errors import ModelError, OutputError
+from .errors import ModelError, OutputError, UsageError
 from .geometry import LocalGeometry
+from .metrics import InternalMotion
 from .nn import EGHNO, EGNO
 
 FORMAT = "egno_md"
-#: 2: the local geometry of molecules beside the weights. Older files are read as they are.
+#: 2: what is known of molecules beside the weights. Older files are read as they are.
 FORMAT_VERSION = 2
+#: What is known of molecules: fields of Model, stored as ``<field>.<identity>.<array>``.
+KNOWLEDGE = {"geometry": LocalGeometry, "motion": InternalMotion}
 DEFAULT_MODEL = "ca-1ps"
-_GEOMETRY = "geometry."
 
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
     """The operator that the three specs describe; its weights come from torch's generator."""
+    if spec.prior == "ar1" and window.history > 1:
+        raise UsageError(f"the prior 'ar1' relaxes one start frame; found a history of {window.history}: use 'static'")
     options: dict[str, Any] = {
         "n_times": window.n_times,
         "modes": spec.modes,
@@ -80,6 +84,8 @@ class Model:
     geometry : dict of str to LocalGeometry
         What hardly varies in the molecules that it was trained on, by :attr:`egno_md.GraphBuilder.identity`; a forecast
         of one of them is brought back to it.
+    motion : dict of str to InternalMotion
+        Their mean structure and how fast they relax to it, where ``spec.prior`` is "ar1".
     """
 
     network: EGNO | EGHNO
@@ -89,6 +95,7 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
     geometry: dict[str, LocalGeometry] = field(default_factory=dict)
+    motion: dict[str, InternalMotion] = field(default_factory=dict)
 
     @property
     def n_parameters(self) -> int:
@@ -119,8 +126,9 @@ class Model:
         if path.exists() and not force:
             raise OutputError(f"{path} exists; pass force=True to replace it, or choose another name")
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
-        for identity, known in self.geometry.items():
-            tensors |= {f"{_GEOMETRY}{identity}.{key}": torch.from_numpy(a) for key, a in known.arrays().items()}
+        for name in KNOWLEDGE:
+            for identity, known in getattr(self, name).items():
+                tensors |= {f"{name}.{identity}.{k}": torch.from_numpy(array) for k, array in vars(known).items()}
         content = json.dumps(
             {
                 "graph": self.graph.model_dump(),
@@ -224,13 +232,15 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
         window = WindowSpec(**content["window"])
         spec = ModelSpec(**content["model"])
         network = build_network(graph, window, spec)
-        geometry: dict[str, dict[str, Any]] = {}
-        for key in [key for key in tensors if key.startswith(_GEOMETRY)]:
-            identity, name_of_array = key.removeprefix(_GEOMETRY).split(".")
-            geometry.setdefault(identity, {})[name_of_array] = tensors.pop(key).numpy()
+        arrays: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in KNOWLEDGE}
+        for key in list(tensors):
+            first, _, rest = key.partition(".")
+            if first in KNOWLEDGE:
+                identity, array = rest.split(".")
+                arrays[first].setdefault(identity, {})[array] = tensors.pop(key).numpy()
         network.load_state_dict(tensors)
-        known = {identity: LocalGeometry(**arrays) for identity, arrays in geometry.items()}
+        known = {name: {i: KNOWLEDGE[name](**a) for i, a in found.items()} for name, found in arrays.items()}
     except (ValidationError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model that egno_md {__version__} can build: {error}") from error
     name = name if name in bundled else path.stem
-    return Model(network.eval(), graph, window, spec, content["provenance"], name, known)
+    return Model(network.eval(), graph, window, spec, content["provenance"], name, **known)

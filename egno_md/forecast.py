@@ -58,6 +58,9 @@ def apply_operator(
     """
     scale = model.spec.length_scale
     pos, vel = data.pos, data.vel  # (N, 3)
+    if model.spec.prior == "ar1":
+        pos = relaxed(model, data, times)  # (T, N, 3)
+        vel = vel.expand_as(pos)  # (T, N, 3)
     if model.window.history > 1:
         pos = data.pos_history.transpose(0, 1)  # (T, N, 3)
         vel = data.vel_history.transpose(0, 1)  # (T, N, 3)
@@ -78,6 +81,33 @@ def apply_operator(
         **options,
     )
     return out._replace(pos=out.pos * scale, vel=out.vel * scale)
+
+
+def relaxed(model: Model, data: Data | Batch, times: torch.Tensor | None = None) -> torch.Tensor:
+    """The start frames of some graphs as they relax towards the mean structure of their molecule, (T, N, 3) Angstrom.
+
+    Raises
+    ------
+    ModelError
+        A molecule that the model does not know.
+    """
+    times = torch.arange(model.window.n_times) if times is None else times.cpu()  # (T,)
+    names = [data.identity] if isinstance(data.identity, str) else data.identity
+    starts = data.pos.cpu().double().split([len(data.pos)] if data.get("ptr") is None else data.ptr.diff().tolist())
+    out: list[torch.Tensor] = [torch.empty(0)] * len(names)
+    for name in set(names):
+        if name not in model.motion:
+            raise ModelError(
+                f"model {model.name!r} corrects the relaxation of the {len(model.motion)} molecule(s) that it was "
+                "trained on, and this is none of them (atoms, names and bonds must agree): train a model on runs of "
+                "this one, or a general one with --set prior=static"
+            )
+        motion, here = model.motion[name], [k for k, other in enumerate(names) if other == name]
+        start = torch.stack([starts[k] for k in here]).numpy()  # (B, N, 3)
+        paths = motion.relax(start, times.numpy() + 1, decay=motion.decay.clip(0, 1))  # (B, T, N, 3)
+        for k, path in zip(here, torch.from_numpy(paths), strict=True):
+            out[k] = path
+    return torch.cat(out, dim=1).to(data.pos)  # (T, N, 3)
 
 
 def check_request(model: Model, horizon: int, substeps: int) -> None:

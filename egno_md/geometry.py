@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,10 +181,6 @@ class LocalGeometry:
             np.concatenate([self.upper, np.full(len(others), np.inf)]),
         )
         return _project(positions, bounds, (self.corners, self.volume_lower, self.volume_upper))
-
-    def arrays(self) -> dict[str, NDArray]:
-        """All arrays by name, for a checkpoint."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def _project(

@@ -248,8 +248,8 @@ class GraphBuilder:
         torch_geometric.data.Data
             ``x (N, F)``, ``pos (N, 3)``, ``vel (N, 3)``, ``edge_index (2, E)`` sorted by receiver then sender,
             ``edge_attr (E, A)``, ``local_index (2, 2B)`` the bonds in both directions, ``local_attr (2B, 1)`` their
-            lengths in Angstrom, and, where an edge crosses the box, ``edge_shift (E, 3)``: the displacement of an
-            edge is ``pos[receiver] - pos[sender] - edge_shift``. float32 and int64.
+            lengths in Angstrom, ``identity`` of the builder, and, where an edge crosses the box, ``edge_shift (E, 3)``:
+            the displacement of an edge is ``pos[receiver] - pos[sender] - edge_shift``. float32 and int64.
 
         Raises
         ------
@@ -282,6 +282,7 @@ class GraphBuilder:
             edge_attr=self._edge_features(edges, distance, hop, shift),
             local_index=self._local_index.clone(),
             local_attr=bond_length[:, None].to(torch.float32),
+            identity=self.identity,
         )
         if shift is not None and shift.any():
             data.edge_shift = torch.from_numpy(shift).to(self.device, torch.float32)

@@ -470,7 +470,7 @@ class Data:
     ----------
     train, validation : TrajectoryWindows
     test : list of Part
-    geometry : dict of str to LocalGeometry
+    geometry, motion : dict of str to LocalGeometry, InternalMotion
         Of every molecule in the training part, by its builder's identity.
     record : dict
         Files, frames and split, for the provenance.
@@ -480,6 +480,7 @@ class Data:
     validation: TrajectoryWindows
     test: list[Part]
     geometry: dict[str, LocalGeometry]
+    motion: dict[str, InternalMotion]
     record: dict[str, Any]
 
 
@@ -545,6 +546,7 @@ def load_data(
     chosen: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     test: list[Part] = []
     geometry: dict[str, LocalGeometry] = {}
+    motions: dict[str, InternalMotion] = {}
     entries = []
     for system in systems:
         builder: GraphBuilder | None = None
@@ -578,11 +580,12 @@ def load_data(
                 entry["test_from"] = segments(parts[2], window, stride)[0][0]
             entries.append(entry)
         training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
-        if training and builder is not None:
-            geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
         # A system that is only tested has no training part: its baselines then come from the test's own first half.
         motion = InternalMotion.fit(training or [run.positions[: len(run.positions) // 2] for run, _, _ in own],
                                     own[0][0].every)  # fmt: skip
+        if training and builder is not None:
+            geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
+            motions[builder.identity] = motion
         test += [Part(run, starts, motion) for run, _, starts in own if len(starts)]
     if not runs:
         raise UsageError("every trajectory is held out; none is left to train on")
@@ -592,6 +595,7 @@ def load_data(
         TrajectoryWindows(runs, window, [starts[::thin] for starts in chosen["validation"]]),
         test,
         geometry,
+        motions,
         {"runs": entries, "split": "blocks of time, no frame shared", "fractions": list(shares), "blocks": blocks},
     )
 
@@ -652,6 +656,8 @@ def train(
             raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
     if model.spec.keep_bonds:
         model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
+    if model.spec.prior == "ar1":
+        model = dataclasses.replace(model, motion={**model.motion, **data.motion})
     trained = fit(model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, **options)
     result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
     history = [*model.provenance.get("history", [])]

@@ -103,6 +103,7 @@ def windows(source: Source, graph: GraphSpec, window: WindowSpec) -> Data:
         TrajectoryWindows(train_runs, window, [starts[::thin] for starts in parts["validation"]]),
         [Part(run, starts[::apart], motion) for run, starts in zip(test, judged, strict=True)],
         {builder.identity: LocalGeometry.fit(pieces, builder.bonds)},
+        {builder.identity: motion},
         {"runs": [], "frames": [len(x) for x in (*source.train, *source.test)]},
     )
 
@@ -117,6 +118,7 @@ PLAIN = {"residual": False, "reduce": "sum", "length_scale": 1.0, "start": "pape
 #: Changes of the operator, of the training, of the window and of the graph, by name; "base" changes nothing.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "base": {},
+    "relaxing prior": {"model": {"prior": "ar1"}},
     "plain operator": {"model": PLAIN},
     "no residual": {"model": {"residual": False}},
     "sum of messages": {"model": {"reduce": "sum"}},
