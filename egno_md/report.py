@@ -28,8 +28,8 @@ COLOURS = {
 }
 SETS = {"chains": "#D55E00", "run": "#000000", "floor": "#56B4E9"}
 _STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:13px}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:12px}"
     "img{max-width:100%}figure{margin:1.5rem 0}figcaption{color:#555}"
 )
 
@@ -72,7 +72,11 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
     }
     quality = evaluation.quality
     if quality is not None:
-        plots["rmsf"] = (lambda axes: _rmsf(axes, quality), "Fluctuation of every atom about the mean structure.")
+        plots["rmsf"] = (
+            lambda axes: _rmsf(axes, quality),
+            "Fluctuation of every atom about the mean structure. Run: the first half of the frames. Floor: the second "
+            "half; where the chains differ from the run no more than the floor does, no difference is seen.",
+        )
         plots["radius"] = (lambda axes: _radius(axes, quality), "Radius of gyration.")
         if len(quality.run.bonds):
             plots["bonds"] = (lambda axes: _bonds(axes, quality), "Mean length of every bond less that in the run.")
@@ -91,11 +95,12 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         for name, (png, caption) in figures.items()
     )
+    verdict = evaluation.verdict[0].upper() + evaluation.verdict[1:]
     title = f"Evaluation of {html.escape(evaluation.model)}"
     page = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><h1>{title}</h1>'
-        f"<p>{html.escape(evaluation.verdict)}.</p><pre>{html.escape(evaluation.table())}</pre>{body}</body></html>\n"
+        f"<p>{html.escape(verdict)}.</p><pre>{html.escape(evaluation.table())}</pre>{body}</body></html>\n"
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +153,9 @@ def _rmsf(axes: Axes, quality: Quality) -> None:
 
 def _radius(axes: Axes, quality: Quality) -> None:
     values = np.concatenate([ensemble.radius for _, ensemble, _ in _sets(quality)])
-    edges = np.linspace(values.min() - 1e-3, values.max() + 1e-3, 41)
+    # Few frames in many cells would be a comb.
+    cells = int(np.clip(2 * np.sqrt(min(len(ensemble.radius) for _, ensemble, _ in _sets(quality))), 8, 40))
+    edges = np.linspace(values.min() - 1e-3, values.max() + 1e-3, cells + 1)
     for name, ensemble, colour in _sets(quality):
         axes.hist(ensemble.radius, edges, density=True, histtype="step", color=colour, label=name)
     axes.set(xlabel="radius of gyration (Å)", ylabel="density (1/Å)")

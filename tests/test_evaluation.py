@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import warnings
@@ -20,11 +19,10 @@ from test_metrics import autoregression
 from egno_md import sample
 from egno_md.cli import main
 from egno_md.config import GraphSpec
-from egno_md.errors import DataError, OutputError, UsageError
+from egno_md.errors import DataError, UsageError
 from egno_md.evaluation import backbone_torsions, evaluate, quality, suggest
 from egno_md.graph import GraphBuilder, select_atoms
 from egno_md.metrics import mse_per_step
-from egno_md.report import write_report
 
 torch.set_num_threads(1)
 
@@ -160,23 +158,6 @@ def test_backbone_torsions_are_phi_and_psi():
     ours = np.degrees(mda.lib.distances.calc_dihedrals(*corners)).reshape(-1, 2)
     assert kind == "phi/psi" and names[:2] == [f"{k} {residues[0].resname} 2" for k in ("phi", "psi")]
     np.testing.assert_allclose(ours, expected, atol=0.05)
-
-
-def test_report_loads_nothing_from_elsewhere(tmp_path):
-    result = evaluate("ca-1ps", *sample(), max_windows=12, chains=1, chain_length=10)
-    assert result.quality is not None and result.quality.chains.n_frames == 10
-    files = write_report(result, tmp_path / "report")
-    assert {f.name for f in files} == {
-        "report.html", "errors.png", "skill.png", "rmsf.png", "radius.png", "bonds.png", "torsions.png",
-    }  # fmt: skip
-    page = files[0].read_text()
-    sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
-    assert len(sources) == 7 and all(source.startswith("data:") for source in sources)
-    assert "http" not in page and "<script" not in page and "AR(1)" in page
-    assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
-    with pytest.raises(OutputError, match="report.html exists"):
-        write_report(result, tmp_path / "report")
-    write_report(result, tmp_path / "report", force=True)
 
 
 def test_suggest_on_motion_with_a_known_memory():

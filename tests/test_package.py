@@ -1,13 +1,21 @@
-"""The rules of the house: which module may import which, and what importing the package costs."""
+"""The rules of the house, what importing the package costs, and the samples that come with it."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
+import MDAnalysis as mda
+import mdtraj
+import numpy as np
+import pytest
+
 import egno_md
+from egno_md.errors import UsageError
+from egno_md.models import simulate
 
 PACKAGE = Path(egno_md.__file__).parent
 
@@ -85,3 +93,54 @@ def test_package_import_is_lazy_and_names_resolve():
     assert done.stdout.strip() == "[]"
     for name in egno_md.__all__:
         assert getattr(egno_md, name) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "n_atoms", "n_residues", "n_frames", "spacing"),
+    [("ubiquitin", 1231, 76, 80, 1.0), ("chignolin", 93, 10, 1000, 1.0), ("chignolin-fine", 93, 10, 1000, 0.1)],
+)
+def test_samples_open_with_mdanalysis_and_mdtraj(name, n_atoms, n_residues, n_frames, spacing):
+    topology, trajectory = map(str, egno_md.sample(name))
+    u = mda.Universe(topology, trajectory)
+    assert (u.atoms.n_atoms, u.residues.n_residues, u.trajectory.n_frames) == (n_atoms, n_residues, n_frames)
+    assert u.dimensions is None and "CRYST1" not in Path(topology).read_text()
+    times = [ts.time for ts in u.trajectory]
+    np.testing.assert_allclose(times, spacing * np.arange(1, n_frames + 1), rtol=1e-5)
+    loaded = mdtraj.load(trajectory, top=topology)
+    assert (loaded.n_atoms, loaded.n_residues, loaded.n_frames) == (n_atoms, n_residues, n_frames)
+    assert loaded.unitcell_lengths is None and loaded.topology.n_bonds >= n_atoms - 1
+    np.testing.assert_allclose(loaded.time, times, rtol=1e-5)
+    np.testing.assert_allclose(10 * loaded.xyz[-1], u.trajectory[-1].positions, atol=1e-4)
+    bonds = mdtraj.compute_distances(loaded, [(a.index, b.index) for a, b in loaded.topology.bonds])
+    assert 0.08 < bonds.min() and bonds.max() < 0.22  # nm
+
+
+def test_fine_sample_is_the_beginning_of_the_coarse_one():
+    coarse, fine = (mda.Universe(*map(str, egno_md.sample(name))) for name in ("chignolin", "chignolin-fine"))
+    for k in (0, 50, 99):
+        np.testing.assert_array_equal(coarse.trajectory[k].positions, fine.trajectory[10 * k + 9].positions)
+
+
+def test_unknown_sample_is_an_error_with_the_known_ones():
+    with pytest.raises(UsageError, match="'villin'.*ubiquitin, chignolin, chignolin-fine"):
+        egno_md.sample("villin")
+
+
+def test_samples_can_be_made_anew(tmp_path, monkeypatch):
+    wanted = simulate.SAMPLES["chignolin"]
+    short = dataclasses.replace(wanted, length_ps=0.4, trajectories={"a.xtc": (2, 2), "b.xtc": (1, 4)})
+    monkeypatch.setattr(simulate, "SAMPLES", {"chignolin": short})
+    monkeypatch.setattr(simulate, "EQUILIBRATION_PS", {4: 0.1})
+    runs = tmp_path / "runs"
+    (tmp_path / f"{short.structure}.pdb").write_bytes(egno_md.sample("chignolin")[0].read_bytes())
+    simulate.simulate(
+        tmp_path / f"{short.structure}.pdb", short.run_folder(runs), short.length_ps, short.step_fs, 1, short.frame_ps
+    )
+    simulate.write_sample("chignolin", runs, tmp_path / "out")
+    a, b = (mda.Universe(str(tmp_path / "out/chignolin.pdb"), str(tmp_path / f"out/{n}.xtc")) for n in "ab")
+    shipped = mda.Universe(str(egno_md.sample("chignolin")[0]))
+    assert list(a.atoms.names) == list(shipped.atoms.names) and list(a.residues.resids) == list(shipped.residues.resids)
+    np.testing.assert_allclose([ts.time for ts in a.trajectory], [0.2, 0.4])
+    np.testing.assert_allclose([ts.time for ts in b.trajectory], [0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(a.trajectory[1].positions, b.trajectory[3].positions)
+    assert a.dimensions is None

@@ -1,4 +1,4 @@
-"""Make the molecular dynamics that the bundled C-alpha model is trained and judged on.
+"""Make the molecular dynamics that the bundled C-alpha model is trained and judged on, and the bundled samples.
 
 Every protein is protonated, minimised, equilibrated and run with OpenMM: Amber ff99SB-ILDN with OBC implicit
 solvent without a cutoff, Langevin middle integrator at 300 K and 1/ps, bonds to hydrogen constrained. One protein
@@ -10,6 +10,7 @@ takes minutes on one core; a run that exists is skipped, so an interrupted call 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -34,7 +35,7 @@ RUNS = {
     "1I6C": (30, 4),
     "ubiquitin_1ubi": (80, 2),
 }
-#: Whole proteins set aside: two choose the state of the training, one, the bundled sample, judges the model.
+#: Whole proteins set aside: two choose the state of the training, one, a bundled sample, judges the model.
 VALIDATION = ("1I6C", "2K1B")
 SAMPLE = "ubiquitin_1ubi"
 
@@ -44,6 +45,45 @@ FRICTION_PER_PS = 1.0
 HYDROGEN_MASS = {2: None, 4: 1.5}
 EQUILIBRATION_PS = {2: 20.0, 4: 6.0}
 FRAME_PS = 0.2
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A bundled sample.
+
+    Attributes
+    ----------
+    structure : str
+        File stem, as in `RUNS`.
+    length_ps, step_fs, frame_ps
+        Of the run; see :func:`simulate`.
+    hydrogen : bool
+        Whether hydrogen is kept.
+    trajectories : dict of str to tuple
+        File name of each trajectory, how many of the run's frames one of its own is, and its number of frames.
+    """
+
+    structure: str
+    length_ps: float
+    step_fs: int
+    frame_ps: float
+    hydrogen: bool
+    trajectories: dict[str, tuple[int, int]]
+
+    def run_folder(self, out: Path) -> Path:
+        """Where the run lies: with the others if it is one of them, else apart, as its files have the same names."""
+        one_of_them = (self.length_ps, self.step_fs) == RUNS[self.structure] and self.frame_ps == FRAME_PS
+        return out if one_of_them else out / "samples"
+
+
+#: By the file stem of the topology: a protein that no bundled model has seen, and a run long enough to train a small
+#: model on. Chignolin forgets its internal motion within 1 ps, so its beginning comes at 0.1 ps as well.
+SAMPLES = {
+    "ubiquitin": Sample(SAMPLE, *RUNS[SAMPLE], FRAME_PS, True, {"ubiquitin.xtc": (5, 80)}),
+    "chignolin": Sample(
+        "CLN025_5awl", 1000, 4, 0.1, False, {"chignolin.xtc": (10, 1000), "chignolin-fine.xtc": (1, 1000)}
+    ),
+}
 
 
 def simulate(
@@ -114,19 +154,40 @@ def simulate(
     return trajectory
 
 
-def write_sample(runs: Path, folder: Path) -> None:
-    """Write the bundled sample: the test protein, all atoms, a frame every ps, as PDB and XTC."""
-    import MDAnalysis as mda
+def write_sample(name: str, out: Path, folder: Path) -> None:
+    """Write a bundled sample, ``<name>.pdb`` and its trajectories, from its run.
 
-    universe = mda.Universe(str(runs / f"{SAMPLE}.pdb"), str(runs / f"{SAMPLE}.dcd"))
+    Parameters
+    ----------
+    name : str
+        A key of `SAMPLES`.
+    out : Path
+        Folder of the runs.
+    folder : Path
+        Folder of the files, made where it does not exist. They are replaced.
+    """
+    import MDAnalysis as mda
+    from openmm import app
+
+    sample = SAMPLES[name]
+    stem = sample.run_folder(out) / sample.structure
     folder.mkdir(parents=True, exist_ok=True)
-    lines = (runs / f"{SAMPLE}.pdb").read_text().splitlines(keepends=True)
-    (folder / "ubiquitin.pdb").write_text("".join(line for line in lines if not line.startswith("CRYST1")))
-    every = round(1.0 / FRAME_PS)
-    with mda.Writer(str(folder / "ubiquitin.xtc"), universe.atoms.n_atoms) as writer:
-        for _ in universe.trajectory[every - 1 :: every]:
-            universe.dimensions = None
-            writer.write(universe.atoms)
+    pdb = app.PDBFile(f"{stem}.pdb")
+    pdb.topology.setPeriodicBoxVectors(None)  # no CRYST1 line: the run has no box
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    if not sample.hydrogen:
+        modeller.delete([atom for atom in pdb.topology.atoms() if atom.element.symbol == "H"])
+    with open(folder / f"{name}.pdb", "w") as handle:
+        app.PDBFile.writeFile(modeller.topology, modeller.positions, handle, keepIds=True)
+    universe = mda.Universe(f"{stem}.pdb", f"{stem}.dcd")
+    atoms = universe.atoms if sample.hydrogen else universe.select_atoms("not element H")
+    for file, (every, n_frames) in sample.trajectories.items():
+        with mda.Writer(str(folder / file), atoms.n_atoms) as writer:
+            for k, ts in enumerate(universe.trajectory[every - 1 : every * n_frames : every], 1):
+                ts.dimensions = None
+                # The times in the DCD are off by rounding.
+                ts.data["step"], ts.time = k, round(k * every * sample.frame_ps, 6)
+                writer.write(atoms)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -138,7 +199,7 @@ def write_sample(runs: Path, folder: Path) -> None:
     help="Folder of the heavy-atom PDB files.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--sample", type=click.Path(file_okay=False, path_type=Path), help="Write the bundled sample there.")
+@click.option("--sample", type=click.Path(file_okay=False, path_type=Path), help="Write the bundled samples there.")
 @click.option("--seed", default=1, show_default=True, help="Seed of velocities and thermostat.")
 def main(names: tuple[str, ...], structures: Path, out: Path, sample: Path | None, seed: int) -> None:
     """Simulate NAME ... (all of the training set when none is given)."""
@@ -146,8 +207,17 @@ def main(names: tuple[str, ...], structures: Path, out: Path, sample: Path | Non
         length_ps, step_fs = RUNS[name]
         click.echo(f"{name}: {length_ps} ps", err=True)
         simulate(structures / f"{name}.pdb", out, length_ps, step_fs, seed)
-    if sample is not None:
-        write_sample(out, sample)
+    for name, wanted in SAMPLES.items() if sample is not None else ():
+        click.echo(f"sample {name}: {wanted.length_ps} ps", err=True)
+        simulate(
+            structures / f"{wanted.structure}.pdb",
+            wanted.run_folder(out),
+            wanted.length_ps,
+            wanted.step_fs,
+            seed,
+            wanted.frame_ps,
+        )
+        write_sample(name, out, sample)
 
 
 if __name__ == "__main__":

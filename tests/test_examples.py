@@ -1,0 +1,93 @@
+"""The notebook and the scripts in examples/, run as a user would, each in a folder of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import MDAnalysis as mda
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+#: What each script leaves in its folder.
+WRITTEN = {
+    "extend_run.py": {"forecast.dcd", "forecast.pdb", "forecast.png"},
+    "openmm_surrogate.py": {"beads.dcd", "beads.pdb", "peptide.dcd", "peptide.pdb", "peptide_jumps.csv"},
+}
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """Two threads on graphs this small are slower than one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_script(script, tmp_path, one_thread):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == WRITTEN[script]
+    assert all((tmp_path / name).stat().st_size for name in WRITTEN[script])
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    """The notebook after a run in an empty folder, that folder, and that of its temporary files."""
+    nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbformat")
+    nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient")
+    if importlib.util.find_spec("ipykernel") is None:
+        pytest.skip("the notebook needs ipykernel")
+    folder, temporary = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("temporary")
+    content = nbformat.read(EXAMPLES / "extend_run.ipynb", as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in content.cells), "commit it unrun"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("TMPDIR", str(temporary))
+        where = {"metadata": {"path": str(folder)}}
+        nbclient.NotebookClient(content, timeout=600, kernel_name="python3", resources=where).execute()
+    return content, folder, temporary
+
+
+def output(cell):
+    return "".join(part.get("text", "") for part in cell.get("outputs", ()) if part["output_type"] == "stream")
+
+
+def test_notebook_tables(notebook):
+    content, *_ = notebook
+    text = "\n".join(output(cell) for cell in content.cells if cell.cell_type == "code")
+    # The advice: nothing to forecast with a frame per ps, something with one per 0.1 ps.
+    advice = [line for line in text.splitlines() if line.startswith("suggested")]
+    assert "nothing" in advice[0] and "stride 0.1 ps" in advice[1]
+    (head,) = [line for line in text.splitlines() if line.lstrip().startswith("t/ps")]
+    assert all(name in head for name in ("model", "static", "linear", "mean structure", "AR(1)", "skill"))
+    rows = [line.split() for line in text.splitlines() if line.lstrip().startswith(("0.1 ", "0.4 ")) and "%" in line]
+    assert rows and "[" in text and "verdict" in text
+    # It learnt something: at the first step it is better than the start frame.
+    first = next(line for line in text.splitlines() if line.lstrip().startswith("0.1 ") and "[" in line)
+    error, static = float(first.split()[1]), float(first.split("]")[1].split()[0])
+    assert 0 < error < static
+    assert "RMSF, ratio to the run" in text and "torsions (virtual), divergence" in text
+    assert "24 starts, 8 frames each" in text
+
+
+def test_notebook_figures_and_view(notebook):
+    content, *_ = notebook
+    parts = [part.get("data", {}) for cell in content.cells for part in cell.get("outputs", ())]
+    figures = [data["image/png"] for data in parts if "image/png" in data]
+    assert len(figures) == 2 and all(len(figure) > 10_000 for figure in figures)
+    if importlib.util.find_spec("nglview") is None:
+        assert any("nglview is not installed" in output(cell) for cell in content.cells if cell.cell_type == "code")
+
+
+def test_notebook_writes_nothing_beside_its_folder(notebook):
+    _, folder, temporary = notebook
+    assert list(folder.iterdir()) == []
+    (work,) = temporary.glob("egno_md_*")
+    forecast = mda.Universe(str(work / "extended.pdb"), str(work / "extended.dcd"))
+    assert (forecast.trajectory.n_frames, forecast.atoms.n_atoms) == (8, 10)
+    assert (work / "chignolin-ca.safetensors").stat().st_size > 10_000
