@@ -159,7 +159,7 @@ def experiments() -> list[Experiment]:
     """All of them, the most telling first."""
     seeds = range(3)
     here = [Experiment("ala2", 1.0, "base", seed, chains=1, compare=seed == 0) for seed in seeds]
-    chained = ("handed", "noise", "pair distances", "two windows", "trajectory to trajectory")
+    chained = ("relaxing prior", "trajectory to trajectory", "handed", "noise", "two windows", "pair distances")
     here += [Experiment("ala2", 1.0, option, seed, chains=1) for option in chained for seed in seeds]
     here += [Experiment("ala2", 10.0, "base", seed) for seed in seeds]
     here += [Experiment("ala2", stride, "base", epochs=LONG, chains=1, compare=True) for stride in (1.0, 10.0)]
