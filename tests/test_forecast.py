@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from conftest import Ballistic, make_model, make_universe
+from scipy.spatial.transform import Rotation
 
+from egno_md import load_model
 from egno_md.errors import ModelError, UsageError
 from egno_md.forecast import forecast, forecast_times
 from egno_md.graph import GraphBuilder
+from egno_md.metrics import InternalMotion
 
 
 def histories(u, starts, n_input=2):
@@ -93,3 +97,50 @@ def test_prediction_that_is_not_finite_is_an_error(ballistic):
     past[0, 0] -= 1e300  # the velocity overflows float32
     with pytest.raises((ModelError, ValueError), match="finite"):
         forecast(ballistic, GraphBuilder(u.atoms, ballistic.graph), past, 4)
+
+
+def relaxing(**options):
+    """A model with a prior, for runs in which every atom swings about its place, and such a run."""
+    u = make_universe(1)
+    rng = np.random.default_rng(0)
+    frames = (
+        u.atoms.positions + 0.5 * rng.standard_normal((300, 10, 3)).cumsum(0) * 0.9 ** np.arange(300)[:, None, None]
+    )
+    model = make_model(start="static", prior="ar1", **options)
+    builder = GraphBuilder(u.atoms, model.graph)
+    model.motion[builder.identity] = InternalMotion.fit([frames + 0.2 * rng.standard_normal(frames.shape)])
+    return model, builder, frames.astype(np.float32)
+
+
+def test_prior_is_the_relaxation_of_the_start_until_the_network_has_learned(tmp_path):
+    model, builder, frames = relaxing()
+    known = model.motion[builder.identity]
+    past = np.stack([frames[10:12], frames[50:52] + 100.0])  # two starts, one of them far away
+    predicted = forecast(model, builder, past, 4)
+    expected = known.relax(past[:, -1].astype(float), np.arange(1, 5), decay=known.decay.clip(0, 1))
+    np.testing.assert_allclose(predicted, expected, atol=1e-3)
+    assert np.abs(expected - past[:, -1:]).max() > 0.1
+    halves = forecast(model, builder, past, 8, substeps=2)
+    np.testing.assert_allclose(halves[:, 1::2], expected, atol=1e-3)
+    loaded = load_model(model.save(tmp_path / "m.safetensors"))
+    np.testing.assert_array_equal(forecast(loaded, builder, past, 4), predicted)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_prior_turns_with_the_molecule_and_knows_its_hand(mirror):
+    model, builder, frames = relaxing()
+    for parameter in model.network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    turn = mirror * Rotation.random(random_state=0).as_matrix()
+    plain, turned = (forecast(model, builder, x[None, 10:12], 4) for x in (frames, frames @ turn.T))
+    assert (np.abs(turned - plain @ turn.T).max() < 1e-3) == (mirror == 1)
+
+
+def test_prior_of_an_unknown_molecule_is_refused():
+    model, builder, frames = relaxing()
+    other = make_universe(1)
+    other.residues.resnames = ["LIG", "LIH"]
+    with pytest.raises(ModelError, match="none of them.*prior=static"):
+        forecast(model, GraphBuilder(other.atoms, model.graph), frames[None, 10:12], 4)
+    with pytest.raises(UsageError, match="history of 4"):
+        make_model(prior="ar1", history=4)
