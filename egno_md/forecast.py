@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from .checkpoint import Model
 from .errors import ModelError, UsageError
 from .geometry import bond_lengths, keep_bonds
 from .graph import GraphBuilder, collate
+from .nn.edges import has_fast_bf16
 from .windows import displacements, frames_back
 
 #: Nodes of one batch of start frames. More gains nothing on a CPU and only costs memory.
@@ -34,6 +37,50 @@ def resolve_device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device {str(device)!r} cannot be used here ({error}); use device='auto' or 'cpu'") from error
     return resolved
+
+
+#: What the networks may compute in: torch's own settings, tf32 products (GPU), bf16 products (CPU and GPU).
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that `device` does not have.
+
+    Raises
+    ------
+    UsageError
+        The precision is unknown, or the device cannot compute in it.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(
+            f"precision 'tf32' needs an NVIDIA GPU, the forecast runs on {device.type!r}: use precision='bf16', which "
+            "a CPU has too, or the default 'float32'"
+        )
+    if precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"precision {precision!r} needs a GPU of compute capability 8.0 or higher, {device} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: use the default 'float32'"
+        )
+
+
+@contextlib.contextmanager
+def in_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in one of `PRECISIONS`; torch's settings are as before afterwards."""
+    if precision == "bf16":
+        # Nothing is cast twice in one call, and a CUDA graph must not depend on a cache that lives outside of it.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+    elif precision == "tf32":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        yield
 
 
 def apply_operator(
@@ -129,6 +176,7 @@ def forecast(
     boxes: Sequence[np.ndarray | None] | None = None,
     substeps: int = 1,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     max_memory: int | str | None = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
@@ -151,6 +199,8 @@ def forecast(
         (section 5.5); it was trained on whole strides.
     device : str or torch.device
         ``"auto"``: the GPU where there is one.
+    precision : {"float32", "tf32", "bf16"}
+        What the products in the network are computed in. "float32" leaves torch's settings alone; "tf32" needs a GPU.
     max_memory : int or "auto"
         Bound of the temporaries in bytes.
     progress : callable, optional
@@ -164,10 +214,13 @@ def forecast(
     Raises
     ------
     UsageError, ModelError
-        See :func:`check_request`; or the prediction is not finite.
+        See :func:`check_request` and :func:`check_precision`; or the prediction is not finite.
     """
     check_request(model, horizon, substeps)
     device = resolve_device(device)
+    check_precision(precision, device)
+    if precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
+        warnings.warn("this processor has no bf16 arithmetic: precision 'float32' is faster here", stacklevel=3)
     network_device = next(model.network.parameters()).device
     if network_device != device:
         model.network.to(device)
@@ -189,7 +242,8 @@ def forecast(
         lengths = bond_lengths(frames[:, -1:], builder.bonds)  # (B, 1, n_bonds)
         for done in range(0, horizon, per_window):
             batch = _collate(model, builder, frames, None if boxes is None else boxes[chosen]).to(device)
-            pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
+            with in_precision(precision, device):
+                pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
             predicted = pos.cpu().numpy().reshape(per_window, -1, n_atoms, 3).swapaxes(0, 1)  # (B, T, N, 3)
             if not np.isfinite(predicted).all():
                 raise ModelError(

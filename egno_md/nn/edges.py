@@ -173,8 +173,8 @@ def _keep_freed_memory() -> None:
 
 
 @functools.cache
-def _has_onednn_bf16() -> bool:
-    """Whether that operator also takes bf16 here: without AVX-512 or its like oneDNN refuses it, torch itself does not."""
+def has_fast_bf16() -> bool:
+    """Whether that operator also takes bf16 here: without AVX-512 or its like oneDNN refuses, torch does not."""
     try:
         return _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except AttributeError:
@@ -184,7 +184,7 @@ def _has_onednn_bf16() -> bool:
 def _onednn(x: Tensor) -> bool:
     if x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
-    return (x.dtype == torch.float32 and _has_onednn()) or (x.dtype == torch.bfloat16 and _has_onednn_bf16())
+    return (x.dtype == torch.float32 and _has_onednn()) or (x.dtype == torch.bfloat16 and has_fast_bf16())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:

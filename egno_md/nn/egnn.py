@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,17 @@ def zero_last(net: nn.Sequential) -> None:
     """Make an MLP return 0 whatever comes in, until it is trained."""
     nn.init.zeros_(net[-1].weight)
     nn.init.zeros_(net[-1].bias)
+
+
+def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Have `function` of tensors ignore autocast: bf16 would round coordinates of 50 A to 0.2 A."""
+
+    @functools.wraps(function)
+    def wrapped(first: Tensor, *rest: object) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return wrapped
 
 
 def reduce_to(values: Tensor, index: Tensor, size: int, *, mean: bool = False) -> Tensor:

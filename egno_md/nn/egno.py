@@ -89,7 +89,8 @@ class OperatorBlock(nn.Module):
         if self.vector_conv:
             conv = self.vector_conv[step]
             z = torch.stack([pos - centre, vel][: len(conv.weight)], dim=-1)  # (T, N, 3, 2), of positions alone 1
-            dz = conv(z, basis).unbind(-1)  # 2 of (T, N, 3)
+            with torch.autocast(z.device.type, enabled=False):  # bf16 would round coordinates of 50 A to 0.2 A
+                dz = conv(z, basis).unbind(-1)  # 2 of (T, N, 3)
             # Z_0 + c without ever rounding x: a convolution of zeros leaves the positions as they are.
             pos = pos + dz[0]
             vel = vel + dz[1] if len(dz) > 1 else vel
