@@ -14,6 +14,8 @@ from .checkpoint import Model
 from .errors import ModelError, UsageError
 from .geometry import bond_lengths, keep_bonds
 from .graph import GraphBuilder, collate
+from .nn import EGNO
+from .nn.captured import CapturedEGNO
 from .nn.edges import has_fast_bf16
 from .windows import displacements, frames_back
 
@@ -39,6 +41,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+#: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
+CAPTURE_FROM = 16
 #: What the networks may compute in: torch's own settings, tf32 products (GPU), bf16 products (CPU and GPU).
 PRECISIONS = ("float32", "tf32", "bf16")
 
@@ -84,7 +88,12 @@ def in_precision(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def apply_operator(
-    model: Model, data: Data | Batch, *, times: torch.Tensor | None = None, max_memory: int | str | None = None
+    model: Model,
+    data: Data | Batch,
+    *,
+    times: torch.Tensor | None = None,
+    max_memory: int | str | None = None,
+    network: Callable | None = None,
 ):
     """Run the operator on graphs in Angstrom; the only place where the network's own unit of length appears.
 
@@ -97,6 +106,8 @@ def apply_operator(
         Time points in strides, 0 being the first predicted frame (spec: 0, 1, ..., T - 1).
     max_memory : int or "auto", optional
         Bound of the edge temporaries in bytes; "auto" and None leave it to the operator.
+    network : callable, optional
+        Called in place of ``model.network``, in the same way.
 
     Returns
     -------
@@ -112,7 +123,7 @@ def apply_operator(
     if model.spec.operator == "eghno":
         options = {"local_index": data.local_index, "local_attr": data.local_attr}
     shift = data.get("edge_shift")
-    out = model.network(
+    out = (network or model.network)(
         data.x,
         pos / scale,
         vel / scale,
@@ -231,6 +242,7 @@ def forecast(
     per_window = window.n_times * substeps
     # The window's own grid, read more finely: the last point is always the last trained one, so chains line up.
     times = torch.arange(1, per_window + 1, device=device) / substeps - 1 if substeps > 1 else None
+    network = _recordable(model, device, -(-horizon // per_window))
     out = np.empty((n_starts, horizon, n_atoms, 3), np.float32)
     batch_size = max(1, NODES_PER_BATCH.get(device.type, 2048) // max(n_atoms, 1))
     for first in range(0, n_starts, batch_size):
@@ -243,7 +255,9 @@ def forecast(
         for done in range(0, horizon, per_window):
             batch = _collate(model, builder, frames, None if boxes is None else boxes[chosen]).to(device)
             with in_precision(precision, device):
-                pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
+                pos = apply_operator(
+                    model, batch, times=times, max_memory=max_memory, network=network
+                ).pos  # (T, B * N, 3)
             predicted = pos.cpu().numpy().reshape(per_window, -1, n_atoms, 3).swapaxes(0, 1)  # (B, T, N, 3)
             if not np.isfinite(predicted).all():
                 raise ModelError(
@@ -260,6 +274,12 @@ def forecast(
             if progress is not None:
                 progress(keep * len(frames))
     return out
+
+
+def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
+    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO."""
+    fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) is EGNO
+    return CapturedEGNO(model.network) if fits else None
 
 
 def _collate(model: Model, builder: GraphBuilder, frames: np.ndarray, boxes: Sequence | None) -> Batch:

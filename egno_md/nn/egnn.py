@@ -45,7 +45,8 @@ def reduce_to(values: Tensor, index: Tensor, size: int, *, mean: bool = False) -
     total = values.new_zeros(values.shape[0], size, *values.shape[2:]).index_add(1, index, values)
     if not mean:
         return total
-    count = index.bincount(minlength=size).clamp(min=1).to(values.dtype)  # (size,)
+    # Not bincount: the size of its result depends on the index, which a CUDA graph must not.
+    count = values.new_zeros(size).index_add_(0, index, values.new_ones(1).expand(len(index))).clamp_(min=1)  # (size,)
     return total / count.view(-1, *[1] * (values.dim() - 2))
 
 

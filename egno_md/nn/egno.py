@@ -243,6 +243,7 @@ class EGNO(nn.Module):
         *,
         times: int | Tensor | None = None,
         batch: Tensor | None = None,
+        n_graphs: int | None = None,
         edge_shift: Tensor | None = None,
         max_memory: int | None = None,
     ) -> EGNOOutput:
@@ -264,6 +265,8 @@ class EGNO(nn.Module):
             many as the input sequence has frames, or `n_times`.
         batch : Tensor (N,), optional
             Graph of every node, sorted; by default all are one graph.
+        n_graphs : int, optional
+            Number of graphs in `batch`; by default read from it, for which a GPU has to be waited for.
         edge_shift : Tensor (E, 3), optional
             Periodic images: the sender of edge e is at ``pos[sender] + edge_shift[e]``.
         max_memory : int, optional
@@ -280,7 +283,9 @@ class EGNO(nn.Module):
         """
         pos, vel, times = over_time(pos, vel, times, self.n_times)  # (T, N, 3), (T, N, 3), (T,)
         basis = None if self.time_conv == "none" else fourier_basis(len(times), self.modes, pos)
-        centre = graph_centre(pos, batch, 1 if batch is None else int(batch[-1]) + 1)  # (B, 3)
+        if n_graphs is None:
+            n_graphs = 1 if batch is None else int(batch[-1]) + 1
+        centre = graph_centre(pos, batch, n_graphs)  # (B, 3)
         pos, vel, h = self.block(
             pos,
             vel,
