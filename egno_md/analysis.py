@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .checkpoint import Model, load_model
 from .checks import check_frames
 from .errors import DataError, ModelError, UsageError
-from .forecast import check_request, forecast, forecast_times
+from .forecast import check_precision, check_request, forecast, forecast_times, resolve_device
 from .graph import GraphBuilder, select_atoms
 from .metrics import rmsd
 from .trajectory import (
@@ -62,6 +62,8 @@ class EGNOSurrogate(AnalysisBase):
         Replace files that exist. The input is never replaced.
     device : str
         ``"auto"``: the GPU where there is one, else the CPU.
+    precision : {"float32", "tf32", "bf16"}
+        What the products in the network are computed in; "tf32" needs a GPU.
     max_memory : int or "auto"
         Bound of the temporaries in bytes.
     verbose : bool
@@ -135,6 +137,7 @@ class EGNOSurrogate(AnalysisBase):
         with_input: bool = False,
         force: bool = False,
         device: str = "auto",
+        precision: str = "float32",
         max_memory: int | str = "auto",
         verbose: bool = False,
     ) -> None:
@@ -147,6 +150,7 @@ class EGNOSurrogate(AnalysisBase):
             )
         self.model = load_model(model)
         check_request(self.model, horizon, substeps)
+        check_precision(precision, resolve_device(device))
         if int(every) != every or every < 1:
             raise UsageError(f"every must be a whole number of at least 1, found {every}")
         self.horizon, self.substeps, self.every = int(horizon), int(substeps), int(every)
@@ -158,7 +162,7 @@ class EGNOSurrogate(AnalysisBase):
         self.builder = GraphBuilder(self.atoms, self.model.graph)
         self.filename = None if filename is None else Path(filename)
         self.with_input, self.force = with_input, force
-        self.device, self.max_memory = device, max_memory
+        self.device, self.precision, self.max_memory = device, precision, max_memory
 
     def _check_selection(self, select: str) -> None:
         known = self.model.graph.select
@@ -279,6 +283,7 @@ class EGNOSurrogate(AnalysisBase):
                 boxes=self._boxes,
                 substeps=self.substeps,
                 device=self.device,
+                precision=self.precision,
                 max_memory=self.max_memory,
                 progress=bar.update,
             )

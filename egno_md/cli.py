@@ -63,6 +63,13 @@ def main() -> None:
 @click.option("--dt", type=float, help="Spacing of the trajectory's frames in ps, where its header is wrong.")
 @click.option("--no-box", is_flag=True, help="Forget the periodic box of the trajectory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="What the network computes in; tf32 needs a GPU.",
+)
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def predict(
@@ -79,6 +86,7 @@ def predict(
     dt: float | None,
     no_box: bool,
     device: str,
+    precision: str,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -110,6 +118,7 @@ def predict(
         with_input=with_input,
         force=force,
         device=device,
+        precision=precision,
         verbose=sys.stderr.isatty(),
     ).run(frames=[start % n_frames])
     summary = _summary(surrogate)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from .checkpoint import Model
 from .errors import ModelError, UsageError
 from .geometry import bond_lengths, keep_bonds
 from .graph import GraphBuilder, collate
+from .nn import EGNO
+from .nn.captured import CapturedEGNO
+from .nn.edges import has_fast_bf16
 from .windows import displacements, frames_back
 
 #: Nodes of one batch of start frames. More gains nothing on a CPU and only costs memory.
@@ -36,8 +41,59 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+#: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
+CAPTURE_FROM = 16
+#: What the networks may compute in: torch's own settings, tf32 products (GPU), bf16 products (CPU and GPU).
+PRECISIONS = ("float32", "tf32", "bf16")
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that `device` does not have.
+
+    Raises
+    ------
+    UsageError
+        The precision is unknown, or the device cannot compute in it.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(
+            f"precision 'tf32' needs an NVIDIA GPU, the forecast runs on {device.type!r}: use precision='bf16', which "
+            "a CPU has too, or the default 'float32'"
+        )
+    if precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UsageError(
+            f"precision {precision!r} needs a GPU of compute capability 8.0 or higher, {device} has "
+            f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: use the default 'float32'"
+        )
+
+
+@contextlib.contextmanager
+def in_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Compute in one of `PRECISIONS`; torch's settings are as before afterwards."""
+    if precision == "bf16":
+        # Nothing is cast twice in one call, and a CUDA graph must not depend on a cache that lives outside of it.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+    elif precision == "tf32":
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+    else:
+        yield
+
+
 def apply_operator(
-    model: Model, data: Data | Batch, *, times: torch.Tensor | None = None, max_memory: int | str | None = None
+    model: Model,
+    data: Data | Batch,
+    *,
+    times: torch.Tensor | None = None,
+    max_memory: int | str | None = None,
+    network: Callable | None = None,
 ):
     """Run the operator on graphs in Angstrom; the only place where the network's own unit of length appears.
 
@@ -50,6 +106,8 @@ def apply_operator(
         Time points in strides, 0 being the first predicted frame (spec: 0, 1, ..., T - 1).
     max_memory : int or "auto", optional
         Bound of the edge temporaries in bytes; "auto" and None leave it to the operator.
+    network : callable, optional
+        Called in place of ``model.network``, in the same way.
 
     Returns
     -------
@@ -68,7 +126,7 @@ def apply_operator(
     if model.spec.operator == "eghno":
         options = {"local_index": data.local_index, "local_attr": data.local_attr}
     shift = data.get("edge_shift")
-    out = model.network(
+    out = (network or model.network)(
         data.x,
         pos / scale,
         vel / scale,
@@ -159,6 +217,7 @@ def forecast(
     boxes: Sequence[np.ndarray | None] | None = None,
     substeps: int = 1,
     device: str | torch.device = "auto",
+    precision: str = "float32",
     max_memory: int | str | None = "auto",
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
@@ -181,6 +240,8 @@ def forecast(
         (section 5.5); it was trained on whole strides.
     device : str or torch.device
         ``"auto"``: the GPU where there is one.
+    precision : {"float32", "tf32", "bf16"}
+        What the products in the network are computed in. "float32" leaves torch's settings alone; "tf32" needs a GPU.
     max_memory : int or "auto"
         Bound of the temporaries in bytes.
     progress : callable, optional
@@ -194,10 +255,13 @@ def forecast(
     Raises
     ------
     UsageError, ModelError
-        See :func:`check_request`; or the prediction is not finite.
+        See :func:`check_request` and :func:`check_precision`; or the prediction is not finite.
     """
     check_request(model, horizon, substeps)
     device = resolve_device(device)
+    check_precision(precision, device)
+    if precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
+        warnings.warn("this processor has no bf16 arithmetic: precision 'float32' is faster here", stacklevel=3)
     network_device = next(model.network.parameters()).device
     if network_device != device:
         model.network.to(device)
@@ -208,6 +272,7 @@ def forecast(
     per_window = window.n_times * substeps
     # The window's own grid, read more finely: the last point is always the last trained one, so chains line up.
     times = torch.arange(1, per_window + 1, device=device) / substeps - 1 if substeps > 1 else None
+    network = _recordable(model, device, -(-horizon // per_window))
     out = np.empty((n_starts, horizon, n_atoms, 3), np.float32)
     batch_size = max(1, NODES_PER_BATCH.get(device.type, 2048) // max(n_atoms, 1))
     for first in range(0, n_starts, batch_size):
@@ -219,7 +284,10 @@ def forecast(
         start = frames[:, -1:]  # (B, 1, N, 3)
         for done in range(0, horizon, per_window):
             batch = graphs(model, [builder] * len(frames), frames, None if boxes is None else boxes[chosen]).to(device)
-            pos = apply_operator(model, batch, times=times, max_memory=max_memory).pos  # (T, B * N, 3)
+            with in_precision(precision, device):
+                pos = apply_operator(
+                    model, batch, times=times, max_memory=max_memory, network=network
+                ).pos  # (T, B * N, 3)
             predicted = pos.cpu().numpy().reshape(per_window, -1, n_atoms, 3).swapaxes(0, 1)  # (B, T, N, 3)
             if not np.isfinite(predicted).all():
                 raise ModelError(
@@ -235,6 +303,12 @@ def forecast(
             if progress is not None:
                 progress(keep * len(frames))
     return out
+
+
+def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
+    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO."""
+    fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) is EGNO
+    return CapturedEGNO(model.network) if fits else None
 
 
 def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: np.ndarray) -> np.ndarray:

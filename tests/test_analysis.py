@@ -186,6 +186,8 @@ def test_select_narrows_the_models_selection(ballistic):
         ({"every": 0}, "every"),
         ({"substeps": -1}, "substeps"),
         ({"select": "name ("}, "name"),
+        ({"precision": "double"}, "float32, tf32, bf16"),
+        ({"device": "cpu", "precision": "tf32"}, "GPU.*bf16"),
     ],
 )
 def test_bad_arguments(ballistic, change, message):

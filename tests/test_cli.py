@@ -93,6 +93,16 @@ def test_readable_summary_and_with_input(tmp_path):
     assert mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.xtc")).trajectory.n_frames == 51 + 8
 
 
+def test_precision(tmp_path):
+    last = []
+    for precision in ("float32", "bf16"):
+        out = tmp_path / f"{precision}.dcd"
+        done = egno_md("predict", TOPOLOGY, TRAJECTORY, "--device", "cpu", "--precision", precision, "-o", out)
+        assert done.returncode == 0, done.stderr
+        last.append(mda.Universe(str(out.with_suffix(".pdb")), str(out)).trajectory[-1].positions.copy())
+    assert 0 < np.abs(last[1] - last[0]).max() < 0.002
+
+
 def test_default_output_lies_in_the_working_folder(tmp_path):
     assert egno_md("predict", TOPOLOGY, TRAJECTORY, cwd=tmp_path).returncode == 0
     assert {p.name for p in tmp_path.iterdir()} == {"ubiquitin_forecast.dcd", "ubiquitin_forecast.pdb"}
@@ -116,6 +126,8 @@ def test_default_output_lies_in_the_working_folder(tmp_path):
         ([TOPOLOGY, TRAJECTORY, "-o", "out.txt"], 2, ["out.txt", "xtc"]),
         ([TOPOLOGY, TRAJECTORY, "-o", "none/out.dcd"], 1, ["none"]),
         ([TOPOLOGY, TRAJECTORY, "--device", "cuda:7"], 2, ["cuda:7"]),
+        ([TOPOLOGY, TRAJECTORY, "--precision", "half"], 2, ["half", "bf16"]),
+        ([TOPOLOGY, TRAJECTORY, "--device", "cpu", "--precision", "tf32"], 2, ["tf32", "GPU", "bf16"]),
     ],
     ids=lambda value: " ".join(v.rsplit("/", 1)[-1] for v in value) if isinstance(value, list) else None,
 )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
+import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
 from conftest import Ballistic, make_model, make_universe
 from scipy.spatial.transform import Rotation
 
-from egno_md import load_model
+from egno_md import load_model, sample
 from egno_md.errors import ModelError, UsageError
-from egno_md.forecast import forecast, forecast_times
-from egno_md.graph import GraphBuilder
+from egno_md.forecast import PRECISIONS, forecast, forecast_times, in_precision
+from egno_md.graph import GraphBuilder, select_atoms
 from egno_md.metrics import InternalMotion
 
 
@@ -86,6 +89,10 @@ def test_bad_requests(ballistic):
     for bad in ({"horizon": 0}, {"horizon": 2.5}, {"horizon": 2, "substeps": 0}, {"horizon": 2, "device": "nonsense"}):
         with pytest.raises(UsageError, match="horizon|substeps|nonsense"):
             forecast(ballistic, builder, past, **bad)
+    with pytest.raises(UsageError, match="one of float32, tf32, bf16; found 'fp8'"):
+        forecast(ballistic, builder, past, 2, precision="fp8")
+    with pytest.raises(UsageError, match="'tf32' needs an NVIDIA GPU.*'cpu'.*bf16"):
+        forecast(ballistic, builder, past, 2, device="cpu", precision="tf32")
     ballistic.window = ballistic.window.model_copy(update={"velocity": "forward"})
     with pytest.raises(ModelError, match="next frame"):
         forecast(ballistic, builder, past, 2)
@@ -144,3 +151,62 @@ def test_prior_of_an_unknown_molecule_is_refused():
         forecast(model, GraphBuilder(other.atoms, model.graph), frames[None, 10:12], 4)
     with pytest.raises(UsageError, match="history of 4"):
         make_model(prior="ar1", history=4)
+
+
+@pytest.fixture
+def bundled():
+    """The bundled model on a few frames of its sample: model, builder, histories."""
+    u, model = mda.Universe(*map(str, sample())), load_model()
+    atoms = select_atoms(u, model.graph.select)
+    frames = np.stack([atoms.positions for _ in u.trajectory])
+    return model, GraphBuilder(atoms, model.graph), np.stack([frames[s - 1 : s + 1] for s in (1, 31, 61)])
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bf16")
+def test_bf16_keeps_the_error_that_the_documentation_states(bundled):
+    for horizon, stated in ((8, 0.002), (80, 0.1)):
+        full = forecast(*bundled, horizon, device="cpu")
+        low = forecast(*bundled, horizon, device="cpu", precision="bf16")
+        assert low.dtype == np.float32
+        error = np.linalg.norm(low - full, axis=-1)  # (S, horizon, N)
+        assert 0 < error.max() < stated
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bf16")
+@pytest.mark.parametrize("operator", ["egno", "eghno"])
+def test_bf16_leaves_atoms_in_place_that_do_not_move(operator):
+    """Positions are not rounded, only what moves them: 30 A from the centre, bf16 would be off by 0.1 A."""
+    u = make_universe(4)
+    model = make_model(operator=operator, clusters=3, start="static")
+    past = 30 * histories(u, [3])
+    predicted = forecast(model, GraphBuilder(u.atoms, model.graph), past, 4, device="cpu", precision="bf16")
+    np.testing.assert_allclose(predicted, past[:, -1:].repeat(4, axis=1), atol=1e-3)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_warns_where_it_is_slower(ballistic, fast, monkeypatch):
+    monkeypatch.setattr("egno_md.forecast.has_fast_bf16", lambda: fast)
+    u = make_universe(8)
+    builder = GraphBuilder(u.atoms, ballistic.graph)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        forecast(ballistic, builder, histories(u, [5]), 2, device="cpu", precision="bf16")
+    assert ["no bf16" in str(w.message) for w in caught] == [True] * (not fast)
+
+
+def test_torchs_settings_are_as_before():
+    before = torch.get_float32_matmul_precision()
+    for precision in PRECISIONS:
+        with pytest.raises(KeyError), in_precision(precision, torch.device("cpu")):
+            assert torch.is_autocast_enabled("cpu") == (precision == "bf16")
+            assert torch.get_float32_matmul_precision() == ("high" if precision == "tf32" else before)
+            raise KeyError
+        assert torch.get_float32_matmul_precision() == before and not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_precision_on_a_gpu(bundled, precision):
+    full = forecast(*bundled, 8, device="cpu")
+    low = forecast(*bundled, 8, device="cuda", precision=precision)
+    assert 0 < np.linalg.norm(low - full, axis=-1).max() < 0.005

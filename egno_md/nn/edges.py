@@ -174,9 +174,19 @@ def _keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+@functools.cache
+def has_fast_bf16() -> bool:
+    """Whether that operator also takes bf16 here: without AVX-512 or its like oneDNN refuses, torch does not."""
+    try:
+        return _has_onednn() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except AttributeError:
+        return False
+
+
 def _onednn(x: Tensor) -> bool:
-    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-    return fits and torch.backends.mkldnn.enabled and _has_onednn()
+    if x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        return False
+    return (x.dtype == torch.float32 and _has_onednn()) or (x.dtype == torch.bfloat16 and has_fast_bf16())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:

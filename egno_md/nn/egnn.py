@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +24,17 @@ def zero_last(net: nn.Sequential) -> None:
     nn.init.zeros_(net[-1].bias)
 
 
+def full_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Have `function` of tensors ignore autocast: bf16 would round coordinates of 50 A to 0.2 A."""
+
+    @functools.wraps(function)
+    def wrapped(first: Tensor, *rest: object) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return wrapped
+
+
 def reduce_to(values: Tensor, index: Tensor, size: int, *, mean: bool = False) -> Tensor:
     """Sum or mean over the second axis of `values` (T, M, ...) by target; a target that nothing points at gets 0.
 
@@ -31,7 +45,8 @@ def reduce_to(values: Tensor, index: Tensor, size: int, *, mean: bool = False) -
     total = values.new_zeros(values.shape[0], size, *values.shape[2:]).index_add(1, index, values)
     if not mean:
         return total
-    count = index.bincount(minlength=size).clamp(min=1).to(values.dtype)  # (size,)
+    # Not bincount: the size of its result depends on the index, which a CUDA graph must not.
+    count = values.new_zeros(size).index_add_(0, index, values.new_ones(1).expand(len(index))).clamp_(min=1)  # (size,)
     return total / count.view(-1, *[1] * (values.dim() - 2))
 
 

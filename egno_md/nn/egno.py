@@ -88,7 +88,8 @@ class OperatorBlock(nn.Module):
         if self.vector_conv:
             conv = self.vector_conv[step]
             z = torch.stack([pos - centre, vel][: len(conv.weight)], dim=-1)  # (T, N, 3, 2), of positions alone 1
-            dz = conv(z, basis).unbind(-1)  # 2 of (T, N, 3)
+            with torch.autocast(z.device.type, enabled=False):  # bf16 would round coordinates of 50 A to 0.2 A
+                dz = conv(z, basis).unbind(-1)  # 2 of (T, N, 3)
             # Z_0 + c without ever rounding x: a convolution of zeros leaves the positions as they are.
             pos = pos + dz[0]
             vel = vel + dz[1] if len(dz) > 1 else vel
@@ -243,6 +244,7 @@ class EGNO(nn.Module):
         *,
         times: int | Tensor | None = None,
         batch: Tensor | None = None,
+        n_graphs: int | None = None,
         edge_shift: Tensor | None = None,
         max_memory: int | None = None,
     ) -> EGNOOutput:
@@ -264,6 +266,8 @@ class EGNO(nn.Module):
             many as the input sequence has frames, or `n_times`.
         batch : Tensor (N,), optional
             Graph of every node, sorted; by default all are one graph.
+        n_graphs : int, optional
+            Number of graphs in `batch`; by default read from it, for which a GPU has to be waited for.
         edge_shift : Tensor (E, 3), optional
             Periodic images: the sender of edge e is at ``pos[sender] + edge_shift[e]``.
         max_memory : int, optional
@@ -280,7 +284,9 @@ class EGNO(nn.Module):
         """
         pos, vel, times = over_time(pos, vel, times, self.n_times)  # (T, N, 3), (T, N, 3), (T,)
         basis = None if self.time_conv == "none" else fourier_basis(len(times), self.modes, pos)
-        centre = graph_centre(pos, batch, 1 if batch is None else int(batch[-1]) + 1)  # (B, 3)
+        if n_graphs is None:
+            n_graphs = 1 if batch is None else int(batch[-1]) + 1
+        centre = graph_centre(pos, batch, n_graphs)  # (B, 3)
         pos, vel, h = self.block(
             pos,
             vel,

@@ -7,7 +7,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from .egnn import mlp, reduce_to
+from .egnn import full_precision, mlp, reduce_to
 
 #: Weight below which a cluster counts as empty.
 MIN_WEIGHT = 1e-5
@@ -24,6 +24,7 @@ def graph_runs(batch: Tensor | None, n_graphs: int, n_nodes: int) -> Runs:
     return [(len(list(run)), size) for size, run in groupby(sizes)]
 
 
+@full_precision
 def to_clusters(s: Tensor, f: Tensor, runs: Runs) -> Tensor:
     """``S^T f`` of every graph by itself: (T, B K, C) from `s` (T or 1, N, K) and `f` (T, N, C)."""
     sizes = [count * size for count, size in runs]
@@ -34,6 +35,7 @@ def to_clusters(s: Tensor, f: Tensor, runs: Runs) -> Tensor:
     return torch.cat(pooled, dim=1).flatten(1, 2)  # (T, B K, C)
 
 
+@full_precision
 def to_nodes(s: Tensor, f: Tensor, runs: Runs) -> Tensor:
     """``S f`` of every graph by itself: (T, N, C) from `s` (T or 1, N, K) and `f` (T, B K, C)."""
     k = s.shape[-1]
@@ -128,7 +130,7 @@ class PoolingNetwork(nn.Module):
         """S (T, N, K) from `vectors` (T, N, 3, 3 channels), `h` (T, N, H) and the local edges."""
         for layer in self.layers:
             vectors, h = layer(vectors, h, edge_index, edge_attr)
-        return self.head(h).softmax(-1)
+        return self.head(h).to(vectors.dtype).softmax(-1)
 
 
 class DecoderLayer(nn.Module):
@@ -151,7 +153,8 @@ class DecoderLayer(nn.Module):
     def forward(self, vectors: Tensor, scalars: Tensor) -> tuple[Tensor, Tensor]:
         """Vector (T, N, 3) and scalars (T, N, H) from `vectors` (T, N, 3, V) and `scalars` (T, N, C)."""
         s = self.in_scalar(torch.cat([gram(vectors, vectors), scalars], dim=-1))  # (T, N, H)
-        return (vectors @ self.out_vector(s)[..., None])[..., 0], self.out_scalar(s)
+        # Not a matrix product, which autocast would round.
+        return (vectors * self.out_vector(s)[..., None, :]).sum(-1), self.out_scalar(s)
 
 
 class Decoder(nn.Module):

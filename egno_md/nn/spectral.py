@@ -89,7 +89,7 @@ def fourier_basis(n_times: int, modes: int, like: Tensor) -> FourierBasis:
     t = torch.arange(n_times, device=like.device)[None]
     angle = (m * t % n_times).double() * (2 * math.pi / n_times)  # (M, T)
     single = (m == 0) | (2 * m == n_times)
-    cos, sin = angle.cos(), torch.where(single, 0.0, angle.sin())[1:]  # (M, T), (M - 1, T)
+    cos, sin = angle.cos(), angle.sin().masked_fill(single, 0.0)[1:]  # (M, T), (M - 1, T)
     # The modes above T / 2 are the conjugates of those below: every mode but the single ones counts twice.
     weight = (2.0 - single.double()) / n_times  # (M, 1)
     forward = torch.cat([cos, -sin])  # (2M - 1, T)
