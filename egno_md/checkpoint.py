@@ -19,21 +19,23 @@ from ._version import __version__
 from .config import GraphSpec, ModelSpec, WindowSpec
 from .errors import ModelError, OutputError, UsageError
 from .geometry import LocalGeometry
-from .metrics import InternalMotion
+from .metrics import PathRegression
 from .nn import EGHNO, EGNO
 
 FORMAT = "egno_md"
 #: 2: what is known of molecules beside the weights. Older files are read as they are.
 FORMAT_VERSION = 2
 #: What is known of molecules: fields of Model, stored as ``<field>.<identity>.<array>``.
-KNOWLEDGE = {"geometry": LocalGeometry, "motion": InternalMotion}
+KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
 DEFAULT_MODEL = "ca-1ps"
 
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
     """The operator that the three specs describe; its weights come from torch's generator."""
-    if spec.prior == "ar1" and window.history > 1:
-        raise UsageError(f"the prior 'ar1' relaxes one start frame; found a history of {window.history}: use 'static'")
+    if spec.prior == "regression" and window.history > 1:
+        raise UsageError(
+            f"the prior 'regression' goes on from one start frame; found a history of {window.history}: use 'static'"
+        )
     options: dict[str, Any] = {
         "n_times": window.n_times,
         "modes": spec.modes,
@@ -84,8 +86,8 @@ class Model:
     geometry : dict of str to LocalGeometry
         What hardly varies in the molecules that it was trained on, by :attr:`egno_md.GraphBuilder.identity`; a forecast
         of one of them is brought back to it.
-    motion : dict of str to InternalMotion
-        Their mean structure and how fast they relax to it, where ``spec.prior`` is "ar1".
+    regression : dict of str to PathRegression
+        The forecast that the operator corrects, where ``spec.prior`` says so.
     """
 
     network: EGNO | EGHNO
@@ -95,7 +97,7 @@ class Model:
     provenance: dict[str, Any] = field(default_factory=dict)
     name: str = "unnamed"
     geometry: dict[str, LocalGeometry] = field(default_factory=dict)
-    motion: dict[str, InternalMotion] = field(default_factory=dict)
+    regression: dict[str, PathRegression] = field(default_factory=dict)
 
     @property
     def n_parameters(self) -> int:

@@ -150,10 +150,11 @@ class ModelSpec(Spec):
         Angstrom per unit of length inside the network: positions and velocities are divided by it.
     start : {"paper", "static"}
         Initial weights: the original's, or those whose forecast is the static frame.
-    prior : {"static", "ar1"}
-        What the operator gets as the positions at every time, and corrects: the start frame (section 4.3), or its
-        relaxation towards the mean structure of the training runs, one factor a stride for every atom (the baseline
-        AR(1)). "ar1" holds for the molecules of the training runs alone, and wants ``history = 1``.
+    prior : {"static", "regression"}
+        What the operator gets as the positions at every time, and corrects: the start frame (section 4.3), or the best
+        forecast of every atom by itself that is linear in its start, fitted to the training runs
+        (:class:`egno_md.metrics.PathRegression`). "regression" holds for the molecules of the training runs alone, and
+        wants ``history = 1``.
     keep_bonds : bool
         Bring every predicted frame back to a local geometry: of a molecule that the model was trained on to what
         hardly varies in those runs, of others the bonds to their lengths at the start; see :mod:`egno_md.geometry`.
@@ -174,7 +175,7 @@ class ModelSpec(Spec):
     handed: bool = False
     length_scale: float = Field(1.0, gt=0)
     start: Literal["paper", "static"] = "paper"
-    prior: Literal["static", "ar1"] = "static"
+    prior: Literal["static", "regression"] = "static"
     keep_bonds: bool = False
     clusters: int = Field(20, ge=1)
     pooling_layers: int = Field(4, ge=1)

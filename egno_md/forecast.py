@@ -116,8 +116,8 @@ def apply_operator(
     """
     scale = model.spec.length_scale
     pos, vel = data.pos, data.vel  # (N, 3)
-    if model.spec.prior == "ar1":
-        pos = relaxed(model, data, times)  # (T, N, 3)
+    if model.spec.prior == "regression":
+        pos = prior_path(model, data, times)  # (T, N, 3)
         vel = vel.expand_as(pos)  # (T, N, 3)
     if model.window.history > 1:
         pos = data.pos_history.transpose(0, 1)  # (T, N, 3)
@@ -141,28 +141,32 @@ def apply_operator(
     return out._replace(pos=out.pos * scale, vel=out.vel * scale)
 
 
-def relaxed(model: Model, data: Data | Batch, times: torch.Tensor | None = None) -> torch.Tensor:
-    """The start frames of some graphs as they relax towards the mean structure of their molecule, (T, N, 3) Angstrom.
+def prior_path(model: Model, data: Data | Batch, times: torch.Tensor | None = None) -> torch.Tensor:
+    """What the model's regression says of some graphs, (T, N, 3) in Angstrom.
 
     Raises
     ------
     ModelError
         A molecule that the model does not know.
     """
-    times = torch.arange(model.window.n_times) if times is None else times.cpu()  # (T,)
+    if times is None:
+        ahead = np.asarray(model.window.targets, float)  # (T,)
+    else:
+        ahead = times.cpu().numpy() + 1.0  # (T,); only a window of every stride is asked for other times
     names = [data.identity] if isinstance(data.identity, str) else data.identity
-    starts = data.pos.cpu().double().split([len(data.pos)] if data.get("ptr") is None else data.ptr.diff().tolist())
+    sizes = [len(data.pos)] if data.get("ptr") is None else data.ptr.diff().tolist()
+    starts, velocities = (x.cpu().double().split(sizes) for x in (data.pos, data.vel))
     out: list[torch.Tensor] = [torch.empty(0)] * len(names)
     for name in set(names):
-        if name not in model.motion:
+        if name not in model.regression:
             raise ModelError(
-                f"model {model.name!r} corrects the relaxation of the {len(model.motion)} molecule(s) that it was "
+                f"model {model.name!r} corrects a regression of the {len(model.regression)} molecule(s) that it was "
                 "trained on, and this is none of them (atoms, names and bonds must agree): train a model on runs of "
                 "this one, or a general one with --set prior=static"
             )
-        motion, here = model.motion[name], [k for k, other in enumerate(names) if other == name]
-        start = torch.stack([starts[k] for k in here]).numpy()  # (B, N, 3)
-        paths = motion.relax(start, times.numpy() + 1, decay=motion.decay.clip(0, 1))  # (B, T, N, 3)
+        here = [k for k, other in enumerate(names) if other == name]
+        start, velocity = (torch.stack([x[k] for k in here]).numpy() for x in (starts, velocities))  # (B, N, 3)
+        paths = model.regression[name].path(start, velocity, ahead)  # (B, T, N, 3)
         for k, path in zip(here, torch.from_numpy(paths), strict=True):
             out[k] = path
     return torch.cat(out, dim=1).to(data.pos)  # (T, N, 3)

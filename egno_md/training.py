@@ -35,7 +35,7 @@ from .evaluation import Evaluation, Part, frames_per_stride, same_spacing, score
 from .forecast import apply_operator, graphs, restored
 from .geometry import LocalGeometry
 from .graph import GraphBuilder, collate, select_atoms
-from .metrics import InternalMotion
+from .metrics import InternalMotion, PathRegression
 from .trajectory import frame_spacing, open_universe
 from .windows import MEMORY_LIMIT, Run, TrajectoryWindows, read_runs, segments, split_blocks, window_starts
 
@@ -470,7 +470,7 @@ class Data:
     ----------
     train, validation : TrajectoryWindows
     test : list of Part
-    geometry, motion : dict of str to LocalGeometry, InternalMotion
+    geometry, regression : dict of str to LocalGeometry, PathRegression
         Of every molecule in the training part, by its builder's identity.
     record : dict
         Files, frames and split, for the provenance.
@@ -480,7 +480,7 @@ class Data:
     validation: TrajectoryWindows
     test: list[Part]
     geometry: dict[str, LocalGeometry]
-    motion: dict[str, InternalMotion]
+    regression: dict[str, PathRegression]
     record: dict[str, Any]
 
 
@@ -546,7 +546,7 @@ def load_data(
     chosen: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
     test: list[Part] = []
     geometry: dict[str, LocalGeometry] = {}
-    motions: dict[str, InternalMotion] = {}
+    regression: dict[str, PathRegression] = {}
     entries = []
     for system in systems:
         builder: GraphBuilder | None = None
@@ -585,7 +585,7 @@ def load_data(
                                     own[0][0].every)  # fmt: skip
         if training and builder is not None:
             geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
-            motions[builder.identity] = motion
+            regression[builder.identity] = PathRegression.fit(training, motion.mean, window.targets, own[0][0].every)
         test += [Part(run, starts, motion) for run, _, starts in own if len(starts)]
     if not runs:
         raise UsageError("every trajectory is held out; none is left to train on")
@@ -595,7 +595,7 @@ def load_data(
         TrajectoryWindows(runs, window, [starts[::thin] for starts in chosen["validation"]]),
         test,
         geometry,
-        motions,
+        regression,
         {"runs": entries, "split": "blocks of time, no frame shared", "fractions": list(shares), "blocks": blocks},
     )
 
@@ -656,8 +656,8 @@ def train(
             raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
     if model.spec.keep_bonds:
         model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
-    if model.spec.prior == "ar1":
-        model = dataclasses.replace(model, motion={**model.motion, **data.motion})
+    if model.spec.prior == "regression":
+        model = dataclasses.replace(model, regression={**model.regression, **data.regression})
     trained = fit(model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, **options)
     result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
     history = [*model.provenance.get("history", [])]

@@ -15,7 +15,7 @@ from egno_md import load_model, sample
 from egno_md.errors import ModelError, UsageError
 from egno_md.forecast import PRECISIONS, forecast, forecast_times, in_precision
 from egno_md.graph import GraphBuilder, select_atoms
-from egno_md.metrics import InternalMotion
+from egno_md.metrics import PathRegression
 
 
 def histories(u, starts, n_input=2):
@@ -106,36 +106,37 @@ def test_prediction_that_is_not_finite_is_an_error(ballistic):
         forecast(ballistic, GraphBuilder(u.atoms, ballistic.graph), past, 4)
 
 
-def relaxing(**options):
-    """A model with a prior, for runs in which every atom swings about its place, and such a run."""
+def with_regression(**options):
+    """A model that corrects a regression, for atoms that swing about their places, and a run of them."""
     u = make_universe(1)
     rng = np.random.default_rng(0)
-    frames = (
-        u.atoms.positions + 0.5 * rng.standard_normal((300, 10, 3)).cumsum(0) * 0.9 ** np.arange(300)[:, None, None]
-    )
-    model = make_model(start="static", prior="ar1", **options)
+    phase = 2 * np.pi * (np.arange(300)[:, None] / rng.uniform(15, 40, 10) + rng.uniform(size=10))  # (F, N)
+    frames = u.atoms.positions + 0.4 * np.sin(phase)[..., None] * rng.standard_normal((10, 3))  # (F, N, 3)
+    model = make_model(start="static", prior="regression", **options)
     builder = GraphBuilder(u.atoms, model.graph)
-    model.motion[builder.identity] = InternalMotion.fit([frames + 0.2 * rng.standard_normal(frames.shape)])
+    mean = frames.mean(axis=0) - frames.mean(axis=(0, 1))
+    model.regression[builder.identity] = PathRegression.fit([frames], mean, model.window.targets)
     return model, builder, frames.astype(np.float32)
 
 
-def test_prior_is_the_relaxation_of_the_start_until_the_network_has_learned(tmp_path):
-    model, builder, frames = relaxing()
-    known = model.motion[builder.identity]
+def test_prior_is_the_forecast_until_the_network_has_learned(tmp_path):
+    model, builder, frames = with_regression()
+    known = model.regression[builder.identity]
     past = np.stack([frames[10:12], frames[50:52] + 100.0])  # two starts, one of them far away
     predicted = forecast(model, builder, past, 4)
-    expected = known.relax(past[:, -1].astype(float), np.arange(1, 5), decay=known.decay.clip(0, 1))
+    expected = known.path(past[:, -1].astype(float), past[:, -1].astype(float) - past[:, 0], np.arange(1, 5))
     np.testing.assert_allclose(predicted, expected, atol=1e-3)
     assert np.abs(expected - past[:, -1:]).max() > 0.1
     halves = forecast(model, builder, past, 8, substeps=2)
     np.testing.assert_allclose(halves[:, 1::2], expected, atol=1e-3)
+    np.testing.assert_allclose(halves[:, 2], (halves[:, 1] + halves[:, 3]) / 2, atol=1e-3)
     loaded = load_model(model.save(tmp_path / "m.safetensors"))
     np.testing.assert_array_equal(forecast(loaded, builder, past, 4), predicted)
 
 
 @pytest.mark.parametrize("mirror", [1, -1])
 def test_prior_turns_with_the_molecule_and_knows_its_hand(mirror):
-    model, builder, frames = relaxing()
+    model, builder, frames = with_regression()
     for parameter in model.network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     turn = mirror * Rotation.random(random_state=0).as_matrix()
@@ -144,13 +145,13 @@ def test_prior_turns_with_the_molecule_and_knows_its_hand(mirror):
 
 
 def test_prior_of_an_unknown_molecule_is_refused():
-    model, builder, frames = relaxing()
+    model, builder, frames = with_regression()
     other = make_universe(1)
     other.residues.resnames = ["LIG", "LIH"]
     with pytest.raises(ModelError, match="none of them.*prior=static"):
         forecast(model, GraphBuilder(other.atoms, model.graph), frames[None, 10:12], 4)
     with pytest.raises(UsageError, match="history of 4"):
-        make_model(prior="ar1", history=4)
+        make_model(prior="regression", history=4)
 
 
 @pytest.fixture

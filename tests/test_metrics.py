@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from egno_md.errors import DataError
 from egno_md.metrics import (
     InternalMotion,
+    PathRegression,
     aligned,
     autocorrelation,
     baselines,
@@ -123,6 +124,46 @@ def test_baselines_turn_with_the_start_frame():
 def test_motion_needs_two_frames_a_stride_apart():
     with pytest.raises(DataError, match="stride of 5"):
         InternalMotion.fit([np.zeros((5, 4, 3))], every=5)
+
+
+def test_regression_of_harmonic_motion_is_exact_but_for_the_superposition():
+    """Where an atom will be is linear in its displacement and velocity; the frozen ones hold the frame of reference."""
+    rng = np.random.default_rng(0)
+    structure = rng.normal(scale=5, size=(200, 3))
+    phase = 2 * np.pi * (np.arange(400)[:, None] / [17.0, 23.0, 31.0] + rng.uniform(size=3))  # (F, 3)
+    frames = np.repeat(structure[None], 400, axis=0)
+    frames[:, :3] += 0.2 * np.sin(phase)[..., None] * rng.normal(size=(3, 3))
+    mean = frames.mean(axis=0) - frames.mean(axis=(0, 1))
+    fitted = PathRegression.fit([frames[:200], frames[200:]], mean, [2, 4])
+    starts = np.arange(1, 396)
+    start, velocity = frames[starts], frames[starts] - frames[starts - 1]
+    found = fitted.path(start, velocity, [0, 2, 3, 4])
+    np.testing.assert_allclose(found[:, 0], start, atol=1e-9)
+    np.testing.assert_allclose(found[:, 2], (found[:, 1] + found[:, 3]) / 2, atol=1e-9)
+    errors = mse_per_step(found[:, [1, 3]], frames[starts[:, None] + [2, 4]])
+    assert (errors < 0.02 * mse_per_step(static(start, [2, 4]), frames[starts[:, None] + [2, 4]])).all()
+
+
+def test_regression_beats_on_its_own_run_what_it_contains():
+    frames = autoregression(600, 8, np.linspace(0.3, 0.95, 8))
+    motion = InternalMotion.fit([frames])
+    fitted = PathRegression.fit([frames], motion.mean, STEPS)
+    starts = np.arange(1, 600 - 4)
+    start, velocity, true = frames[starts], frames[starts] - frames[starts - 1], frames[starts[:, None] + STEPS]
+    error = mse_per_step(fitted.path(start, velocity, STEPS), true)
+    for name, path in baselines(start, velocity, STEPS, motion).items():
+        assert (error < mse_per_step(path, true)).all(), name
+    # Every other frame is a stride: the same coefficients as of the run thinned out by hand, up to its fewer windows.
+    halved = PathRegression.fit([frames[::2]], motion.mean, STEPS)
+    np.testing.assert_allclose(PathRegression.fit([frames], motion.mean, STEPS, 2).position, halved.position, atol=0.25)
+    turn = Rotation.random(random_state=1).as_matrix()
+    np.testing.assert_allclose(
+        fitted.path(start[:3] @ turn + 9, velocity[:3] @ turn, STEPS),
+        fitted.path(start[:3], velocity[:3], STEPS) @ turn + 9,
+        atol=1e-9,
+    )
+    with pytest.raises(DataError, match="more than 5 frames; the longest found has 5"):
+        PathRegression.fit([frames[:5]], motion.mean, STEPS)
 
 
 def test_skill():

@@ -381,10 +381,10 @@ def test_presets_and_options(tmp_path):
     assert not model.geometry
     model, result = train_files(
         [system], work_dir=tmp_path / "s", every=2, n_times=2, span=6, sampling="L", operator="eghno",
-        settings={"clusters": "3", "handed": "true", "noise": "0.1", "prior": "ar1"}, **options
+        settings={"clusters": "3", "handed": "true", "noise": "0.1", "prior": "regression"}, **options
     )  # fmt: skip
     assert model.spec.clusters == 3 and model.spec.handed and model.provenance["training"]["noise"] == 0.1
-    assert len(model.geometry) == len(model.motion) == 1
+    assert len(model.geometry) == len(model.regression) == 1
     assert model.window.stride_ps == 2 and model.window.targets == (5, 6) and model.spec.operator == "eghno"
     np.testing.assert_allclose(result.times, [10, 12])
 
