@@ -205,6 +205,8 @@ class Evaluation:
     as_predicted : ndarray, shape (T,), optional
         Errors of the model's frames before they are brought back to a local geometry (``ModelSpec.keep_bonds``), where
         the steps are those of one window: what physical frames cost.
+    prior : ndarray, shape (T,), optional
+        Errors of the regression alone that the model corrects (``ModelSpec.prior``), for the steps of one window.
     notes : tuple of str
         What to know before the numbers are believed.
     """
@@ -224,6 +226,7 @@ class Evaluation:
     n_blocks: int
     quality: Quality | None = None
     as_predicted: NDArray[np.float64] | None = None
+    prior: NDArray[np.float64] | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -295,6 +298,10 @@ class Evaluation:
             lines.append(
                 f"geometry   brought back in every frame: A-MSE {self.a_mse['model']:.4f}, as predicted "
                 f"{self.as_predicted.mean():.4f}"
+            )
+        if self.prior is not None:
+            lines.append(
+                f"prior      the regression that the operator corrects: A-MSE {self.prior.mean():.4f} by itself"
             )
         if self.quality is not None:
             q = self.quality
@@ -378,6 +385,7 @@ def score(
     bare = dataclasses.replace(model, spec=model.spec.model_copy(update={"keep_bonds": False})) if one_window else model
     errors: dict[str, list[np.ndarray]] = {}
     as_predicted: list[np.ndarray] = []
+    prior: list[np.ndarray] = []
     groups, spacings = [], []
     for group, part in enumerate(parts):
         run, starts = part.run, np.asarray(part.starts)[::thin]
@@ -402,6 +410,9 @@ def score(
             if one_window:
                 as_predicted.append(squared_errors(predicted, true))  # (S, T)
                 predicted = restored(model, run.builder, predicted.astype(np.float64), start[:, None])
+            if model.spec.prior == "regression" and horizon <= window.n_times:
+                path = model.regression[run.builder.identity].path(start, start - history[:, -2], steps)
+                prior.append(squared_errors(path, true))  # (S, T)
             paths = baselines(start, start - history[:, -2], steps, part.motion)
             for name, path in {"model": predicted, **paths}.items():
                 errors.setdefault(name, []).append(squared_errors(path, true))  # (S, T)
@@ -439,7 +450,8 @@ def score(
         n_atoms=max(part.run.builder.n_atoms for part in parts),
         block=block,
         n_blocks=n_blocks,
-        as_predicted=np.concatenate(as_predicted).mean(axis=0) if one_window else None,
+        as_predicted=np.concatenate(as_predicted).mean(axis=0) if as_predicted else None,
+        prior=np.concatenate(prior).mean(axis=0) if prior else None,
     )
 
 

@@ -385,6 +385,8 @@ def test_presets_and_options(tmp_path):
     )  # fmt: skip
     assert model.spec.clusters == 3 and model.spec.handed and model.provenance["training"]["noise"] == 0.1
     assert len(model.geometry) == len(model.regression) == 1
+    assert result.prior.shape == result.as_predicted.shape == (2,)
+    assert "geometry   brought back" in result.table() and "prior      the regression" in result.table()
     assert model.window.stride_ps == 2 and model.window.targets == (5, 6) and model.spec.operator == "eghno"
     np.testing.assert_allclose(result.times, [10, 12])
 
