@@ -27,6 +27,7 @@ import numpy as np
 
 from ..checkpoint import Model, new_model
 from ..config import PRESETS, GraphSpec, ModelSpec, TrainSpec, WindowSpec
+from ..errors import ModelError
 from ..evaluation import Part, quality, score
 from ..forecast import forecast
 from ..geometry import LocalGeometry
@@ -251,21 +252,21 @@ def run(experiment: Experiment, source: Source, work: Path) -> dict[str, Any]:
     return out
 
 
-def chained(model: Model, data: Data, count: int, windows_each: int = CHAIN_WINDOWS) -> dict[str, Any]:
-    """Quality of chains from starts spread over the test runs, as rows of chains, run and floor."""
+def chained(model: Model, data: Data, count: int) -> dict[str, Any]:
+    """Quality of chains from starts spread over the first test run, as rows of chains, run and floor."""
     run_, every = data.test[0].run, data.test[0].run.every
     starts = np.linspace(0, len(run_.positions) - 1, count + 2).astype(int)[1:-1]
     history = np.stack([run_.positions[s + np.arange(-frames_back(model.window), 1) * every] for s in starts])
     began = time.process_time()
     try:
-        paths = forecast(model, run_.builder, history, windows_each * model.window.n_times, device="cpu")
-    except Exception as error:  # a chain that flies apart is a result
+        paths = forecast(model, run_.builder, history, CHAIN_WINDOWS * model.window.n_times, device="cpu")
+    except ModelError as error:  # a chain that flies apart is a result
         return {"broke": str(error)}
     seconds = time.process_time() - began
     real = [part.run.positions[::every] for part in data.test]
     found = quality(run_.builder, list(paths), real, model.window.stride_ps)
     return {
-        "cpu_ms_per_window": round(1000 * seconds / windows_each / count, 2),
+        "cpu_ms_per_window": round(1000 * seconds / CHAIN_WINDOWS / count, 2),
         **{name: values for name, *values in found.rows()},
     }
 
