@@ -200,6 +200,7 @@ def info(model: str, as_json: bool) -> None:
         "graph": loaded.graph.model_dump(mode="json"),
         "window": loaded.window.model_dump(mode="json"),
         "model": loaded.spec.model_dump(mode="json"),
+        "molecules": {"geometry": len(loaded.geometry), "regression": len(loaded.regression)},
         "provenance": loaded.provenance,
     }
     click.echo(json.dumps(content, indent=2) if as_json else _readable_info(content))
@@ -215,6 +216,12 @@ def _readable_info(content: dict[str, Any]) -> str:
         f"graph      {graph['cutoff']:g} A, covalent neighbours up to {graph['hops']} bonds",
         f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from {window['history']} frame(s)",
     ]
+    if count := content["molecules"]["geometry"]:
+        lines.append(f"geometry   of {count} molecule(s), kept in every frame; of others the bonds of the start")
+    elif spec["keep_bonds"]:
+        lines.append("geometry   bonds are kept at their lengths at the start")
+    if count := content["molecules"]["regression"]:
+        lines.append(f"prior      a regression of {count} molecule(s); no others can be forecast")
     lines += _indented(content["provenance"], 0)
     return "\n".join(lines)
 
