@@ -169,7 +169,7 @@ def experiments() -> list[Experiment]:
     here += [
         Experiment("ala2", stride, "regression prior", epochs=LONG, chains=1, compare=True) for stride in (1.0, 10.0)
     ]
-    here += [Experiment("ala2", 1.0, option, seed, chains=1) for option in CHAINED for seed in seeds]
+    here += [Experiment("ala2", 1.0, option, seed, chains=1) for seed in seeds for option in CHAINED]
     here += [Experiment("chignolin ca", stride, "base", seed) for stride in (1.0, 0.1, 10.0) for seed in seeds]
     here += [
         Experiment("chignolin ca", 1.0, option, seed) for option in ("regression prior", *SINGLE) for seed in seeds
