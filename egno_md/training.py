@@ -600,6 +600,23 @@ def load_data(
     )
 
 
+def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
+    """A-MSE on the validation windows of both priors by themselves, the better one first.
+
+    A regression of runs that were sampled well is the better start; where the run has moved on to another state since,
+    it is worse than the standing frame.
+    """
+    errors: dict[str, list[float]] = {"static": [], "regression": []}
+    ahead = np.asarray(window.targets, float)  # (T,)
+    for sample in data.validation:
+        start, velocity, true = (x.double().numpy() for x in (sample.pos, sample.vel, sample.y))
+        path = data.regression[sample.identity].path(start[None], velocity[None], ahead)[0]  # (T, N, 3)
+        errors["static"].append(float(np.mean((true - start[:, None]) ** 2)))
+        errors["regression"].append(float(np.mean((true.swapaxes(0, 1) - path) ** 2)))
+    means = {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
+    return dict(sorted(means.items(), key=lambda item: item[1]))
+
+
 def train(
     model: Model,
     data: Data,
@@ -746,6 +763,8 @@ def train_files(
     operator, hidden, layers
         See :class:`egno_md.ModelSpec`.
     preset : {"default", "paper"}
+        With "default" and runs of one molecule, the prior is the one with the lower validation error, see
+        :func:`choose_prior`.
     epochs, epoch_windows, batch_size, lr, patience, seed
         See :class:`egno_md.TrainSpec`.
     settings : mapping of str to value, optional
@@ -820,9 +839,19 @@ def train_files(
         systems, model.graph, model.window, fractions=split, blocks=blocks, every=every, dt=dt, folder=work_dir,
         limit=limit,
     )  # fmt: skip
+    if init is None and preset != "paper" and "prior" not in for_model and _one_molecule(data, model.window):
+        errors = choose_prior(data, model.window)
+        data.record["prior_validation_a_mse"] = errors
+        model = dataclasses.replace(model, spec=model.spec.model_copy(update={"prior": next(iter(errors))}))
     return train(
         dataclasses.replace(model, name=name), data, training, work_dir=work_dir, resume=resume, **options
     )  # fmt: skip
+
+
+def _one_molecule(data: Data, window: WindowSpec) -> bool:
+    """Whether a prior can be chosen: of several molecules a model is made that has to work on others too."""
+    molecules = {run.builder.identity for run in data.train.runs}
+    return len(molecules) == 1 and window.history == 1 and window.velocity == "backward"
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -368,6 +368,31 @@ def test_manifest_and_fine_tuning(tmp_path):
         read_manifest(manifest)
 
 
+def test_prior_is_chosen_on_the_validation_windows(tmp_path):
+    """Swinging atoms follow a regression; once the molecule has another shape, the start frame is the better one."""
+    u = make_universe(1)
+    top = tmp_path / "top.pdb"
+    u.atoms.write(top)
+    rng = np.random.default_rng(0)
+    phase = 2 * np.pi * (np.arange(300)[:, None] / rng.uniform(15, 40, 10) + rng.uniform(size=10))  # (F, N)
+    swing = 0.4 * np.sin(phase)[..., None] * rng.standard_normal((10, 3))  # (F, N, 3)
+    changed = np.where(np.arange(300)[:, None, None] < 180, 0, 8 * rng.standard_normal((10, 3)))  # (F, N, 3)
+    options = dict(select="all", epochs=1, hidden=6, layers=1, cutoff=5.0, n_times=4, progress=False)
+    for name, frames, expected in (("swing", swing, "regression"), ("change", 0.05 * swing + changed, "static")):
+        with mda.Writer(str(tmp_path / f"{name}.dcd"), 10, dt=1.0, istart=1) as writer:
+            for frame in frames:
+                moved = u.copy()
+                moved.atoms.positions += frame
+                writer.write(moved.atoms)
+        system = System(top, (tmp_path / f"{name}.dcd",))
+        model, _ = train_files([system], work_dir=tmp_path / name, **options)
+        errors = model.provenance["data"]["prior_validation_a_mse"]
+        assert model.spec.prior == expected == min(errors, key=errors.get)
+        assert bool(model.regression) == (expected == "regression")
+        model, _ = train_files([system], work_dir=tmp_path / f"{name}-2", settings={"prior": "static"}, **options)
+        assert model.spec.prior == "static" and "prior_validation_a_mse" not in model.provenance["data"]
+
+
 def test_presets_and_options(tmp_path):
     top = write_runs(tmp_path, {"a.dcd": 120})
     system = System(top, (tmp_path / "a.dcd",))
