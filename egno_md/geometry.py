@@ -25,8 +25,8 @@ RIGID = 0.12
 DEVIATIONS, RIGID_BOND = 2.0, 0.04
 #: Pairs up to this many bonds apart have bounds of their own.
 HOPS = 3
-#: Frames that a geometry is read from, at most; frames worked on at a time.
-GEOMETRY_FRAMES, _CHUNK = 20000, 256
+#: Frames, and atoms of all of them, that a geometry is read from, at most; numbers worked on at a time.
+GEOMETRY_FRAMES, GEOMETRY_ATOMS, _CHUNK = 20000, 2_000_000, 2**21
 
 
 def bond_lengths(positions: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.floating]:
@@ -108,7 +108,8 @@ class LocalGeometry:
         Parameters
         ----------
         segments : sequence of ndarray, shape (F, N, 3)
-            Angstrom; molecules whole. Of more than 20000 frames in all, evenly spread ones are used.
+            Angstrom; molecules whole. Of more than 20000 frames in all (fewer above 100 atoms), evenly spread ones are
+            used.
         bonds : ndarray, shape (B, 2)
 
         Raises
@@ -119,18 +120,19 @@ class LocalGeometry:
         total = sum(map(len, segments))
         if not total:
             raise DataError("a local geometry is read off frames, and there is none")
-        thin = -(-total // GEOMETRY_FRAMES)
         n_atoms = segments[0].shape[1]
+        thin = -(-total // min(GEOMETRY_FRAMES, max(1, GEOMETRY_ATOMS // n_atoms)))
         pairs, hops = _near_pairs(bonds, n_atoms)
         corners = _corners(bonds, n_atoms)
+        chunk = max(1, _CHUNK // max(1, 3 * len(pairs), 9 * len(corners))) * thin
         low, high = np.full(len(pairs), np.inf), np.zeros(len(pairs))
         first, second = np.zeros(len(pairs)), np.zeros(len(pairs))
         volume_low, volume_high = np.full(len(corners), np.inf), np.full(len(corners), -np.inf)
         closest, near, count = np.inf, _keys(pairs, n_atoms), 0
         middle = bond_lengths(np.asarray(segments[0][:1], np.float64), pairs)[0]  # (P,); variances without cancellation
         for segment in segments:
-            for k in range(0, len(segment), _CHUNK * thin):
-                x = np.asarray(segment[k : k + _CHUNK * thin : thin], np.float64)  # (C, N, 3)
+            for k in range(0, len(segment), chunk):
+                x = np.asarray(segment[k : k + chunk : thin], np.float64)  # (C, N, 3)
                 d = bond_lengths(x, pairs)  # (C, P)
                 low, high = np.minimum(low, d.min(0)), np.maximum(high, d.max(0))
                 first, second, count = first + (d - middle).sum(0), second + ((d - middle) ** 2).sum(0), count + len(d)
