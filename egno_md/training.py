@@ -175,10 +175,11 @@ class _Module(pl.LightningModule):
                 pos = apply_operator(self.model, last).pos.cpu().double().numpy()  # (T, N, 3)
             parts = np.split(pos, last.ptr[1:-1].tolist(), axis=1)  # B of (T, N, 3)
             self._require_finite(torch.tensor(np.abs(pos).max()), f"chained window {step + 1} of batch {number + 1}")
-            frames = [
-                np.concatenate([past, restored(self.model, run.builder, part, start)])[-len(past) :]
-                for past, run, part, start in zip(frames, runs, parts, starts, strict=True)
-            ]
+            for builder in {id(run.builder): run.builder for run in runs}.values():
+                here = [k for k, run in enumerate(runs) if run.builder is builder]
+                some = [np.stack([x[k] for k in here]) for x in (parts, starts)]  # (B, T, N, 3), (B, 1, N, 3)
+                for k, path in zip(here, restored(self.model, builder, *some), strict=True):
+                    frames[k] = np.concatenate([frames[k], path])[-len(frames[k]) :]  # (n_input, N, 3)
             last = graphs(self.model, [run.builder for run in runs], frames).to(device)
         targets = [windows[windows.ahead(item, steps)].y for item in items]  # B of (N, T, 3)
         last.y = torch.cat(targets).to(device)  # (N, T, 3)
