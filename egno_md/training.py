@@ -166,7 +166,9 @@ class _Module(pl.LightningModule):
         if not steps:
             return batch
         items = batch.item.tolist()
-        runs = [windows.runs[windows.index[item][0]] for item in items]
+        places = [(windows.runs[r], start) for r, start in (windows.index[item] for item in items)]
+        runs = [run for run, _ in places]
+        boxes = [None if run.boxes is None else run.boxes[start] for run, start in places]  # kept, as in a forecast
         frames = [windows.history(item) for item in items]  # B of (n_input, N, 3)
         starts = [past[-1:] for past in frames]  # B of (1, N, 3)
         last = batch
@@ -180,7 +182,7 @@ class _Module(pl.LightningModule):
                 some = [np.stack([x[k] for k in here]) for x in (parts, starts)]  # (B, T, N, 3), (B, 1, N, 3)
                 for k, path in zip(here, restored(self.model, builder, *some), strict=True):
                     frames[k] = np.concatenate([frames[k], path])[-len(frames[k]) :]  # (n_input, N, 3)
-            last = graphs(self.model, [run.builder for run in runs], frames).to(device)
+            last = graphs(self.model, [run.builder for run in runs], frames, boxes).to(device)
         targets = [windows[windows.ahead(item, steps)].y for item in items]  # B of (N, T, 3)
         last.y = torch.cat(targets).to(device)  # (N, T, 3)
         return last

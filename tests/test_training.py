@@ -131,11 +131,13 @@ def further(model, train, spec, batch):
     return data, [(draws[n], module._further(data.clone(), n)) for n in range(20)]
 
 
-def test_a_chained_step_begins_where_the_chain_has_come_and_aims_at_the_frames_after():
+@pytest.mark.parametrize("side", [None, 16.0])
+def test_a_chained_step_begins_where_the_chain_has_come_and_aims_at_the_frames_after(side):
     """Constant velocity, and a network that knows it: the input of a later window is the real frame there."""
     u = make_universe(60, velocity=0.05)
     model = make_model(Ballistic(4))
-    run = Run(np.stack([u.atoms.positions for _ in u.trajectory]), GraphBuilder(u.atoms, model.graph))
+    box = None if side is None else np.tile(np.float32([side, side, side, 90, 90, 90]), (60, 1))
+    run = Run(np.stack([u.atoms.positions for _ in u.trajectory]), GraphBuilder(u.atoms, model.graph), boxes=box)
     train = TrajectoryWindows([run, run], model.window)
     spec = TrainSpec(unroll=3)
     assert train.ahead(3, 2) == 11 and train.index[11] == (0, 12)
@@ -145,6 +147,7 @@ def test_a_chained_step_begins_where_the_chain_has_come_and_aims_at_the_frames_a
         starts = [train.index[train.ahead(item, steps)][1] for item in data.item.tolist()]
         real = np.concatenate([run.positions[s] for s in starts])
         np.testing.assert_allclose(batch.pos, real, atol=1e-4)
+        assert ("edge_shift" in batch) == (side is not None)
         np.testing.assert_allclose(batch.y[:, -1], np.concatenate([run.positions[s + 4] for s in starts]), atol=1e-5)
     with pytest.raises(DataError, match="unroll"):
         _Varied(TrajectoryWindows([run], model.window, [[3, 4, 5]]), spec)
