@@ -25,8 +25,10 @@ RIGID = 0.12
 DEVIATIONS, RIGID_BOND = 2.0, 0.04
 #: Pairs up to this many bonds apart have bounds of their own.
 HOPS = 3
-#: Frames, and atoms of all of them, that a geometry is read from, at most; numbers worked on at a time.
-GEOMETRY_FRAMES, GEOMETRY_ATOMS, _CHUNK = 20000, 2_000_000, 2**21
+#: Frames, and atoms of all of them, that a geometry is read from, at most.
+GEOMETRY_FRAMES, GEOMETRY_ATOMS = 20000, 2_000_000
+#: Numbers worked on at a time where a geometry is read, and where frames are projected.
+_CHUNK, _PROJECTED = 2**21, 2**15
 
 
 def bond_lengths(positions: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.floating]:
@@ -169,12 +171,16 @@ class LocalGeometry:
             through its plane is brought back. What has not converged after 500 sweeps, such as the mirror image of a
             whole molecule, is left to the checks.
         """
-        n_atoms = positions.shape[-2]
+        # A few frames at a time: the pairs that may come too close are those of all of them.
+        frames = positions.reshape(-1, *positions.shape[-2:])  # (M, N, 3)
+        size = max(1, _PROJECTED // max(1, 3 * len(self.pairs)))
+        parts = [self._project_some(frames[k : k + size]) for k in range(0, len(frames), size)]
+        return np.concatenate(parts or [frames]).reshape(positions.shape)
+
+    def _project_some(self, frames: NDArray[np.floating]) -> NDArray[np.floating]:
+        n_atoms = frames.shape[-2]
         near, reach = _keys(self.pairs, n_atoms), float(self.closest[0])
-        found = [
-            cKDTree(x).query_pairs(reach + 0.5, output_type="ndarray").reshape(-1, 2)
-            for x in positions.reshape(-1, n_atoms, 3)
-        ]
+        found = [cKDTree(x).query_pairs(reach + 0.5, output_type="ndarray").reshape(-1, 2) for x in frames]
         others = np.unique(np.concatenate(found), axis=0)  # (C, 2): those that may come too close
         others = others[~np.isin(_keys(others, n_atoms), near)]
         bounds = (
@@ -182,7 +188,7 @@ class LocalGeometry:
             np.concatenate([self.lower, np.full(len(others), reach)]),
             np.concatenate([self.upper, np.full(len(others), np.inf)]),
         )
-        return _project(positions, bounds, (self.corners, self.volume_lower, self.volume_upper))
+        return _project(frames, bounds, (self.corners, self.volume_lower, self.volume_upper))
 
 
 def _project(

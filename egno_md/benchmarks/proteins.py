@@ -322,19 +322,20 @@ def tables(results: dict[str, Any]) -> str:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for name, result in results.items():
         groups.setdefault(tuple(name.split(" / ")[:-1]), []).append(result)
-    lines = ["| | seeds | A-MSE, as predicted | A-MSE, projected | static | AR(1) | skill, as predicted | CPU min |"]
-    lines += ["|" + "---|" * 8]
+    heads = ("", "seeds", "A-MSE, as predicted", "projected", "static", "AR(1)", "skill, as predicted", "projected")
+    lines = [f"|{'|'.join(f' {head} ' for head in heads)}| CPU min | regression alone |", "|" + "---|" * 10]
     for group, found in groups.items():
         bare, kept = ([float(np.mean(r[key])) for r in found] for key in ("as_predicted", "projected"))
         static, ar1 = (found[0]["a_mse"][key] for key in ("static", "AR(1)"))
         best = np.min([e for key, e in found[0]["errors"].items() if key != "model"], axis=0).mean()
-        minutes = float(np.median([r["cpu_minutes"] for r in found]))
+        minutes = max(r["cpu_minutes"] for r in found)  # a training that was resumed shows less
+        alone = next((f"{np.mean(r['prior']):.4g}" for r in found if r["prior"]), "")
         lines.append(
             f"| {', '.join(group)} | {len(found)} | {_spread(bare)} | {_spread(kept)} | {static:.4g} | {ar1:.4g} | "
-            f"{1 - np.median(bare) / best:+.1%} | {minutes:.1f} |"
+            f"{1 - np.median(bare) / best:+.1%} | {1 - np.median(kept) / best:+.1%} | {minutes:.1f} | {alone} |"
         )
     for group, found in groups.items():
-        if len(group) == 4:
+        if len(group) == 4 or group[-1] == "base":
             lines += ["", *_steps(", ".join(group), found[0])]
     rows = [row for row in next(r["chains"]["projected"] for r in results.values() if "chains" in r)]
     for group, found in groups.items():
@@ -351,7 +352,7 @@ def _spread(values: list[float]) -> str:
 
 
 def _steps(title: str, result: dict[str, Any]) -> list[str]:
-    """Error at every step beside the baselines."""
+    """Error at every step beside the baselines, of the first seed."""
     names = [name for name in result["errors"] if name != "model"]
     lines = [f"| {title}: t/ps | as predicted | projected | {' | '.join(names)} | skill, projected (95 %) |"]
     lines.append("|" + "---|" * (len(names) + 4))
