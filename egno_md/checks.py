@@ -11,6 +11,7 @@ from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
 from .errors import DataError, UsageError
+from .geometry import bonded_neighbours, runs_of_four
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -234,15 +235,6 @@ def _clash_distance(
     return float(min(limit, 0.85 * closest))
 
 
-def bonded_neighbours(pairs: NDArray[np.int64], n_atoms: int) -> list[list[int]]:
-    found: list[set[int]] = [set() for _ in range(n_atoms)]
-    for i, j in pairs.tolist():
-        if i != j:
-            found[i].add(j)
-            found[j].add(i)
-    return [sorted(atoms) for atoms in found]
-
-
 def _centres(pairs: NDArray[np.int64], start: NDArray[np.float64]) -> NDArray[np.int64]:
     """Chiral centres, each with its first three neighbours, ``(C, 4)``."""
     neighbours = bonded_neighbours(pairs, len(start))
@@ -259,21 +251,6 @@ def _pyramids(xyz: NDArray[np.float64], centres: NDArray[np.int64]) -> NDArray[n
     arms = xyz[..., centres[:, 1:], :] - xyz[..., centres[:, :1], :]  # (..., C, 3, 3)
     arms = arms / np.maximum(np.linalg.norm(arms, axis=-1, keepdims=True), 1e-9)
     return np.linalg.det(arms)
-
-
-def runs_of_four(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
-    """Runs of four atoms joined by three bonds, ``(R, 4)``."""
-    neighbours = bonded_neighbours(pairs, n_atoms)
-    rows = [
-        [i, j, k, m]
-        for j in range(n_atoms)
-        for k in neighbours[j]
-        if j < k
-        for i in neighbours[j]
-        for m in neighbours[k]
-        if i != k and m != j and i != m
-    ]
-    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def _twists(xyz: NDArray[np.float64], runs: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
-from .checks import bonded_neighbours, runs_of_four
 from .errors import DataError
 
 #: Bonds of C-alpha chains and of heavy atoms fluctuate by less than this at 300 K (Angstrom).
@@ -40,6 +39,31 @@ def signed_volumes(positions: NDArray[np.floating], corners: NDArray[np.integer]
     """Triple products of the arms from the first corner, ``(..., N, 3)`` and ``(Q, 4)`` to ``(..., Q)``."""
     u, v, w = (positions[..., corners[:, k], :] - positions[..., corners[:, 0], :] for k in (1, 2, 3))
     return np.sum(u * np.cross(v, w), axis=-1)
+
+
+def bonded_neighbours(pairs: NDArray[np.int64], n_atoms: int) -> list[list[int]]:
+    """The atoms that each atom is bonded to, in order."""
+    found: list[set[int]] = [set() for _ in range(n_atoms)]
+    for i, j in pairs.tolist():
+        if i != j:
+            found[i].add(j)
+            found[j].add(i)
+    return [sorted(atoms) for atoms in found]
+
+
+def runs_of_four(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
+    """Runs of four atoms joined by three bonds, ``(R, 4)``."""
+    neighbours = bonded_neighbours(pairs, n_atoms)
+    rows = [
+        [i, j, k, m]
+        for j in range(n_atoms)
+        for k in neighbours[j]
+        if j < k
+        for i in neighbours[j]
+        for m in neighbours[k]
+        if i != k and m != j and i != m
+    ]
+    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def keep_bonds(

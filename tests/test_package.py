@@ -31,9 +31,12 @@ LAYERS = [
 #: Within a layer: what is built on what.
 WITHIN = {
     ("forecast", "checkpoint"),
+    ("checkpoint", "metrics"),
     ("windows", "graph"),
     ("graph", "neighbors"),
     ("benchmarks", "training"),
+    ("benchmarks", "evaluation"),
+    ("benchmarks", "models"),
     ("benchmarks", "propagator"),
     ("models", "training"),
     ("models", "evaluation"),
