@@ -66,6 +66,10 @@ class _Varied(Dataset):
     """Training windows with noise on their input, and later windows of a chain; both follow from seed and epoch."""
 
     def __init__(self, windows: Dataset, spec: TrainSpec) -> None:
+        if (spec.noise or spec.unroll > 1) and not hasattr(windows, "sample"):
+            raise UsageError(
+                f"noise and unroll change the windows of runs; they want TrajectoryWindows, found {type(windows).__name__}"
+            )
         self.windows, self.spec, self.epoch = windows, spec, 0
         self.items = list(range(len(windows)))  # type: ignore[arg-type]
         if spec.unroll > 1:
