@@ -68,7 +68,7 @@ class _Varied(Dataset):
     def __init__(self, windows: Dataset, spec: TrainSpec) -> None:
         if (spec.noise or spec.unroll > 1) and not hasattr(windows, "sample"):
             raise UsageError(
-                f"noise and unroll change the windows of runs; they want TrajectoryWindows, found {type(windows).__name__}"
+                f"noise and unroll change windows of runs: give TrajectoryWindows, found {type(windows).__name__}"
             )
         self.windows, self.spec, self.epoch = windows, spec, 0
         self.items = list(range(len(windows)))  # type: ignore[arg-type]

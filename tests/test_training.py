@@ -118,7 +118,7 @@ def test_noise_is_on_the_input_alone_and_follows_from_seed_and_epoch():
     noisy.epoch = 1
     assert not torch.equal(noisy[4].pos, first.pos)
     assert torch.equal(_Varied(train, TrainSpec())[4].pos, clean.pos)
-    with pytest.raises(UsageError, match="TrajectoryWindows, found list"):
+    with pytest.raises(UsageError, match="give TrajectoryWindows, found list"):
         _Varied([clean], TrainSpec(noise=0.1))
 
 
