@@ -174,9 +174,7 @@ def experiments() -> list[Experiment]:
     for seed in seeds:
         here += [Experiment("chignolin ca", 1.0, option, seed) for option in ("regression prior", *SINGLE)]
         if seed == 0:
-            here += [
-                Experiment("chignolin heavy", stride, "base", chains=int(stride == 1)) for stride in (1.0, 10.0, 0.1)
-            ]
+            here += [Experiment("chignolin heavy", stride) for stride in (1.0, 10.0, 0.1)]
     here += [Experiment("chignolin ca", stride, "base", epochs=LONG, chains=1) for stride in (0.1, 1.0, 10.0)]
     return here
 
