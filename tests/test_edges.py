@@ -105,7 +105,7 @@ def test_float32(onednn, n_attr, monkeypatch):
     """Both libraries of products, against the reference in float64."""
     if onednn and not edges._has_onednn():
         pytest.skip("this torch comes without oneDNN")
-    monkeypatch.setattr(edges, "_has_onednn", lambda: onednn)
+    monkeypatch.setattr(edges, "_has_wide_vectors", lambda: onednn)
     expected = run(reference.edge_block, graph(n_attr=n_attr), *networks(n_attr=n_attr))
     inputs = {k: v.detach().float() if v.requires_grad else v for k, v in graph(n_attr=n_attr).items()}
     inputs = {k: v.requires_grad_(v.is_floating_point()) for k, v in inputs.items()}
@@ -319,7 +319,7 @@ def test_triton_kernels_compile():
         constants = dict(WIDTH=64, PADDED=64, ATTR=16, BLOCK=64, CHUNK=32, SHIFT=True, PRECISION="tf32")
         for kernel, low, capability in ((fused._forward, None, 90), (fused._backward, tl.bfloat16, 80)):
             values = constants | dict(LOW=low)
-            integers = dict.fromkeys(("start", "stop", "n_nodes", "attr_stride", "n_attr"), "i32") | dict(pairs="*i64")
+            integers = dict.fromkeys(("start", "stop", "n_nodes", "attr_stride", "time_stride", "n_attr"), "i32") | dict(pairs="*i64")
             types = {n: "constexpr" if n in values else integers.get(n, "*fp32") for n in kernel.arg_names}
             source = ASTSource(fn=kernel, signature=types, constexprs=values)
             assert "ptx" in triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm

@@ -149,12 +149,18 @@ def _kernels(pos: Tensor, weights: Sequence[Tensor]) -> ModuleType | None:
 
 
 @functools.cache
-def _has_onednn() -> bool:
-    """Whether torch's fused Linear and SiLU is there and right.
+def _has_wide_vectors() -> bool:
+    """Whether oneDNN is the faster library of products.
 
-    ``torch.addmm`` is MKL, which leaves more than half of the arithmetic of a processor that Intel did not make unused;
-    oneDNN, which torch also ships, does not. Its float32 operator has no public name, hence the trial.
+    ``torch.addmm`` is MKL, which leaves half of the arithmetic unused on a processor with AVX-512 that Intel did not
+    make; oneDNN, which torch also ships, does not. Without AVX-512 MKL is the faster one, and so is a SiLU by itself.
     """
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether oneDNN's fused Linear and SiLU is there and right. It has no public name, hence the trial."""
     x = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     try:
         y = torch.ops.mkldnn._linear_pointwise(x, x, None, "swish", [], "")
@@ -186,7 +192,9 @@ def has_fast_bf16() -> bool:
 def _onednn(x: Tensor) -> bool:
     if x.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
-    return (x.dtype == torch.float32 and _has_onednn()) or (x.dtype == torch.bfloat16 and has_fast_bf16())
+    if x.dtype == torch.float32:
+        return _has_wide_vectors() and _has_onednn()
+    return x.dtype == torch.bfloat16 and has_fast_bf16()
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
@@ -257,7 +265,10 @@ def _in_threads(work: Callable[[int, int], Callable[[], None]], n_edges: int, si
 
 
 class _Edges:
-    """The inputs of the edge block in the form that the blocks gather from; rows are (time, node) or (time, edge)."""
+    """The inputs of the edge block in the form that the blocks gather from.
+
+    Rows are (node, time) or (edge, time): one gather then takes all time points of a node.
+    """
 
     def __init__(
         self,
@@ -269,38 +280,42 @@ class _Edges:
         edges: Tensor,
     ) -> None:
         self.n_times, self.n_nodes = pos.shape[:2]
-        self.n_rows = self.n_times * self.n_nodes
-        self.pairs = edges.t().contiguous()  # (E, 2)
-        times = torch.arange(self.n_times, device=pos.device)[:, None, None] * self.n_nodes  # (T, 1, 1)
-        self.offset = times + torch.arange(2, device=pos.device) * self.n_rows  # (T, 1, 2)
-        self.attr = edge_attr if edge_attr.dim() == 3 else edge_attr[None]  # (T or 1, E, A)
+        edges, edge_attr = edges.contiguous(), edge_attr.contiguous()
+        self.receiver, self.sender = edges.unbind(0)  # (E,), (E,)
+        self.attr = edge_attr.transpose(0, 1) if edge_attr.dim() == 3 else edge_attr[:, None]  # (E, T or 1, A)
         self.shift = edge_shift
 
         w1, b1, *self.weights = weights
-        x, self.h = pos.reshape(-1, 3), h.reshape(self.n_rows, -1)  # (T N, 3), (T N, H)
-        width = self.h.shape[1]
+        width = h.shape[-1]
+        self.x = self.by_node(pos)  # (N, 3 T)
+        self.h = self.by_node(h).view(-1, width)  # (N T, H)
         self.w_d, self.w_i, self.w_j, self.w_e = w1.split([1, width, width, edge_attr.shape[-1]], dim=1)
-        self.w_de = torch.cat([self.w_d, self.w_e], dim=1)  # (H1, 1 + A)
-        # Both tables have the receivers' rows first and the senders' after them; an edge is the sum of two rows.
-        self.x = torch.cat([x, -x])  # (2 T N, 3)
+        # |r|^2 enters as its three terms: the product sums them up.
+        self.w_de = torch.cat([self.w_d.expand(-1, 3), self.w_e], dim=1)  # (H1, 3 + A)
+        # The table has the receivers' rows first and the senders' after them; an edge is the sum of two rows.
+        self.pairs = torch.stack([self.receiver, self.sender + self.n_nodes], dim=1)  # (E, 2)
         sides = ((self.w_i, b1), (self.w_j, None))
-        self.projected = torch.cat([_linear(self.h, w.contiguous(), b) for w, b in sides])  # (2 T N, H1)
+        self.projected = torch.cat([_linear(self.h, w.contiguous(), b) for w, b in sides])  # (2 N T, H1)
 
-    def index(self, start: int, stop: int) -> Tensor:
-        """Rows of the tables whose sum belongs to an edge, (R, 2) with R = T x edges."""
-        return (self.pairs[start:stop] + self.offset).view(-1, 2)  # (R, 2)
+    def by_node(self, x: Tensor) -> Tensor:
+        """All time points of a node of ``x`` (T, N, C) in one row, (N, T C)."""
+        return x.transpose(0, 1).reshape(self.n_nodes, -1)  # (N, T C)
 
-    def first_layer(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The index, r_ij (R, 3), its square (R, 1) and z1 (R, H1)."""
-        index = self.index(start, stop)
-        r = F.embedding_bag(index, self.x, mode="sum")  # (R, 3)
+    def by_time(self, x: Tensor) -> Tensor:
+        """The reverse, (T, N, C) from (N, T C) or (N T, C)."""
+        return x.view(self.n_nodes, self.n_times, -1).transpose(0, 1)  # (T, N, C)
+
+    def first_layer(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """r_ij (R, 3) and z1 (R, H1), with R = edges x T."""
+        r = self.x.index_select(0, self.receiver[start:stop])  # (B, 3 T)
+        r = r.sub_(self.x.index_select(0, self.sender[start:stop])).view(stop - start, -1, 3)  # (B, T, 3)
         if self.shift is not None:
-            r.view(self.n_times, -1, 3).sub_(self.shift[start:stop])
-        d2 = r.square().sum(-1, keepdim=True)  # (R, 1)
-        attr = self.attr[:, start:stop].expand(self.n_times, -1, -1)  # (T, B, A)
-        scalars = torch.cat([d2.view(self.n_times, -1, 1), attr], dim=-1).flatten(0, 1)  # (R, 1 + A)
-        z1 = F.embedding_bag(index, self.projected, mode="sum")  # (R, H1)
-        return index, r, d2, _add_linear(z1, scalars, self.w_de)
+            r.sub_(self.shift[start:stop, None])
+        attr = self.attr[start:stop].expand(-1, self.n_times, -1)  # (B, T, A)
+        scalars = torch.cat([r.square(), attr], dim=-1).flatten(0, 1)  # (R, 3 + A)
+        table = self.projected.view(2 * self.n_nodes, -1)  # (2 N, T H1)
+        z1 = F.embedding_bag(self.pairs[start:stop], table, mode="sum").view(len(scalars), -1)  # (R, H1)
+        return r.view(-1, 3), _add_linear(z1, scalars, self.w_de)
 
     def block_size(self, max_memory: int | None, live: int) -> int:
         """Edges per block such that ``live`` temporaries of the widest kind keep the bound."""
@@ -316,28 +331,27 @@ class _Edges:
 def _forward_block(
     edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[], None]:
-    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (T N, 3 K) and ``agg`` (T N, H)."""
+    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (N, 3 K T) and ``agg`` (N, H T)."""
     low = low or agg.dtype
     w2, b2, w3, b3, w4, b4 = (w.to(low) for w in edges.weights)
-    index, r, _, z1 = edges.first_layer(start, stop)
+    r, z1 = edges.first_layer(start, stop)
     m = _linear(F.silu(z1, inplace=True).to(low), w2, b2, silu=True)  # (R, H)
     a3 = _linear(m, w3, b3, silu=True)  # (R, H3)
     if len(w4) == 1:
         force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
     else:
         force = (torch.addmm(b4, a3, w4.t())[:, :, None] * r[:, None]).flatten(1).to(r.dtype)  # (R, 3 K)
-    receiver = index[:, 0].contiguous()  # (R,)
-    m = m.to(agg.dtype)
+    receiver, m = edges.receiver[start:stop], m.to(agg.dtype)
 
     def add() -> None:
-        agg.index_add_(0, receiver, m)
-        push.index_add_(0, receiver, force)
+        for total, part in ((agg, m), (push, force)):
+            total.index_add_(0, receiver, part.view(stop - start, -1))
 
     return add
 
 
 class Gradients(NamedTuple):
-    """Gradients in a block of R = T x edges rows, and the factors of the weights' gradients."""
+    """Gradients in a block of R = edges x T rows, and the factors of the weights' gradients."""
 
     d2: Tensor  # (R, 1)
     a1: Tensor  # (R, H1)
@@ -355,8 +369,8 @@ def _backward_block(
 ) -> Gradients:
     """The chain rule of the equations at the top, from the last to the first; in full precision whatever ``low``."""
     w2, b2, w3, b3, w4, b4 = edges.weights
-    index, r, d2, z1 = edges.first_layer(start, stop)
-    receiver = index[:, 0].contiguous()  # (R,)
+    r, z1 = edges.first_layer(start, stop)
+    receiver = edges.receiver[start:stop]  # (B,)
     a1 = F.silu(z1)  # (R, H1)
     z2 = _linear(a1, w2, b2)  # (R, H)
     m = F.silu(z2)
@@ -369,11 +383,12 @@ def _backward_block(
     g_w4, g_b4 = g_s.t() @ a3, g_s.sum(0)
     g_a3 = torch.mul(g_s, w4, out=a3) if len(w4) == 1 else torch.mm(g_s, w4, out=a3)  # (R, H3)
     g_z3 = _silu_backward(g_a3, z3)
-    g_m = _linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver))  # (R, H)
+    g_m = _linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver).view_as(m))  # (R, H)
     g_z2 = _silu_backward(g_m, z2)
     g_z1 = _silu_backward(_linear(g_z2, w2.t()), z1)  # (R, H1)
     # r enters through the force, s r, and through its square.
     g_r = g_force.mul_(s[..., None]).sum(1).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
+    d2 = r.square().sum(-1, keepdim=True)  # (R, 1)
     return Gradients(d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
 
 
@@ -406,8 +421,8 @@ class _EdgeBlock(torch.autograd.Function):
         if pos.device.type == "cpu":
             _keep_freed_memory()
         edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
-        push = pos.new_zeros(edges.n_rows, 3 * len(weights[-1]))
-        agg = pos.new_zeros(edges.n_rows, weights[2].shape[0])
+        push = pos.new_zeros(edges.n_nodes, edges.n_times * 3 * len(weights[-1]))
+        agg = pos.new_zeros(edges.n_nodes, edges.n_times * len(weights[2]))
         kernels = _kernels(pos, weights)
         block = kernels.forward_block if kernels else _forward_block
         _in_blocks(
@@ -420,8 +435,8 @@ class _EdgeBlock(torch.autograd.Function):
             0, edge_index[0], pos.new_ones(1, 1).expand(len(edges.pairs), 1)
         )
         count.clamp_(min=1)  # (N, 1)
-        shift = (push.view(*pos.shape[:2], -1) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)  # (T, N, 3 K)
-        agg = agg.view(edges.n_times, edges.n_nodes, -1)
+        shift = (edges.by_time(push) / count).clamp_(-MAX_SHIFT, MAX_SHIFT)  # (T, N, 3 K)
+        agg = edges.by_time(agg)  # (T, N, H)
         if options.mean:
             agg /= count
         ctx.options = options
@@ -437,10 +452,11 @@ class _EdgeBlock(torch.autograd.Function):
         options: _Options = ctx.options
         edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
         # Where the bound of the displacement holds, its gradient is 0.
-        g_push = (g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count).reshape(edges.n_rows, -1)  # (T N, 3 K)
-        g_agg = (g_agg / count if options.mean else g_agg).reshape(edges.n_rows, -1)  # (T N, H)
+        g_push = edges.by_node(g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count)  # (N, 3 K T)
+        g_agg = edges.by_node(g_agg / count if options.mean else g_agg)  # (N, H T)
 
-        g_x, g_projected = torch.zeros_like(edges.x), torch.zeros_like(edges.projected)
+        g_x = torch.zeros_like(edges.x)  # (N, 3 T)
+        g_projected = torch.zeros_like(edges.projected).view(2 * edges.n_nodes, -1)  # (2 N, H1 T)
         g_attr = torch.zeros_like(edges.attr) if need_attr else None
         g_edge_shift = torch.zeros_like(edge_shift) if need_shift else None
         g_w_d, g_w_e = torch.zeros_like(edges.w_d), torch.zeros_like(edges.w_e)
@@ -450,35 +466,37 @@ class _EdgeBlock(torch.autograd.Function):
 
         def work(start: int, stop: int) -> Callable[[], None]:
             g = block(edges, start, stop, options.low, g_push, g_agg)
-            by_time = g.g_z1.view(edges.n_times, stop - start, -1)  # (T, B, H1)
-            g_static = by_time if len(edges.attr) == edges.n_times else by_time.sum(0, keepdim=True)  # (T or 1, B, H1)
+            each = g.g_z1.view(stop - start, edges.n_times, -1)  # (B, T, H1)
+            g_scalar = each.sum(1, keepdim=True) if edges.attr.shape[1] == 1 else each  # (B, T or 1, H1)
             sums: list[Tensor] = []
             if need_weights:
-                attr = edges.attr[:, start:stop].flatten(0, 1)  # (T B or B, A)
+                attr = edges.attr[start:stop].flatten(0, 1)  # (B T or B, A)
                 g_w2, g_w3 = (_linear(grad.t(), a.t()) for grad, a in ((g.g_z2, g.a1), (g.g_z3, g.m)))
-                sums = [g.g_z1.t() @ g.d2, _linear(attr.t(), g_static.flatten(0, 1).t()).t()]
+                sums = [g.g_z1.t() @ g.d2, _linear(attr.t(), g_scalar.flatten(0, 1).t()).t()]
                 sums += [g_w2, g.g_z2.sum(0), g_w3, g.g_z3.sum(0), g.g_w4, g.g_b4]
-            index = edges.index(start, stop)
 
             def add() -> None:
                 if g_attr is not None:
-                    g_attr[:, start:stop] = g_static @ edges.w_e
+                    g_attr[start:stop] = g_scalar @ edges.w_e
                 if g_edge_shift is not None:
-                    g_edge_shift[start:stop] = -g.g_r.view(edges.n_times, -1, 3).sum(0)
+                    g_edge_shift[start:stop] = -g.g_r.view_as(each[..., :3]).sum(1)
                 if need_weights:
                     for total, part in zip((g_w_d, g_w_e, *g_weights), sums, strict=True):
                         total += part
-                for side in index.unbind(1):
-                    g_projected.index_add_(0, side, g.g_z1)
-                    g_x.index_add_(0, side, g.g_r)
+                for side in edges.pairs[start:stop].unbind(1):
+                    g_projected.index_add_(0, side, each.flatten(1))
+                g_r = g.g_r.view(stop - start, -1)  # (B, 3 T)
+                g_x.index_add_(0, edges.receiver[start:stop], g_r)
+                g_x.index_add_(0, edges.sender[start:stop], g_r, alpha=-1)
 
             return add
 
         _in_blocks(work, edge_index.shape[1], edges.block_size(options.max_memory, _LIVE_BACKWARD), pos.device)
-        g_pos = (g_x[: edges.n_rows] - g_x[edges.n_rows :]).view_as(pos)
-        g_i, g_j = g_projected.split(edges.n_rows)  # (T N, H1) each
-        g_h = (g_i @ edges.w_i).addmm_(g_j, edges.w_j).view_as(h)
-        g_attr = None if g_attr is None else g_attr.view_as(edge_attr)
+        g_pos = edges.by_time(g_x)
+        g_i, g_j = g_projected.view(2, len(edges.h), -1)  # (N T, H1) each
+        g_h = edges.by_time((g_i @ edges.w_i).addmm_(g_j, edges.w_j))
+        if g_attr is not None:
+            g_attr = g_attr.transpose(0, 1).reshape(edge_attr.shape)
         if not need_weights:
             return g_pos, g_h, g_attr, g_edge_shift, None, None, *(None,) * len(weights)
         g_w1 = torch.cat([g_w_d, *(_linear(g.t(), edges.h.t()) for g in (g_i, g_j)), g_w_e], dim=1)

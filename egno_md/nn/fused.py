@@ -33,16 +33,16 @@ def _dot(a, b, LOW: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK: tl.constexpr, SHIFT: tl.constexpr):
-    """Edges of this program, which of them exist, their rows in the tables, and r_ij."""
+    """Edges of this program, which of them exist, their rows (node, time) in the tables, and r_ij."""
     edge = start + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)  # (BLOCK,)
     here = edge < stop
-    time = tl.program_id(1)
-    n_rows = tl.num_programs(1) * n_nodes
-    i = tl.load(pairs + 2 * edge, mask=here, other=0) + time * n_nodes
-    j = tl.load(pairs + 2 * edge + 1, mask=here, other=0) + time * n_nodes + n_rows
-    rx = tl.load(x + 3 * i, mask=here, other=0.0) + tl.load(x + 3 * j, mask=here, other=0.0)
-    ry = tl.load(x + 3 * i + 1, mask=here, other=0.0) + tl.load(x + 3 * j + 1, mask=here, other=0.0)
-    rz = tl.load(x + 3 * i + 2, mask=here, other=0.0) + tl.load(x + 3 * j + 2, mask=here, other=0.0)
+    time, n_times = tl.program_id(1), tl.num_programs(1)
+    i = tl.load(pairs + 2 * edge, mask=here, other=0) * n_times + time
+    j = tl.load(pairs + 2 * edge + 1, mask=here, other=n_nodes) * n_times + time  # of projected
+    k = j - n_nodes * n_times  # of x
+    rx = tl.load(x + 3 * i, mask=here, other=0.0) - tl.load(x + 3 * k, mask=here, other=0.0)
+    ry = tl.load(x + 3 * i + 1, mask=here, other=0.0) - tl.load(x + 3 * k + 1, mask=here, other=0.0)
+    rz = tl.load(x + 3 * i + 2, mask=here, other=0.0) - tl.load(x + 3 * k + 2, mask=here, other=0.0)
     if SHIFT:
         rx -= tl.load(shift + 3 * edge, mask=here, other=0.0)
         ry -= tl.load(shift + 3 * edge + 1, mask=here, other=0.0)
@@ -51,10 +51,10 @@ def _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK: tl.constexpr, SHIFT:
 
 
 @triton.jit
-def _scalars(attr, edge, here, attr_stride, n_attr, ATTR: tl.constexpr):
+def _scalars(attr, edge, here, attr_stride, time_stride, n_attr, ATTR: tl.constexpr):
     """e_ij of this program's edges, padded to a width that the matrix units take."""
     a = tl.arange(0, ATTR)
-    offset = tl.program_id(1).to(tl.int64) * attr_stride + edge[:, None] * n_attr + a[None, :]
+    offset = edge[:, None] * attr_stride + tl.program_id(1).to(tl.int64) * time_stride + a[None, :]
     return tl.load(attr + offset, mask=here[:, None] & (a[None, :] < n_attr), other=0.0)  # (BLOCK, ATTR)
 
 
@@ -73,16 +73,16 @@ def _first_layer(
     return z1 + _dot(e, w, None, PRECISION)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "n_nodes", "attr_stride"])
+@triton.jit(do_not_specialize=["start", "stop", "n_nodes", "attr_stride", "time_stride"])
 def _forward(
     x, projected, pairs, attr, shift, w_d, w_e, w2, b2, w3, b3, w4, b4, push, agg,
-    start, stop, n_nodes, attr_stride, n_attr,
+    start, stop, n_nodes, attr_stride, time_stride, n_attr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ATTR: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     SHIFT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     edge, here, i, j, rx, ry, rz = _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK, SHIFT)
     d2 = rx * rx + ry * ry + rz * rz
-    e = _scalars(attr, edge, here, attr_stride, n_attr, ATTR)
+    e = _scalars(attr, edge, here, attr_stride, time_stride, n_attr, ATTR)
     n = tl.arange(0, PADDED)
     z2 = tl.zeros((BLOCK, PADDED), dtype=d2.dtype) + tl.load(b2 + n, mask=n < WIDTH, other=0.0)[None, :]
     for k0 in range(0, PADDED, CHUNK):
@@ -106,18 +106,18 @@ def _forward(
     tl.atomic_add(push + 3 * i + 2, rz * s, mask=here, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["start", "stop", "n_nodes", "attr_stride"])
+@triton.jit(do_not_specialize=["start", "stop", "n_nodes", "attr_stride", "time_stride"])
 def _backward(
     x, projected, pairs, attr, shift, w_d, w_e, w2, b2, w3, b3, w4, b4, g_push, g_agg,
     d2_out, a1_out, m_out, g_z1_out, g_z2_out, g_z3_out, g_w4, g_b4, g_r_out,
-    start, stop, n_nodes, attr_stride, n_attr,
+    start, stop, n_nodes, attr_stride, time_stride, n_attr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ATTR: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
     SHIFT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     edge, here, i, j, rx, ry, rz = _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK, SHIFT)
     d2 = rx * rx + ry * ry + rz * rz
-    e = _scalars(attr, edge, here, attr_stride, n_attr, ATTR)
-    row = tl.program_id(1).to(tl.int64) * (stop - start) + edge - start  # of the outputs
+    e = _scalars(attr, edge, here, attr_stride, time_stride, n_attr, ATTR)
+    row = (edge - start) * tl.num_programs(1) + tl.program_id(1)  # of the outputs
     n = tl.arange(0, PADDED)
     wide = here[:, None] & (n[None, :] < WIDTH)
     out = row[:, None] * WIDTH + n[None, :]
@@ -183,12 +183,13 @@ def _launch(
     kernel: Any, edges: _Edges, start: int, stop: int, low: torch.dtype | None, block: int, *out: Tensor
 ) -> None:
     n_attr, width = edges.attr.shape[-1], edges.projected.shape[1]
+    attr_stride, time_stride, _ = edges.attr.expand(-1, edges.n_times, -1).stride()
     padded = max(32, triton.next_power_of_2(width))
     kernel[(triton.cdiv(stop - start, block), edges.n_times)](
-        edges.x, edges.projected, edges.pairs, edges.attr.contiguous(),
+        edges.x, edges.projected, edges.pairs, edges.attr,
         edges.x if edges.shift is None else edges.shift.contiguous(),
         edges.w_d.contiguous(), edges.w_e.contiguous(), *(w.contiguous() for w in edges.weights), *out,
-        start, stop, edges.n_nodes, edges.attr[0].numel() if len(edges.attr) > 1 else 0, n_attr,
+        start, stop, edges.n_nodes, attr_stride, time_stride, n_attr,
         WIDTH=width, PADDED=padded, ATTR=max(16, triton.next_power_of_2(n_attr)), BLOCK=block, CHUNK=32,
         SHIFT=edges.shift is not None, LOW=None if low is None else _LOW[low],
         PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
@@ -199,7 +200,7 @@ def _launch(
 def forward_block(
     edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[], None]:
-    """Add r_ij s_ij to ``push`` (T N, 3) and m_ij to ``agg`` (T N, H)."""
+    """Add r_ij s_ij to ``push`` (N, 3 T) and m_ij to ``agg`` (N, H T)."""
     return lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
 
 
