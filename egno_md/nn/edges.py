@@ -19,12 +19,13 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,9 @@ from egno_md.nn.reference import MAX_SHIFT
 
 #: Size in bytes of one temporary, (rows of a block) x (hidden width), where ``max_memory`` does not say: on the CPU
 #: the size of a level-2 cache, on the GPU enough rows to fill it.
-_CACHE, _GPU = 2**20, 2**26
+_CACHE, _GPU = 2**19, 2**26
+#: Size of a1 in a forecast, (edges) x T x (hidden width), from which on half a second for loading Numba is soon repaid.
+_COMPILED_FROM = 2**22
 #: Temporaries of that size alive at once, counted high (the parts that are three or A wide, the allocator's slack).
 _LIVE_FORWARD, _LIVE_BACKWARD = 8, 16
 
@@ -108,7 +111,9 @@ def edge_block(
 
     kind = pos.device.type
     low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    options = _Options(reduce == "mean", None if max_memory == "auto" else max_memory, low)
+    size = edge_index.shape[1] * pos.shape[0] * weights[0].shape[0]
+    worth_it = low is None and (torch.is_grad_enabled() or size >= _COMPILED_FROM)
+    options = _Options(reduce == "mean", None if max_memory == "auto" else max_memory, low, worth_it)
     h, edge_attr, edge_shift = (None if x is None else x.to(pos.dtype) for x in (h, edge_attr, edge_shift))
     shift, agg = _EdgeBlock.apply(pos, h, edge_attr, edge_shift, edge_index, options, *weights)
     return (shift if shift.shape[-1] == 3 else shift.unflatten(-1, (-1, 3))), agg  # (T, N, 3) or (T, N, K, 3)
@@ -118,6 +123,7 @@ class _Options(NamedTuple):
     mean: bool
     max_memory: int | None
     low: torch.dtype | None  # autocast's dtype, where it is on
+    compiled: bool  # whether there is enough to do that Numba is worth its loading
 
 
 def _weights(message: nn.Sequential, coord: nn.Sequential) -> list[Tensor] | None:
@@ -136,16 +142,54 @@ def _weights(message: nn.Sequential, coord: nn.Sequential) -> list[Tensor] | Non
     return [tensor for layer in linears for tensor in (layer.weight, layer.bias)]
 
 
+class Backend(Protocol):
+    """Who computes the blocks: this module with torch's operators, :mod:`.compiled` or :mod:`.fused`."""
+
+    def forward_blocks(
+        self, edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
+    ) -> Callable[[int, int], Callable[[], None]]:
+        """A function of (start, stop) that computes the edges between them.
+
+        What that returns adds r_ij s_ij to ``push`` (N, 3 K T) and m_ij to ``agg`` (N, H T).
+        """
+
+    def backward_blocks(
+        self, edges: Edges, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor, need_weights: bool
+    ) -> Callable[[int, int], Gradients]:
+        """A function of (start, stop) that returns the gradients of the edges between them."""
+
+    def add_rows(self, total: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Add ``rows`` (edge, time) to the rows (node, time) of ``total``, ``index`` being the node of an edge."""
+
+
+class Gradients(NamedTuple):
+    """Gradients in a block of R = edges x T rows."""
+
+    z1: Tensor  # (R, H1)
+    r: Tensor  # (R, 3)
+    weights: list[Tensor]  # of w_d, W_e, W_2, b_2, ..., W_4, b_4, summed over the block; empty where not needed
+
+
 @functools.cache
-def _fused() -> ModuleType | None:
-    """The Triton kernels, where Triton is installed (torch for CUDA brings it)."""
-    return importlib.import_module("egno_md.nn.fused") if importlib.util.find_spec("triton") else None
+def _module(name: str, needs: str) -> ModuleType | None:
+    """A module of kernels, where what compiles them is installed and works."""
+    if importlib.util.find_spec(needs) is None:
+        return None
+    try:
+        return importlib.import_module(f"egno_md.nn.{name}")
+    except ImportError as error:  # Numba refuses a numpy that is newer than itself
+        warnings.warn(f"{needs} cannot be used ({error}): going on slower; 'pip install -U {needs}'", stacklevel=1)
+        return None
 
 
-def _kernels(pos: Tensor, weights: Sequence[Tensor]) -> ModuleType | None:
-    """The module that computes a block: the Triton kernels, or None for torch's own operators."""
-    kernels = _fused() if pos.is_cuda and pos.dtype == torch.float32 else None
-    return kernels if kernels is not None and kernels.fits(weights) else None
+def _backend(pos: Tensor, weights: Sequence[Tensor], options: _Options) -> Backend:
+    kernels: Any = None
+    if pos.dtype == torch.float32 and pos.is_cuda:
+        kernels = _module("fused", needs="triton")
+        kernels = kernels if kernels is not None and kernels.fits(weights) else None
+    elif pos.dtype == torch.float32 and pos.device.type == "cpu" and options.compiled:
+        kernels = _module("compiled", needs="numba")
+    return kernels or sys.modules[__name__]
 
 
 @functools.cache
@@ -197,7 +241,7 @@ def _onednn(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and has_fast_bf16()
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False) -> Tensor:
     """``x weight^T + bias`` and its SiLU."""
     if _onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish" if silu else "none", [], "")
@@ -264,7 +308,7 @@ def _in_threads(work: Callable[[int, int], Callable[[], None]], n_edges: int, si
         torch.set_num_threads(before)
 
 
-class _Edges:
+class Edges:
     """The inputs of the edge block in the form that the blocks gather from.
 
     Rows are (node, time) or (edge, time): one gather then takes all time points of a node.
@@ -295,7 +339,7 @@ class _Edges:
         # The table has the receivers' rows first and the senders' after them; an edge is the sum of two rows.
         self.pairs = torch.stack([self.receiver, self.sender + self.n_nodes], dim=1)  # (E, 2)
         sides = ((self.w_i, b1), (self.w_j, None))
-        self.projected = torch.cat([_linear(self.h, w.contiguous(), b) for w, b in sides])  # (2 N T, H1)
+        self.projected = torch.cat([linear(self.h, w.contiguous(), b) for w, b in sides])  # (2 N T, H1)
 
     def by_node(self, x: Tensor) -> Tensor:
         """All time points of a node of ``x`` (T, N, C) in one row, (N, T C)."""
@@ -317,6 +361,11 @@ class _Edges:
         z1 = F.embedding_bag(self.pairs[start:stop], table, mode="sum").view(len(scalars), -1)  # (R, H1)
         return r.view(-1, 3), _add_linear(z1, scalars, self.w_de)
 
+    def of_scalars(self, g_z1: Tensor) -> Tensor:
+        """The sum of ``g_z1`` (R, H1) over the time points that share their edge scalars, (B, T or 1, H1)."""
+        each = g_z1.view(-1, self.n_times, g_z1.shape[1])  # (B, T, H1)
+        return each.sum(1, keepdim=True) if self.attr.shape[1] == 1 else each  # (B, T or 1, H1)
+
     def block_size(self, max_memory: int | None, live: int) -> int:
         """Edges per block such that ``live`` temporaries of the widest kind keep the bound."""
         on_cpu = self.projected.device.type == "cpu"
@@ -328,68 +377,79 @@ class _Edges:
         return max(1, budget // (self.projected.element_size() * widest * self.n_times))
 
 
-def _forward_block(
-    edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
-) -> Callable[[], None]:
-    """Compute r_ij s_ij and m_ij; what is returned adds them to ``push`` (N, 3 K T) and ``agg`` (N, H T)."""
-    low = low or agg.dtype
-    w2, b2, w3, b3, w4, b4 = (w.to(low) for w in edges.weights)
-    r, z1 = edges.first_layer(start, stop)
-    m = _linear(F.silu(z1, inplace=True).to(low), w2, b2, silu=True)  # (R, H)
-    a3 = _linear(m, w3, b3, silu=True)  # (R, H3)
-    if len(w4) == 1:
-        force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
-    else:
-        force = (torch.addmm(b4, a3, w4.t())[:, :, None] * r[:, None]).flatten(1).to(r.dtype)  # (R, 3 K)
-    receiver, m = edges.receiver[start:stop], m.to(agg.dtype)
+def forward_blocks(
+    edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
+) -> Callable[[int, int], Callable[[], None]]:
+    """See :class:`Backend`."""
+    dtype = low or agg.dtype
+    w2, b2, w3, b3, w4, b4 = (w.to(dtype) for w in edges.weights)
 
-    def add() -> None:
-        for total, part in ((agg, m), (push, force)):
-            total.index_add_(0, receiver, part.view(stop - start, -1))
+    def block(start: int, stop: int) -> Callable[[], None]:
+        r, z1 = edges.first_layer(start, stop)
+        m = linear(F.silu(z1, inplace=True).to(dtype), w2, b2, silu=True)  # (R, H)
+        a3 = linear(m, w3, b3, silu=True)  # (R, H3)
+        if len(w4) == 1:
+            force = r.mul_(torch.addmv(b4, a3, w4[0])[:, None])  # (R, 3)
+        else:
+            force = (torch.addmm(b4, a3, w4.t())[:, :, None] * r[:, None]).flatten(1).to(r.dtype)  # (R, 3 K)
+        receiver, m = edges.receiver[start:stop], m.to(agg.dtype)
 
-    return add
+        def add() -> None:
+            add_rows(agg, receiver, m)
+            add_rows(push, receiver, force)
 
+        return add
 
-class Gradients(NamedTuple):
-    """Gradients in a block of R = edges x T rows, and the factors of the weights' gradients."""
-
-    d2: Tensor  # (R, 1)
-    a1: Tensor  # (R, H1)
-    m: Tensor  # (R, H)
-    g_z1: Tensor  # (R, H1)
-    g_z2: Tensor  # (R, H)
-    g_z3: Tensor  # (R, H3)
-    g_w4: Tensor  # (K, H3)
-    g_b4: Tensor  # (K,)
-    g_r: Tensor  # (R, 3)
+    return block
 
 
-def _backward_block(
-    edges: _Edges, start: int, stop: int, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor
-) -> Gradients:
-    """The chain rule of the equations at the top, from the last to the first; in full precision whatever ``low``."""
+def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
+    """See :class:`Backend`."""
+    total.index_add_(0, index, rows.view(len(index), -1))
+
+
+def backward_blocks(
+    edges: Edges, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor, need_weights: bool
+) -> Callable[[int, int], Gradients]:
+    """See :class:`Backend`. The chain rule from the last equation to the first, in full precision whatever ``low``."""
     w2, b2, w3, b3, w4, b4 = edges.weights
-    r, z1 = edges.first_layer(start, stop)
-    receiver = edges.receiver[start:stop]  # (B,)
-    a1 = F.silu(z1)  # (R, H1)
-    z2 = _linear(a1, w2, b2)  # (R, H)
-    m = F.silu(z2)
-    z3 = _linear(m, w3, b3)  # (R, H3)
-    a3 = F.silu(z3)
-    s = torch.addmm(b4, a3, w4.t())  # (R, K)
 
-    g_force = g_push.index_select(0, receiver).view(len(r), -1, 3)  # (R, K, 3)
-    g_s = (g_force * r[:, None]).sum(-1)  # (R, K)
-    g_w4, g_b4 = g_s.t() @ a3, g_s.sum(0)
-    g_a3 = torch.mul(g_s, w4, out=a3) if len(w4) == 1 else torch.mm(g_s, w4, out=a3)  # (R, H3)
-    g_z3 = _silu_backward(g_a3, z3)
-    g_m = _linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver).view_as(m))  # (R, H)
-    g_z2 = _silu_backward(g_m, z2)
-    g_z1 = _silu_backward(_linear(g_z2, w2.t()), z1)  # (R, H1)
-    # r enters through the force, s r, and through its square.
-    g_r = g_force.mul_(s[..., None]).sum(1).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
-    d2 = r.square().sum(-1, keepdim=True)  # (R, 1)
-    return Gradients(d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
+    def block(start: int, stop: int) -> Gradients:
+        r, z1 = edges.first_layer(start, stop)
+        receiver = edges.receiver[start:stop]  # (B,)
+        a1 = F.silu(z1)  # (R, H1)
+        z2 = linear(a1, w2, b2)  # (R, H)
+        m = F.silu(z2)
+        z3 = linear(m, w3, b3)  # (R, H3)
+        a3 = F.silu(z3)
+        s = torch.addmm(b4, a3, w4.t())  # (R, K)
+
+        g_force = g_push.index_select(0, receiver).view(len(r), -1, 3)  # (R, K, 3)
+        g_s = (g_force * r[:, None]).sum(-1)  # (R, K)
+        last = (g_s.t() @ a3, g_s.sum(0)) if need_weights else ()
+        g_a3 = torch.mul(g_s, w4, out=a3) if len(w4) == 1 else torch.mm(g_s, w4, out=a3)  # (R, H3)
+        g_z3 = _silu_backward(g_a3, z3)
+        g_m = linear(g_z3, w3.t()).add_(g_agg.index_select(0, receiver).view_as(m))  # (R, H)
+        g_z2 = _silu_backward(g_m, z2)
+        g_z1 = _silu_backward(linear(g_z2, w2.t()), z1)  # (R, H1)
+        # r enters through the force, s r, and through its square.
+        g_r = g_force.mul_(s[..., None]).sum(1).addcmul_(r, g_z1 @ edges.w_d, value=2.0)  # (R, 3)
+        if not need_weights:
+            return Gradients(g_z1, g_r, [])
+        d2 = r.square().sum(-1, keepdim=True)  # (R, 1)
+        return Gradients(g_z1, g_r, [*weight_gradients(edges, start, stop, d2, a1, m, g_z1, g_z2, g_z3), *last])
+
+    return block
+
+
+def weight_gradients(
+    edges: Edges, start: int, stop: int, d2: Tensor, a1: Tensor, m: Tensor, g_z1: Tensor, g_z2: Tensor, g_z3: Tensor
+) -> list[Tensor]:
+    """Gradients of w_d, W_e, W_2, b_2, W_3 and b_3 in a block from those of the rows."""
+    g_scalars, attr = edges.of_scalars(g_z1), edges.attr[start:stop].flatten(0, 1)  # (B, T or 1, H1), (B T or B, A)
+    g_w_e = linear(attr.t(), g_scalars.flatten(0, 1).t()).t()  # (H1, A)
+    g_w2, g_w3 = linear(g_z2.t(), a1.t()), linear(g_z3.t(), m.t())
+    return [g_z1.t() @ d2, g_w_e, g_w2, g_z2.sum(0), g_w3, g_z3.sum(0)]
 
 
 def _without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -420,13 +480,11 @@ class _EdgeBlock(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if pos.device.type == "cpu":
             _keep_freed_memory()
-        edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
+        edges = Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
         push = pos.new_zeros(edges.n_nodes, edges.n_times * 3 * len(weights[-1]))
         agg = pos.new_zeros(edges.n_nodes, edges.n_times * len(weights[2]))
-        kernels = _kernels(pos, weights)
-        block = kernels.forward_block if kernels else _forward_block
         _in_blocks(
-            lambda start, stop: block(edges, start, stop, options.low, push, agg),
+            _backend(pos, weights, options).forward_blocks(edges, options.low, push, agg),
             edge_index.shape[1],
             edges.block_size(options.max_memory, _LIVE_FORWARD),
             pos.device,
@@ -450,7 +508,7 @@ class _EdgeBlock(torch.autograd.Function):
         pos, h, edge_attr, edge_shift, edge_index, shift, count, *weights = ctx.saved_tensors
         need_attr, need_shift, need_weights = *ctx.needs_input_grad[2:4], any(ctx.needs_input_grad[6:])
         options: _Options = ctx.options
-        edges = _Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
+        edges = Edges(pos, h, edge_attr, edge_shift, weights, edge_index)
         # Where the bound of the displacement holds, its gradient is 0.
         g_push = edges.by_node(g_shift.masked_fill(shift.abs() >= MAX_SHIFT, 0.0) / count)  # (N, 3 K T)
         g_agg = edges.by_node(g_agg / count if options.mean else g_agg)  # (N, H T)
@@ -461,31 +519,23 @@ class _EdgeBlock(torch.autograd.Function):
         g_edge_shift = torch.zeros_like(edge_shift) if need_shift else None
         g_w_d, g_w_e = torch.zeros_like(edges.w_d), torch.zeros_like(edges.w_e)
         g_weights = [torch.zeros_like(w) for w in edges.weights]
-        kernels = _kernels(pos, weights)
-        block = kernels.backward_block if kernels else _backward_block
+        backend = _backend(pos, weights, options)
+        block = backend.backward_blocks(edges, options.low, g_push, g_agg, need_weights)
 
         def work(start: int, stop: int) -> Callable[[], None]:
-            g = block(edges, start, stop, options.low, g_push, g_agg)
-            each = g.g_z1.view(stop - start, edges.n_times, -1)  # (B, T, H1)
-            g_scalar = each.sum(1, keepdim=True) if edges.attr.shape[1] == 1 else each  # (B, T or 1, H1)
-            sums: list[Tensor] = []
-            if need_weights:
-                attr = edges.attr[start:stop].flatten(0, 1)  # (B T or B, A)
-                g_w2, g_w3 = (_linear(grad.t(), a.t()) for grad, a in ((g.g_z2, g.a1), (g.g_z3, g.m)))
-                sums = [g.g_z1.t() @ g.d2, _linear(attr.t(), g_scalar.flatten(0, 1).t()).t()]
-                sums += [g_w2, g.g_z2.sum(0), g_w3, g.g_z3.sum(0), g.g_w4, g.g_b4]
+            g = block(start, stop)
 
             def add() -> None:
                 if g_attr is not None:
-                    g_attr[start:stop] = g_scalar @ edges.w_e
+                    g_attr[start:stop] = edges.of_scalars(g.z1) @ edges.w_e
                 if g_edge_shift is not None:
-                    g_edge_shift[start:stop] = -g.g_r.view_as(each[..., :3]).sum(1)
+                    g_edge_shift[start:stop] = -g.r.view(stop - start, -1, 3).sum(1)
                 if need_weights:
-                    for total, part in zip((g_w_d, g_w_e, *g_weights), sums, strict=True):
+                    for total, part in zip((g_w_d, g_w_e, *g_weights), g.weights, strict=True):
                         total += part
                 for side in edges.pairs[start:stop].unbind(1):
-                    g_projected.index_add_(0, side, each.flatten(1))
-                g_r = g.g_r.view(stop - start, -1)  # (B, 3 T)
+                    backend.add_rows(g_projected, side, g.z1)
+                g_r = g.r.view(stop - start, -1)  # (B, 3 T)
                 g_x.index_add_(0, edges.receiver[start:stop], g_r)
                 g_x.index_add_(0, edges.sender[start:stop], g_r, alpha=-1)
 
@@ -499,5 +549,5 @@ class _EdgeBlock(torch.autograd.Function):
             g_attr = g_attr.transpose(0, 1).reshape(edge_attr.shape)
         if not need_weights:
             return g_pos, g_h, g_attr, g_edge_shift, None, None, *(None,) * len(weights)
-        g_w1 = torch.cat([g_w_d, *(_linear(g.t(), edges.h.t()) for g in (g_i, g_j)), g_w_e], dim=1)
+        g_w1 = torch.cat([g_w_d, *(linear(g.t(), edges.h.t()) for g in (g_i, g_j)), g_w_e], dim=1)
         return g_pos, g_h, g_attr, g_edge_shift, None, None, g_w1, g_i.sum(0), *g_weights

@@ -11,15 +11,16 @@ are in float32, or in tf32 after ``torch.set_float32_matmul_precision("high")``,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from egno_md.nn.edges import Gradients, _Edges
+from .edges import Edges, Gradients, add_rows, weight_gradients
+
+__all__ = ["add_rows", "backward_blocks", "fits", "forward_blocks"]
 
 _LOW = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -180,7 +181,7 @@ def fits(weights: Sequence[Tensor]) -> bool:
 
 
 def _launch(
-    kernel: Any, edges: _Edges, start: int, stop: int, low: torch.dtype | None, block: int, *out: Tensor
+    kernel: Any, edges: Edges, start: int, stop: int, low: torch.dtype | None, block: int, *out: Tensor
 ) -> None:
     n_attr, width = edges.attr.shape[-1], edges.projected.shape[1]
     attr_stride, time_stride, _ = edges.attr.expand(-1, edges.n_times, -1).stride()
@@ -197,26 +198,27 @@ def _launch(
     )  # fmt: skip
 
 
-def forward_block(
-    edges: _Edges, start: int, stop: int, low: torch.dtype | None, push: Tensor, agg: Tensor
-) -> Callable[[], None]:
-    """Add r_ij s_ij to ``push`` (N, 3 T) and m_ij to ``agg`` (N, H T)."""
-    return lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
+def forward_blocks(
+    edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
+) -> Callable[[int, int], Callable[[], None]]:
+    """See :class:`egno_md.nn.edges.Backend`."""
+    return lambda start, stop: lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
 
 
-def backward_block(
-    edges: _Edges, start: int, stop: int, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor
-) -> Gradients:
-    """Gradients in the block; the sums over edges and nodes are left to the caller."""
-    from egno_md.nn.edges import Gradients
+def backward_blocks(
+    edges: Edges, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor, need_weights: bool
+) -> Callable[[int, int], Gradients]:
+    """See :class:`egno_md.nn.edges.Backend`."""
+    g_push, g_agg, width = g_push.contiguous(), g_agg.contiguous(), edges.projected.shape[1]
 
-    rows, width = (stop - start) * edges.n_times, edges.projected.shape[1]
-    out = Gradients(
-        g_push.new_empty(rows, 1),
-        *(g_push.new_empty(rows, width) for _ in range(5)),
-        g_push.new_zeros(1, width),
-        g_push.new_zeros(1),
-        g_push.new_empty(rows, 3),
-    )
-    _launch(_backward, edges, start, stop, low, 32, g_push.contiguous(), g_agg.contiguous(), *out)
-    return out
+    def block(start: int, stop: int) -> Gradients:
+        rows = (stop - start) * edges.n_times
+        d2, a1, m, g_z1, g_z2, g_z3, g_r = (g_push.new_empty(rows, n) for n in (1, *(width,) * 5, 3))
+        g_w4, g_b4 = g_push.new_zeros(1, width), g_push.new_zeros(1)
+        out = (d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
+        _launch(_backward, edges, start, stop, low, 32, g_push, g_agg, *out)
+        if not need_weights:
+            return Gradients(g_z1, g_r, [])
+        return Gradients(g_z1, g_r, [*weight_gradients(edges, start, stop, d2, a1, m, g_z1, g_z2, g_z3), g_w4, g_b4])
+
+    return block

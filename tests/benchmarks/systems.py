@@ -179,8 +179,8 @@ def peak_memory(name: str, mode: str, which: str) -> float:
 
 def main(name: str, mode: str, which: str) -> None:
     small, shape = Shape(None, SHAPES[name].width), SHAPES[name]
-    # A call on a tiny system first: what torch loads and keeps is not the model's memory.
-    calls(small, *positions(small))[0][mode]()
+    # A step on a tiny system first: what torch and Numba load and keep is not the model's memory.
+    calls(small, *positions(small))[0]["training"]()
     call = calls(shape, *positions(shape))[0][mode]
     with block(which):
         print(over_base(call))
