@@ -58,19 +58,16 @@ def _sigmoid(z):
 
 @overload(_sigmoid, jit_options=_EXACT)
 def _sigmoid_of(z):
+    c0, c1, c2, c3, c4, c5, c6 = _EXP2
+
     def single(z):
         # exp(-z) = 2^k 2^f: an integer k goes into the exponent of a float, 2^f is a polynomial.
         x = min(max(z, -_BOUND), _BOUND)
         k = np.floor(_HALF - x * _LOG2E)
         f = -x * _LOG2E - k
         f = f - x * _LOG2E_REST
-        p = _EXP2[6]
-        p = p * f + _EXP2[5]
-        p = p * f + _EXP2[4]
-        p = p * f + _EXP2[3]
-        p = p * f + _EXP2[2]
-        p = p * f + _EXP2[1]
-        p = p * f + _EXP2[0]
+        f2 = f * f
+        p = (c0 + c1 * f) + (c2 + c3 * f) * f2 + ((c4 + c5 * f) + c6 * f2) * (f2 * f2)
         return _ONE / (_ONE + p * _float_of_bits((np.int32(k) + np.int32(127)) << np.int32(23)))
 
     def double(z):
