@@ -32,9 +32,10 @@ DEFAULT_MODEL = "ca-1ps"
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
     """The operator that the three specs describe; its weights come from torch's generator."""
-    if spec.prior == "regression" and window.history > 1:
+    if spec.prior == "regression" and (window.history > 1 or window.velocity == "forward"):
         raise UsageError(
-            f"the prior 'regression' goes on from one start frame; found a history of {window.history}: use 'static'"
+            f"the prior 'regression' goes on from one start frame and the way it came; found a history of "
+            f"{window.history} and {window.velocity} velocities: use 'static'"
         )
     options: dict[str, Any] = {
         "n_times": window.n_times,

@@ -588,11 +588,12 @@ def load_data(
             entries.append(entry)
         training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
         # A system that is only tested has no training part: its baselines then come from the test's own first half.
-        motion = InternalMotion.fit(training or [run.positions[: len(run.positions) // 2] for run, _, _ in own],
-                                    own[0][0].every)  # fmt: skip
+        stride = own[0][0].every
+        motion = InternalMotion.fit(training or [run.positions[: len(run.positions) // 2] for run, _, _ in own], stride)
         if training and builder is not None:
             geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
-            regression[builder.identity] = PathRegression.fit(training, motion.mean, window.targets, own[0][0].every)
+            if window.velocity == "backward":  # it is for windows that know where they come from
+                regression[builder.identity] = PathRegression.fit(training, motion.mean, window.targets, stride)
         test += [Part(run, starts, motion) for run, _, starts in own if len(starts)]
     if not runs:
         raise UsageError("every trajectory is held out; none is left to train on")

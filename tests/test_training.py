@@ -19,9 +19,9 @@ from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 
 from egno_md import load_model
-from egno_md.checkpoint import new_model
+from egno_md.checkpoint import build_network, new_model
 from egno_md.cli import main
-from egno_md.config import PRESETS, TrainSpec
+from egno_md.config import PRESETS, ModelSpec, TrainSpec, WindowSpec
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.graph import GraphBuilder, collate
 from egno_md.training import System, _Module, _pair_error, _Varied, fit, load_data, read_manifest, train_files
@@ -342,6 +342,16 @@ def test_held_out_runs_are_tested_alone(tmp_path):
     assert [part.run.name for part in data.test] == ["system-bb.dcd"] and len(data.test[0].starts) == 70 - 5
     starts = [[s for _, s in windows.index] for windows in (data.train, data.validation)]
     assert max(starts[0]) + 4 < min(starts[1]) - 1 and max(starts[0]) > 0.7 * 90  # the test's share goes to training
+
+
+def test_a_training_part_of_one_forward_window_is_enough(tmp_path):
+    """Nothing comes before its first frame, which a regression of the path would need."""
+    top = write_runs(tmp_path, {"a.dcd": 15})
+    window = WindowSpec(stride_ps=1.0, n_times=4, velocity="forward")
+    data = load_data([System(top, (tmp_path / "a.dcd",))], make_model().graph, window, fractions=(1 / 3, 1 / 3, 1 / 3))
+    assert len(data.train) == len(data.validation) == 1 and not data.regression
+    with pytest.raises(UsageError, match="forward velocities: use 'static'"):
+        build_network(make_model().graph, window, ModelSpec(prior="regression"))
 
 
 def test_manifest_and_fine_tuning(tmp_path):
