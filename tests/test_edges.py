@@ -270,6 +270,16 @@ def test_autocast_lowers_the_products_and_not_the_results():
     agree(gradients, run(edges.edge_block, inputs, *nets)[1], 1e-5)
 
 
+@pytest.mark.parametrize("node", [-1, N])
+@pytest.mark.parametrize("side", [0, 1], ids=["receiver", "sender"])
+def test_an_edge_to_nowhere_is_an_error(backend, side, node):
+    """And not somebody else's memory."""
+    inputs, nets = {k: v.detach() for k, v in graph().items()}, networks()
+    inputs["edge_index"][side, 7] = node
+    with pytest.raises((UsageError, RuntimeError, IndexError), match="edge_index names|idx|out of (range|bounds)"):
+        edges.edge_block(**inputs, message=nets[0], coord=nets[1])
+
+
 @pytest.mark.parametrize("max_memory", [0, -1, "all", 1.5])
 def test_refuses_a_bound_that_is_none(max_memory):
     with pytest.raises(UsageError, match="max_memory"):

@@ -20,6 +20,8 @@ from numba.extending import intrinsic, overload
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from egno_md.errors import UsageError
+
 from .edges import Edges, Gradients, linear
 
 # A Python number beside a float32 would make the result a float64: there is none below.
@@ -219,11 +221,13 @@ class _Inputs:
         self.x = _array(edges.x.view(*self.nodes, 3))
         self.projected = _array(edges.projected.view(2 * edges.n_nodes, edges.n_times, -1))
         self.w = _array(torch.cat([edges.w_d, edges.w_e], dim=1).t())  # (1 + A, H1)
-        self.receiver, self.sender, self.attr = (
-            edges.receiver.numpy(),
-            edges.sender.numpy(),
-            edges.attr.detach().numpy(),
-        )
+        self.receiver, self.sender = edges.receiver.numpy(), edges.sender.numpy()
+        for side in (self.receiver, self.sender):  # the kernels would read and write beyond the end
+            if len(side) and not (0 <= side.min() and side.max() < edges.n_nodes):
+                raise UsageError(
+                    f"edge_index names nodes {side.min()} to {side.max()}, pos has {edges.n_nodes}: count them from 0"
+                )
+        self.attr = edges.attr.detach().numpy()
         self.shift = None if edges.shift is None else _array(edges.shift)
         self.no_shift = np.empty((0, 3), self.x.dtype)
 
