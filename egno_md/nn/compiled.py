@@ -78,9 +78,18 @@ def _sigmoid_of(z):
     return single if z == types.float32 else double
 
 
+@njit(**_EXACT)
+def _silu_and_slope(z, slope):
+    """silu(z) in place of z, and silu'(z)."""
+    for c in range(len(z)):
+        gate = _sigmoid(z[c])
+        z[c] *= gate
+        slope[c] = gate + z[c] - z[c] * gate
+
+
 @_compiled(_EXACT)
-def _first_layer(x, projected, receiver, sender, attr, shift, w, r, z1, a1):
-    """r_ij, a1 and, where there is room for it, z1; ``w`` holds the columns of w_d and W_e."""
+def _first_layer(x, projected, receiver, sender, attr, shift, w, r, a1, slope):
+    """r_ij, a1 and, where there is room for it, silu'(z1); ``w`` holds the columns of w_d and W_e."""
     for e in range(len(receiver)):
         i, j = receiver[e], sender[e]
         for t in range(x.shape[1]):
@@ -97,26 +106,25 @@ def _first_layer(x, projected, receiver, sender, attr, shift, w, r, z1, a1):
                 e_k, w_k = attr[e, t if attr.shape[1] > 1 else 0, k], w[1 + k]
                 for c in range(len(z)):
                     z[c] += e_k * w_k[c]
-            if len(z1):
-                z1[row] = z
-            for c in range(len(z)):
-                z[c] *= _sigmoid(z[c])
+            if len(slope):
+                _silu_and_slope(z, slope[row])
+            else:
+                for c in range(len(z)):
+                    z[c] *= _sigmoid(z[c])
 
 
 @_compiled(_EXACT)
-def _message(z2, b2, m):
-    """m = silu(z2 + b2), and z2 + b2 in place of z2; ``m`` may be empty, then m takes the place of z2."""
+def _message(z2, b2, slope):
+    """m = silu(z2 + b2) in place of z2 and, where there is room for it, the derivative."""
     for row in range(len(z2)):
         z = z2[row]
-        if len(m):
-            out = m[row]
-            for c in range(len(z)):
-                z[c] += b2[c]
-                out[c] = z[c] * _sigmoid(z[c])
+        for c in range(len(z)):
+            z[c] += b2[c]
+        if len(slope):
+            _silu_and_slope(z, slope[row])
         else:
             for c in range(len(z)):
-                y = z[c] + b2[c]
-                z[c] = y * _sigmoid(y)
+                z[c] *= _sigmoid(z[c])
 
 
 @_compiled(_SUMS)
@@ -145,11 +153,9 @@ def _force_backward(receiver, g_push, z3, b3, w4, b4, r, g_b3, g_w4, g_b4, g_r):
     for row in range(len(z3)):
         z, g_force = z3[row], g_push[receiver[row // n_times], row % n_times]
         for c in range(len(z)):
-            y = z[c] + b3[c]
-            gate = _sigmoid(y)
-            a3[c] = y * gate
-            slope[c] = gate + a3[c] - a3[c] * gate
+            a3[c] = z[c] + b3[c]
             z[c] = 0
+        _silu_and_slope(a3, slope)
         g_r[row] = 0
         for k in range(len(w4)):
             s, w, g_w = b4[k], w4[k], g_w4[k]
@@ -167,33 +173,31 @@ def _force_backward(receiver, g_push, z3, b3, w4, b4, r, g_b3, g_w4, g_b4, g_r):
 
 
 @_compiled(_EXACT)
-def _message_backward(receiver, g_agg, z2, g_m, g_b2):
+def _message_backward(receiver, g_agg, slope2, g_m, g_b2):
     """g_z2 in place of the gradient that comes from phi_x, and the gradient of b_2 added to its own."""
     n_times = g_agg.shape[1]
-    for row in range(len(z2)):
-        z, g, received = z2[row], g_m[row], g_agg[receiver[row // n_times], row % n_times]
-        for c in range(len(z)):
-            gate = _sigmoid(z[c])
-            g[c] = (g[c] + received[c]) * (gate + z[c] * gate - z[c] * gate * gate)
+    for row in range(len(g_m)):
+        slope, g, received = slope2[row], g_m[row], g_agg[receiver[row // n_times], row % n_times]
+        for c in range(len(g)):
+            g[c] = (g[c] + received[c]) * slope[c]
             g_b2[c] += g[c]
 
 
 @_compiled(_SUMS)
-def _first_layer_backward(attr, z1, w_d, r, g_a1, g_w, g_r):
+def _first_layer_backward(attr, slope1, w_d, r, g_a1, g_w, g_r):
     """g_z1 in place of the gradient of a1, the gradients of w_d and W_e added to ``g_w``, the square's share to g_r."""
-    n_times = len(z1) // len(attr)
-    for row in range(len(z1)):
-        z, g, g_w_d = z1[row], g_a1[row], g_w[0]
+    n_times = len(g_a1) // len(attr)
+    for row in range(len(g_a1)):
+        slope, g, g_w_d = slope1[row], g_a1[row], g_w[0]
         d2 = r[row, 0] * r[row, 0] + r[row, 1] * r[row, 1] + r[row, 2] * r[row, 2]
         g_d2 = g.dtype.type(0)
-        for c in range(len(z)):
-            gate = _sigmoid(z[c])
-            g[c] *= gate + z[c] * gate - z[c] * gate * gate
+        for c in range(len(g)):
+            g[c] *= slope[c]
             g_d2 += g[c] * w_d[c]
             g_w_d[c] += g[c] * d2
         for k in range(attr.shape[2]):
             e_k, g_w_k = attr[row // n_times, row % n_times if attr.shape[1] > 1 else 0, k], g_w[1 + k]
-            for c in range(len(z)):
+            for c in range(len(g)):
                 g_w_k[c] += g[c] * e_k
         for c in range(3):
             g_r[row, c] += (g_d2 + g_d2) * r[row, c]
@@ -234,11 +238,11 @@ class _Inputs:
     def attr_of(self, start: int, stop: int) -> np.ndarray:
         return np.ascontiguousarray(self.attr[start:stop])  # (B, T or 1, A)
 
-    def first_layer(self, start: int, stop: int, r: np.ndarray, z1: np.ndarray, a1: np.ndarray) -> None:
+    def first_layer(self, start: int, stop: int, r: np.ndarray, a1: np.ndarray, slope: np.ndarray) -> None:
         """Fill the last three."""
         here, shift = slice(start, stop), self.no_shift if self.shift is None else self.shift[start:stop]
         edges = (self.receiver[here], self.sender[here], self.attr_of(start, stop), shift)
-        _first_layer(self.x, self.projected, *edges, self.w, r, z1, a1)
+        _first_layer(self.x, self.projected, *edges, self.w, r, a1, slope)
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
@@ -259,7 +263,7 @@ def forward_blocks(
         rows = (stop - start) * edges.n_times
         r, force = (np.empty((rows, n), b2.dtype) for n in (3, 3 * len(w4)))
         a1 = agg.new_empty(rows, len(edges.w_d))
-        inputs.first_layer(start, stop, r, none, a1.numpy())
+        inputs.first_layer(start, stop, r, a1.numpy(), none)
         m = linear(a1, w2)  # (R, H)
         _message(m.numpy(), b2, none)
         _force(linear(m, w3).numpy(), b3, w4, b4, r, force)
@@ -286,20 +290,20 @@ def backward_blocks(
 
     def block(start: int, stop: int) -> Gradients:
         rows = (stop - start) * edges.n_times
-        a1, m, g_r = (g_agg.new_empty(rows, width) for width in (n1, n, 3))
-        r, z1 = np.empty((rows, 3), dtype), np.empty((rows, n1), dtype)
+        a1, g_r = (g_agg.new_empty(rows, width) for width in (n1, 3))
+        r, slope1, slope2 = (np.empty((rows, width), dtype) for width in (3, n1, n))
         sums = [np.zeros(shape, dtype) for shape in (inputs.w.shape, n, len(b3), w4.shape, len(b4))]
         g_w1, g_b2, g_b3, g_w4, g_b4 = sums
         receiver = inputs.receiver[start:stop]
-        inputs.first_layer(start, stop, r, z1, a1.numpy())
-        z2 = linear(a1, w2)  # (R, H)
-        _message(z2.numpy(), b2, m.numpy())
+        inputs.first_layer(start, stop, r, a1.numpy(), slope1)
+        m = linear(a1, w2)  # (R, H)
+        _message(m.numpy(), b2, slope2)
         g_z3 = linear(m, w3)  # (R, H3)
         _force_backward(receiver, push, g_z3.numpy(), b3, w4, b4, r, g_b3, g_w4, g_b4, g_r.numpy())
         g_z2 = linear(g_z3, w3.t())  # (R, H)
-        _message_backward(receiver, agg, z2.numpy(), g_z2.numpy(), g_b2)
+        _message_backward(receiver, agg, slope2, g_z2.numpy(), g_b2)
         g_z1 = linear(g_z2, w2.t())  # (R, H1)
-        _first_layer_backward(inputs.attr_of(start, stop), z1, w_d, r, g_z1.numpy(), g_w1, g_r.numpy())
+        _first_layer_backward(inputs.attr_of(start, stop), slope1, w_d, r, g_z1.numpy(), g_w1, g_r.numpy())
         if not need_weights:
             return Gradients(g_z1, g_r, [])
         g_w2, g_w3 = linear(g_z2.t(), a1.t()), linear(g_z3.t(), m.t())
