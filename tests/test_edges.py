@@ -239,6 +239,24 @@ def test_numba_is_loaded_where_it_pays_and_only_there():
     assert loaded == ["False", "True", "True"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of Linux")
+def test_no_room_to_store_the_kernels(tmp_path):
+    """The first training on a full disk compiles them all the same."""
+    pytest.importorskip("numba", reason="Numba is not installed")
+    code = """
+        import resource, signal
+        import torch
+        from test_edges import agree, graph, networks, run
+        from egno_md.nn import edges, reference
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        inputs, nets = graph(dtype=torch.float32), networks(dtype=torch.float32)
+        agree(run(edges.edge_block, inputs, *nets)[1], run(reference.edge_block, inputs, *nets)[1], 1e-4)
+    """
+    python(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
 def test_a_numba_that_does_not_work_is_done_without(monkeypatch):
     def refuse(name):
         raise ImportError("Numba needs NumPy 2.3 or less. Got NumPy 3.0.")

@@ -8,6 +8,7 @@ beside this file, or where Numba may write, and made again for another processor
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -41,9 +42,18 @@ _ONE, _HALF, _BOUND = np.float32(1), np.float32(0.5), np.float32(87)
 def _compiled(options: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return njit(cache=True, **options)(function)
+            kernel = njit(cache=True, **options)(function)
         except RuntimeError:  # no folder to store it in: compiled in every process
             return njit(**options)(function)
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> None:
+            try:
+                kernel(*arguments)
+            except OSError:  # compiled, but there was no room to store it
+                kernel(*arguments)
+
+        return call
 
     return decorate
 
