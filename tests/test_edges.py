@@ -288,6 +288,17 @@ def test_autocast_lowers_the_products_and_not_the_results():
     agree(gradients, run(edges.edge_block, inputs, *nets)[1], 1e-5)
 
 
+def test_layout_in_memory_does_not_matter(backend):
+    """One time point of positions that lie among other numbers: nothing needs to be copied to gather them."""
+    inputs, nets = {k: v.detach() for k, v in graph(shift=True).items()}, networks()
+    inputs |= {k: torch.stack([inputs[k][:1]] * 2, dim=-1)[..., 0] for k in ("pos", "h")}
+    got = edges.edge_block(**inputs, message=nets[0], coord=nets[1])
+    agree(got, reference.edge_block(**inputs, message=nets[0], coord=nets[1]), 1e-12)
+    table = edges.Edges(*(inputs[k] for k in ("pos", "h", "edge_attr", "edge_shift")), edges._weights(*nets),
+                        inputs["edge_index"])  # fmt: skip
+    assert table.x.is_contiguous() and table.h.is_contiguous()
+
+
 @pytest.mark.parametrize("node", [-1, N])
 @pytest.mark.parametrize("side", [0, 1], ids=["receiver", "sender"])
 def test_an_edge_to_nowhere_is_an_error(backend, side, node):

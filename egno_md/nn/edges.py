@@ -343,7 +343,7 @@ class Edges:
 
     def by_node(self, x: Tensor) -> Tensor:
         """All time points of a node of ``x`` (T, N, C) in one row, (N, T C)."""
-        return x.transpose(0, 1).reshape(self.n_nodes, -1)  # (N, T C)
+        return x.transpose(0, 1).reshape(self.n_nodes, -1).contiguous()  # (N, T C)
 
     def by_time(self, x: Tensor) -> Tensor:
         """The reverse, (T, N, C) from (N, T C) or (N T, C)."""
