@@ -116,7 +116,7 @@ def arithmetic(shape: Shape, n_edges: int) -> Callable[[], None]:
     """The arithmetic that the edge blocks of one forecast cannot do without, by itself, for as many rows.
 
     The two products with (H, H) matrices per edge and time point, with the faster of torch's BLAS and oneDNN as tried
-    out here and now, and the three SiLUs. Each works on the same 4096 rows again and again, in place.
+    out here and now, and the three SiLUs. Each works on the same 4096 rows again and again.
     """
     rows, width = 4096, shape.width
     x, w, out = torch.randn(rows, width), torch.randn(width, width), torch.empty(rows, width)
