@@ -14,16 +14,16 @@ _HOME = {
     "EGNOIntegrator": "propagator",
     "EGNOSurrogate": "analysis",
     "GraphBuilder": "graph",
-    "GraphSpec": "config",
+    "GraphSpec": "specs",
     "HybridPropagator": "propagator",
-    "Model": "checkpoint",
-    "ModelSpec": "config",
-    "TrainSpec": "config",
-    "WindowSpec": "config",
-    "bundled_models": "checkpoint",
+    "Model": "forecast.model",
+    "ModelSpec": "specs",
+    "TrainSpec": "specs",
+    "WindowSpec": "specs",
+    "bundled_models": "models",
     "evaluate": "evaluation",
     "fit": "training",
-    "load_model": "checkpoint",
+    "load_model": "forecast.model",
     "open_universe": "trajectory",
     "sample": "models",
     "suggest": "evaluation",
@@ -31,15 +31,18 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from egno_md.evaluation.evaluate import evaluate
+    from egno_md.evaluation.suggest import suggest
+    from egno_md.forecast.model import Model, load_model
+    from egno_md.graph.builder import GraphBuilder
+    from egno_md.models import bundled_models
+    from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
+    from egno_md.training.loop import fit
+    from egno_md.trajectory.universe import open_universe
+
     from .analysis import EGNOSurrogate
-    from .checkpoint import Model, bundled_models, load_model
-    from .config import GraphSpec, ModelSpec, TrainSpec, WindowSpec
-    from .evaluation import evaluate, suggest
-    from .graph import GraphBuilder
     from .models import sample
     from .propagator import EGNOIntegrator, HybridPropagator, surrogate_simulation
-    from .training import fit
-    from .trajectory import open_universe
 
 __all__ = ["__version__", *sorted(_HOME)]
 

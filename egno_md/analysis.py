@@ -12,22 +12,20 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
-from .checkpoint import Model, load_model
-from .checks import check_frames
+from egno_md.forecast.chain import check_request, forecast, forecast_times
+from egno_md.forecast.device import check_precision, resolve_device
+from egno_md.forecast.model import Model, load_model
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import frames_back
+from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.checks import check_frames
+from egno_md.molecule.geometry import rmsd
+from egno_md.trajectory.clock import frame_spacing
+from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
+from egno_md.trajectory.universe import in_memory_universe, input_files
+from egno_md.trajectory.writer import require_targets, write_forecast
+
 from .errors import DataError, ModelError, UsageError
-from .forecast import check_precision, check_request, forecast, forecast_times, resolve_device
-from .graph import GraphBuilder, select_atoms
-from .metrics import rmsd
-from .trajectory import (
-    frame_spacing,
-    from_mdtraj,
-    in_memory_universe,
-    input_files,
-    require_targets,
-    to_mdtraj,
-    write_forecast,
-)
-from .windows import frames_back
 
 
 class EGNOSurrogate(AnalysisBase):

@@ -94,8 +94,9 @@ def predict(
 
     TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run.
     """
+    from egno_md.trajectory.universe import open_universe
+
     from .analysis import EGNOSurrogate
-    from .trajectory import open_universe
 
     output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
     universe = open_universe(topology, trajectory, dt=dt)
@@ -191,7 +192,7 @@ def _readable(summary: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL (a bundled name or a file) was made for, trained on and is worth."""
-    from .checkpoint import load_model
+    from egno_md.forecast.model import load_model
 
     loaded = load_model(model)
     content = {
@@ -243,7 +244,8 @@ def _indented(content: dict[str, Any], depth: int) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models that come with egno_md."""
-    from .checkpoint import DEFAULT_MODEL, bundled_models, load_model
+    from egno_md.forecast.model import load_model
+    from egno_md.models import DEFAULT_MODEL, bundled_models
 
     rows = []
     for name in bundled_models():
@@ -314,8 +316,10 @@ def train(
     Every TRAJECTORY is a run of its own. Without --hold-out each is split by blocks of time. A state is saved after
     every epoch; after an interruption the same command with --resume goes on.
     """
+    from egno_md.training.data import read_manifest, system_of_files
+    from egno_md.training.train import train_files
+
     from .errors import OutputError
-    from .training import read_manifest, system_of_files, train_files
 
     if (manifest is None) == (topology is None):
         raise UsageError("give either TOPOLOGY and TRAJECTORY files or --manifest FILE")
@@ -377,12 +381,12 @@ def evaluate(topology, trajectory, model, report, force, as_json, **options: Any
 
     Every TRAJECTORY is a run of its own. The baselines of each half of the data are fitted on the other half.
     """
-    from .evaluation import evaluate
+    from egno_md.evaluation.evaluate import evaluate
 
     result = evaluate(model, topology, *trajectory, **options)
     files = []
     if report is not None:
-        from .report import write_report
+        from egno_md.evaluation.report import write_report
 
         files = write_report(result, report, force=force)
     if as_json:
@@ -402,7 +406,7 @@ def suggest(
     topology: Path, trajectory: tuple[Path, ...], select: str, n_times: int, dt: float | None, as_json: bool
 ) -> None:
     """Say which stride and horizon of a run are worth forecasting, and why."""
-    from .evaluation import suggest
+    from egno_md.evaluation.suggest import suggest
 
     found = suggest(topology, *trajectory, select=select, n_times=n_times, dt=dt)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
@@ -471,7 +475,8 @@ def extend(
     Beside the trajectory (unbiased MD alone) go a PDB, <output>_jumps.csv with a row for each jump, and
     <output>_state.xml to go on from.
     """
-    from .checkpoint import load_model
+    from egno_md.forecast.model import load_model
+
     from .propagator import HybridPropagator, RunFiles, load_simulation
 
     if report < 1:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from egno_md.checkpoint import Model, build_network
-from egno_md.config import GraphSpec, ModelSpec, WindowSpec
+from egno_md.forecast.model import Model, build_network
 from egno_md.nn import EGNOOutput
+from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

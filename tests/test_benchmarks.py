@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_universe
 
-from egno_md.benchmarks import proteins
-from egno_md.windows import segments
+from benchmarks import proteins
+from egno_md.graph.windows import segments
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from test_egno import small_egno
 from test_forecast import histories
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from egno_md import forecast as forecast_module
-from egno_md.graph import GraphBuilder
+from egno_md.forecast import chain as forecast_module
+from egno_md.graph.builder import GraphBuilder
 from egno_md.nn import captured
 from egno_md.nn.captured import CapturedEGNO
 

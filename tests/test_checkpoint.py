@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from egno_md import load_model
-from egno_md.checkpoint import bundled_models
 from egno_md.errors import ModelError, OutputError
+from egno_md.models import bundled_models
 
 
 @pytest.mark.parametrize("operator", ["egno", "eghno"])

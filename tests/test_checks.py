@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egno_md.checks import PhysicalChecks, check_frames
 from egno_md.errors import DataError, UsageError
+from egno_md.molecule.checks import PhysicalChecks, check_frames
 
 # A carbon with four heavy neighbours at 1.5 A.
 TETRAHEDRON = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float) * 1.5 / np.sqrt(3)
@@ -187,7 +187,7 @@ def test_one_atom() -> None:
 @pytest.mark.parametrize("selection", ["name CA", "backbone", "not name H*", "all"])
 def test_real_frames_have_no_finding_and_their_mirror_images_do(selection: str) -> None:
     files = pytest.importorskip("MDAnalysis.tests.datafiles", reason="needs the MDAnalysisTests package")
-    from egno_md.trajectory import in_memory_universe, open_universe
+    from egno_md.trajectory.universe import in_memory_universe, open_universe
 
     group = open_universe(files.PSF, [files.DCD]).select_atoms(selection)
     frames = np.array([group.positions.copy() for _ in group.universe.trajectory[::10]])

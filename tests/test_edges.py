@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from egno_md.errors import UsageError
-from egno_md.nn import edges, egnn, reference
+from egno_md.nn import egnn
+from egno_md.nn.edges import block as edges
+from egno_md.nn.edges import reference
 
 T, N, H, A = 3, 24, 12, 3
 
@@ -64,7 +66,7 @@ def agree(got, expected, rtol):
 def backend(request, monkeypatch):
     """Who computes the blocks, in float64 as well: nothing hides in the rounding."""
     if request.param == "numba":
-        compiled = pytest.importorskip("egno_md.nn.compiled", reason="Numba is not installed", exc_type=ImportError)
+        compiled = pytest.importorskip("egno_md.nn.edges.numba", reason="Numba is not installed", exc_type=ImportError)
         monkeypatch.setattr(edges, "_backend", lambda *_: compiled)
     else:
         monkeypatch.setattr(edges, "_backend", lambda *_: edges)
@@ -195,7 +197,7 @@ def test_options_of_the_original_take_the_reference(options):
 
 def test_compiled_silu_is_as_precise_as_float32():
     """Over the whole range, and with what a diverged forecast brings along."""
-    compiled = pytest.importorskip("egno_md.nn.compiled", reason="Numba is not installed", exc_type=ImportError)
+    compiled = pytest.importorskip("egno_md.nn.edges.numba", reason="Numba is not installed", exc_type=ImportError)
 
     def silu(z):
         z = z.clone()[None]  # (1, n)
@@ -247,7 +249,7 @@ def test_no_room_to_store_the_kernels(tmp_path):
         import resource, signal
         import torch
         from test_edges import agree, graph, networks, run
-        from egno_md.nn import edges, reference
+        from egno_md.nn.edges import block as edges, reference
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
@@ -394,7 +396,7 @@ def test_triton_kernels_equal_reference():
     python(
         """
         from test_edges import agree, graph, networks, run
-        from egno_md.nn import edges, fused, reference
+        from egno_md.nn.edges import block as edges, reference, triton as fused
 
         calls = []
         launch = fused._launch

@@ -18,11 +18,14 @@ from test_metrics import autoregression
 
 from egno_md import sample
 from egno_md.cli import main
-from egno_md.config import GraphSpec
 from egno_md.errors import DataError, UsageError
-from egno_md.evaluation import backbone_torsions, evaluate, quality, suggest
-from egno_md.graph import GraphBuilder, select_atoms
-from egno_md.metrics import mse_per_step
+from egno_md.evaluation.errors import mse_per_step
+from egno_md.evaluation.evaluate import evaluate
+from egno_md.evaluation.quality import backbone_torsions, quality
+from egno_md.evaluation.suggest import suggest
+from egno_md.graph.builder import GraphBuilder
+from egno_md.molecule.atoms import select_atoms
+from egno_md.specs import GraphSpec
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from egno_md import load_model, sample
 from egno_md.errors import ModelError, UsageError
-from egno_md.forecast import PRECISIONS, forecast, forecast_times, in_precision
-from egno_md.graph import GraphBuilder, select_atoms
-from egno_md.metrics import PathRegression
+from egno_md.forecast.chain import forecast, forecast_times
+from egno_md.forecast.device import PRECISIONS, in_precision
+from egno_md.forecast.forecasters import PathRegression
+from egno_md.graph.builder import GraphBuilder
+from egno_md.molecule.atoms import select_atoms
 
 
 def histories(u, starts, n_input=2):
@@ -186,7 +188,7 @@ def test_bf16_leaves_atoms_in_place_that_do_not_move(operator):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_warns_where_it_is_slower(ballistic, fast, monkeypatch):
-    monkeypatch.setattr("egno_md.forecast.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("egno_md.forecast.chain.has_fast_bf16", lambda: fast)
     u = make_universe(8)
     builder = GraphBuilder(u.atoms, ballistic.graph)
     with warnings.catch_warnings(record=True) as caught:

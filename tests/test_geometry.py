@@ -9,8 +9,9 @@ from scipy.spatial.transform import Rotation
 
 from egno_md import EGNOSurrogate, load_model
 from egno_md.errors import DataError
-from egno_md.geometry import BOND_SLACK, RIGID, LocalGeometry, bond_lengths, keep_bonds, signed_volumes
-from egno_md.graph import GraphBuilder
+from egno_md.graph.builder import GraphBuilder
+from egno_md.molecule.geometry import bond_lengths, signed_volumes
+from egno_md.molecule.local import BOND_SLACK, RIGID, LocalGeometry, keep_bonds
 
 
 def chain(n=60, seed=0):

@@ -16,10 +16,13 @@ from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.transform import Rotation
 from torch_geometric.data import Data
 
-from egno_md import graph
-from egno_md.config import AMINO_ACIDS, NUCLEOTIDES, GraphSpec
 from egno_md.errors import DataError, ModelError, UsageError
-from egno_md.graph import GraphBuilder, atom_elements, collate, radial_basis, select_atoms
+from egno_md.graph import builder as graph
+from egno_md.graph.builder import GraphBuilder, radial_basis
+from egno_md.graph.graph import collate
+from egno_md.molecule.atoms import atom_elements, select_atoms
+from egno_md.molecule.neighbors import box_vectors
+from egno_md.specs import AMINO_ACIDS, NUCLEOTIDES, GraphSpec
 
 EDGES = ("rbf", "hop", "chain", "distance2", "bond", "distance")
 #: Columns of the edge features above with the default basis of 16 and two hops.
@@ -421,7 +424,7 @@ def test_two_chains_in_different_images_see_each_other(adk: mda.Universe, box: l
     builder = GraphBuilder(universe.atoms, BARE)
     rest = np.zeros_like(positions)
     together = builder(positions, rest)
-    vectors = graph.box_vectors(box)
+    vectors = box_vectors(box)
     apart = positions.copy()
     apart[30:] -= vectors[0] - vectors[2]
     wrapped = builder(apart, rest, box)
@@ -505,7 +508,7 @@ def test_frames_are_independent_and_the_static_work_is_done_once(
 ) -> None:
     atoms = select_atoms(adk, "ca")
     builder = GraphBuilder(atoms, GraphSpec())
-    for static in ("_bonds", "_chains", "_covalent_hops", "_node_features", "atom_elements"):
+    for static in ("find_bonds", "chain_numbers", "_covalent_hops", "_node_features", "atom_elements"):
         monkeypatch.setattr(graph, static, None)
     graphs, frames = [], []
     for ts in adk.trajectory[[0, 97, 0]]:

@@ -7,24 +7,17 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from egno_md.errors import DataError
-from egno_md.metrics import (
-    InternalMotion,
-    PathRegression,
-    aligned,
+from egno_md.evaluation.errors import mse_per_step, skill, squared_errors
+from egno_md.evaluation.statistics import (
     autocorrelation,
-    baselines,
     block_bootstrap,
     independent_blocks,
     integrated_time,
     jensen_shannon,
-    linear,
-    mse_per_step,
     relaxation_time,
-    rmsd,
-    skill,
-    squared_errors,
-    static,
 )
+from egno_md.forecast.forecasters import InternalMotion, PathRegression, baselines, linear, static
+from egno_md.molecule.geometry import aligned, rmsd
 
 STEPS = np.arange(1, 5)
 

@@ -9,7 +9,7 @@ import pytest
 from MDAnalysis.lib.distances import capped_distance
 
 from egno_md.errors import DataError
-from egno_md.neighbors import box_vectors, box_widths, radius_graph
+from egno_md.molecule.neighbors import box_vectors, box_widths, radius_graph
 
 ORTHORHOMBIC = [21.0, 18.0, 25.0, 90.0, 90.0, 90.0]
 TRICLINIC = [22.0, 20.0, 24.0, 70.0, 80.0, 65.0]

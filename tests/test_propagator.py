@@ -18,10 +18,9 @@ from MDAnalysis.coordinates.memory import MemoryReader
 from openmm import app, unit
 
 from egno_md import EGNOSurrogate
-from egno_md.checkpoint import new_model
 from egno_md.cli import main
-from egno_md.config import GraphSpec, ModelSpec, WindowSpec
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
+from egno_md.forecast.model import new_model
 from egno_md.propagator import (
     GUIDE,
     EGNOIntegrator,
@@ -31,6 +30,7 @@ from egno_md.propagator import (
     surrogate_simulation,
 )
 from egno_md.propagator import hybrid as hybrid_module
+from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 PS = unit.picosecond
 

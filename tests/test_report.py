@@ -14,8 +14,8 @@ import torch
 
 from egno_md import sample
 from egno_md.errors import OutputError
-from egno_md.evaluation import evaluate
-from egno_md.report import write_report
+from egno_md.evaluation.evaluate import evaluate
+from egno_md.evaluation.report import write_report
 
 torch.set_num_threads(1)
 

@@ -19,13 +19,16 @@ from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 
 from egno_md import load_model
-from egno_md.checkpoint import build_network, new_model
 from egno_md.cli import main
-from egno_md.config import PRESETS, ModelSpec, TrainSpec, WindowSpec
 from egno_md.errors import DataError, ModelError, UsageError
-from egno_md.graph import GraphBuilder, collate
-from egno_md.training import System, _Module, _pair_error, _Varied, fit, load_data, read_manifest, train_files
-from egno_md.windows import Run, TrajectoryWindows, split_blocks
+from egno_md.forecast.model import build_network, new_model
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.graph import collate
+from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
+from egno_md.specs import PRESETS, ModelSpec, TrainSpec, WindowSpec
+from egno_md.training.data import System, load_data, read_manifest
+from egno_md.training.loop import _Module, _pair_error, _Varied, fit
+from egno_md.training.train import train_files
 
 torch.set_num_threads(1)
 

@@ -18,15 +18,10 @@ import pytest
 from MDAnalysis.coordinates.XTC import XTCWriter
 
 from egno_md.errors import DataError, OutputError, UsageError
-from egno_md.trajectory import (
-    FrameWriter,
-    frame_spacing,
-    from_mdtraj,
-    in_memory_universe,
-    open_universe,
-    to_mdtraj,
-    write_forecast,
-)
+from egno_md.trajectory.clock import frame_spacing
+from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
+from egno_md.trajectory.universe import in_memory_universe, open_universe
+from egno_md.trajectory.writer import FrameWriter, write_forecast
 
 files = pytest.importorskip("MDAnalysis.tests.datafiles", reason="needs the MDAnalysisTests package")
 

@@ -9,18 +9,10 @@ import torch
 from conftest import make_model, make_universe
 from pydantic import ValidationError
 
-from egno_md.config import WindowSpec
 from egno_md.errors import DataError, OutputError
-from egno_md.graph import GraphBuilder
-from egno_md.windows import (
-    Run,
-    TrajectoryWindows,
-    frames_back,
-    read_runs,
-    segments,
-    split_blocks,
-    window_starts,
-)
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import Run, TrajectoryWindows, frames_back, read_runs, segments, split_blocks, window_starts
+from egno_md.specs import WindowSpec
 
 
 def frames_of(start: int, window: WindowSpec, every: int) -> set[int]:

@@ -7,6 +7,15 @@ from pathlib import Path
 
 from ..errors import UsageError
 
+DEFAULT_MODEL = "ca-1ps"
+
+
+def bundled_models() -> dict[str, Path]:
+    """Names and files of the models that come with the package."""
+    folder = Path(str(resources.files("egno_md"))) / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
 _SAMPLES = {
     "ubiquitin": ("ubiquitin.pdb", "ubiquitin.xtc"),
     "chignolin": ("chignolin.pdb", "chignolin.xtc"),

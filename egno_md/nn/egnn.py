@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .edges import edge_block
+from egno_md.nn.edges.block import edge_block
 
 
 def mlp(n_in: int, hidden: int, n_out: int, *, flat: bool = False, last_act: bool = False) -> nn.Sequential:

@@ -5,7 +5,9 @@ Angstrom and ps everywhere; OpenMM's nm appear in ``common.in_nm`` and ``common.
 
 from .beads import EGNOIntegrator, surrogate_simulation
 from .files import RunFiles, load_simulation
-from .hybrid import GUIDE, HybridPropagator, HybridSummary, Jump, JumpLimits, add_guide
+from .guide import GUIDE, add_guide
+from .hybrid import HybridPropagator
+from .records import HybridSummary, Jump, JumpLimits
 
 __all__ = [
     "GUIDE",

@@ -13,12 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
 from openmm.app.internal.unitcell import computePeriodicBoxVectors
 
-from ..checkpoint import Model
+from egno_md.forecast.chain import forecast
+from egno_md.forecast.device import resolve_device
+from egno_md.forecast.model import Model
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import frames_back
+from egno_md.molecule.atoms import atom_elements
+from egno_md.trajectory.clock import frame_spacing
+
 from ..errors import DataError, ModelError, UsageError
-from ..forecast import forecast, resolve_device
-from ..graph import GraphBuilder, atom_elements
-from ..trajectory import frame_spacing
-from ..windows import frames_back
 from .common import box_of, chainable_model, choose_beads, in_angstrom, in_nm
 
 

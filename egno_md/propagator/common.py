@@ -10,10 +10,11 @@ from MDAnalysis import AtomGroup
 from MDAnalysis.lib.mdamath import triclinic_box
 from numpy.typing import ArrayLike, NDArray
 
-from ..checkpoint import Model, load_model
+from egno_md.forecast.chain import check_request
+from egno_md.forecast.model import Model, load_model
+from egno_md.molecule.atoms import select_atoms
+
 from ..errors import ModelError
-from ..forecast import check_request
-from ..graph import select_atoms
 
 
 def in_nm(values: ArrayLike) -> NDArray[np.float64]:

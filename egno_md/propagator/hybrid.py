@@ -6,9 +6,9 @@ import os
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,210 +17,29 @@ from MDAnalysis import AtomGroup, Universe
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..checks import check_frames
 from ..errors import ModelError, OutputError, UsageError
-from ..forecast import check_request, forecast, resolve_device
-from ..geometry import bond_lengths, keep_bonds
-from ..graph import GraphBuilder, atom_elements, check_whole
-from ..metrics import rmsd
-from ..windows import frames_back
+from ..forecast.chain import check_request, forecast
+from ..forecast.device import resolve_device
+from ..graph.builder import GraphBuilder
+from ..graph.windows import frames_back
+from ..molecule.atoms import atom_elements, check_whole
+from ..molecule.checks import check_frames
+from ..molecule.geometry import bond_lengths, rmsd
+from ..molecule.local import keep_bonds
 from .beads import EGNOIntegrator
 from .common import box_of, chainable_model, choose_beads, in_angstrom, in_nm
 from .files import JumpLog
+from .guide import GUIDE, add_guide, find_guide
+from .records import HybridSummary, Jump, JumpLimits
 
-#: Global parameter of the guide: the strength of the restraints in kJ/mol/nm^2, 0 while they are idle.
-GUIDE = "egno_guide_k"
 #: The gas constant in kJ/mol/K.
 GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
+
 #: Time between two moves of the restraints in ps: far below the period of a restrained atom (0.2 ps and more).
 LEAD_UPDATE_PS = 0.01
+
 #: Energies and temperatures taken in each stretch of unbiased MD; what a jump is judged by.
 SAMPLES = 20
-
-
-def add_guide(system: openmm.System, beads: Sequence[int]) -> openmm.CustomExternalForce:
-    """Add the restraints that lead the beads along a forecast; idle until a jump.
-
-    Harmonic, ``k/2 |x - x0|^2``, periodic where the System is; ``k`` is the global parameter :data:`GUIDE` and ``x0``
-    a parameter of each bead. Add it before the Context is made; :class:`HybridPropagator` does it otherwise, at the
-    price of initialising the Context again.
-
-    Parameters
-    ----------
-    system : openmm.System
-    beads : sequence of int
-        Indices of the restrained particles.
-
-    Returns
-    -------
-    openmm.CustomExternalForce
-
-    Raises
-    ------
-    ModelError
-        A bead that is not in the System or has no mass (a virtual site, a frozen atom).
-    """
-    for bead in beads:
-        if not 0 <= bead < system.getNumParticles():
-            raise ModelError(f"bead {bead} is not in the System, which has {system.getNumParticles()} particles")
-        if system.getParticleMass(int(bead))._value == 0:
-            raise ModelError(
-                f"particle {bead} has no mass (a virtual site or a frozen atom): restraints cannot lead it; leave it "
-                "out of the selection"
-            )
-    # On GPUs the coordinates may be wrapped behind the scenes, hence the periodic distance.
-    if system.usesPeriodicBoundaryConditions():
-        distance2 = "periodicdistance(x, y, z, x0, y0, z0)^2"
-    else:
-        distance2 = "((x - x0)^2 + (y - y0)^2 + (z - z0)^2)"
-    guide = openmm.CustomExternalForce(f"0.5 * {GUIDE} * {distance2}")
-    guide.setName("EGNOGuide")
-    guide.addGlobalParameter(GUIDE, 0.0)
-    for name in ("x0", "y0", "z0"):
-        guide.addPerParticleParameter(name)
-    for bead in beads:
-        guide.addParticle(int(bead), [0.0, 0.0, 0.0])
-    system.addForce(guide)
-    return guide
-
-
-def _find_guide(system: openmm.System, beads: NDArray[np.integer]) -> openmm.CustomExternalForce | None:
-    for force in system.getForces():
-        if isinstance(force, openmm.CustomExternalForce) and any(
-            force.getGlobalParameterName(k) == GUIDE for k in range(force.getNumGlobalParameters())
-        ):
-            guided = [force.getParticleParameters(k)[0] for k in range(force.getNumParticles())]
-            if guided != list(beads):
-                raise ModelError(
-                    f"the System has a guide for {len(guided)} other particles than the {len(beads)} of the "
-                    "selection; remove that force, or use the selection it was made for"
-                )
-            return force
-    return None
-
-
-@dataclass(frozen=True)
-class JumpLimits:
-    """What a jump may do; beyond it, it is rolled back.
-
-    Attributes
-    ----------
-    spread : float
-        Potential energy and kinetic temperature, averaged over the second half of the relaxation, may differ from
-        the mean of the running MD by this many of its standard deviations.
-    work : float
-        Work of the restraints in kJ/mol per bead.
-    rmsd : float
-        RMSD in Angstrom of the beads to the end of the forecast when the lead ends: whether they could follow.
-    """
-
-    spread: float = 5.0
-    work: float = 10.0
-    rmsd: float = 1.5
-
-
-@dataclass(frozen=True)
-class Jump:
-    """One jump, a row of the log.
-
-    Attributes
-    ----------
-    jump : int
-        Number of the jump, from 0.
-    step : int
-        Step count of the Simulation; unbiased MD steps alone are counted.
-    md_ps, represented_ps : float
-        Unbiased MD so far, and that plus the time that accepted jumps stand for, this one included.
-    accepted : bool
-    reason : str
-        Why it was rolled back.
-    frames : int
-        Frames of the forecast that were followed: those before the first one that is not physical.
-    forecast_bonds : float
-        Largest change in Angstrom of a bond length (of a link of the chain for C-alpha) in the forecast as it came.
-    forecast_moved : float
-        RMSD in Angstrom between the start and the last frame followed, without superposition.
-    rmsd_led, rmsd_relaxed : float
-        RMSD in Angstrom of the beads to the last frame followed, at the end of the lead and of the relaxation.
-    work : float
-        Work of the restraints in kJ/mol.
-    energy, energy_mean, energy_sd : float
-        Potential energy in kJ/mol after relaxing, and mean and standard deviation of the running MD.
-    temperature, temperature_mean, temperature_sd : float
-        The same of the kinetic temperature in K.
-    constraint_error : float
-        Largest relative violation of a constraint after the jump.
-    seconds_md, seconds_forecast, seconds_lead, seconds_relax : float
-        Wall time; ``seconds_md`` is that of the MD before the jump.
-    """
-
-    jump: int
-    step: int
-    md_ps: float
-    represented_ps: float
-    accepted: bool
-    reason: str
-    frames: int
-    forecast_bonds: float
-    forecast_moved: float
-    rmsd_led: float
-    rmsd_relaxed: float
-    work: float
-    energy: float
-    energy_mean: float
-    energy_sd: float
-    temperature: float
-    temperature_mean: float
-    temperature_sd: float
-    constraint_error: float
-    seconds_md: float
-    seconds_forecast: float
-    seconds_lead: float
-    seconds_relax: float
-
-
-@dataclass(frozen=True)
-class HybridSummary:
-    """What a run came to.
-
-    Attributes
-    ----------
-    jumps, accepted : int
-    rolled_back : dict
-        Number of rolled back jumps by reason.
-    md_ps : float
-        Unbiased MD.
-    jump_ps : float
-        Time that the accepted jumps stand for, going by the model's stride.
-    integrated_ps : float
-        Everything that was integrated: MD, leads and relaxations, also of jumps that were rolled back.
-    seconds_per_md_ps, seconds_per_jump : float
-        Wall time of a ps of unbiased MD, and of one jump with forecast, lead and relaxation.
-    cost_ratio : float
-        Wall time of the jumps over the wall time of plain MD of the time that they stand for; below 1 they are
-        cheaper. NaN without an accepted jump.
-    temperature_md, temperature_relaxed : float
-        Mean kinetic temperature in K of the MD and at the end of the relaxations.
-    constraint_error : float
-        The largest of all accepted jumps.
-    """
-
-    jumps: int
-    accepted: int
-    rolled_back: dict[str, int]
-    md_ps: float
-    jump_ps: float
-    integrated_ps: float
-    seconds_per_md_ps: float
-    seconds_per_jump: float
-    cost_ratio: float
-    temperature_md: float
-    temperature_relaxed: float
-    constraint_error: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no NaN: None where no jump was accepted."""
-        return {key: None if value != value else value for key, value in asdict(self).items()}
 
 
 class _Unsound(Exception):
@@ -337,7 +156,7 @@ class HybridPropagator:
         frozen = (~massive[self._constrained]).all(axis=1).sum()
         self._n_dof = 3 * int(massive.sum()) - (len(pairs) - int(frozen)) - 3 * removes_drift
 
-        self._guide = _find_guide(system, self.beads)
+        self._guide = find_guide(system, self.beads)
         if self._guide is None:
             self._guide = add_guide(system, self.beads)
             context.reinitialize(preserveState=True)

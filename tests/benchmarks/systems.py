@@ -1,6 +1,6 @@
 """What is measured, how, and against what; run as a script it prints the peak memory of one call.
 
-The reference is :func:`egno_md.nn.reference.edge_block`, which does what the original code does, inside the same EGNO.
+The reference is :func:`egno_md.nn.edges.reference.edge_block`: what the original code does, inside the same EGNO.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from egno_md.nn import EGNO, edges, egnn, reference
+from egno_md.nn import EGNO, egnn
+from egno_md.nn.edges import block as edges
+from egno_md.nn.edges import reference
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 #: With one thread the processor's time, which is the wall time of a machine that does nothing else.

@@ -1,0 +1,1 @@
+"""What chose defaults, and the runs and trainings behind the bundled models; run from a clone, not installed."""

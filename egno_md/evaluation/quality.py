@@ -1,0 +1,279 @@
+"""Whether long chains look like the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ..forecast.forecasters import InternalMotion
+from ..graph.builder import GraphBuilder
+from ..molecule.checks import check_frames
+from ..molecule.geometry import aligned, dihedrals
+from .statistics import autocorrelation, jensen_shannon, relaxation_time
+
+#: A bond this far from its mean in the run is off, Angstrom.
+BOND_OFF = 0.05
+
+#: Frames whose clashes and handedness are checked, at most; cells of a turn in torsion histograms.
+CHECKED_FRAMES, TORSION_CELLS = 500, 24
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What a set of frames looks like; times in ps, lengths in Angstrom."""
+
+    n_frames: int
+    bonds: NDArray[np.float64]
+    """Mean length of every bond (B,); for C-alpha atoms the links of the chain."""
+    bond_range: tuple[float, float]
+    """Shortest and longest bond of all frames; nan without bonds."""
+    bonds_off: float
+    """Share of bond lengths further than 0.05 A from that bond's mean in the run."""
+    clashes: float
+    """Share of frames with a clash."""
+    mirrored: float
+    """Share of frames with a chiral centre turned over, or nearer to the mirror image of the run's first frame."""
+    radius: NDArray[np.float64]
+    """Radius of gyration of every frame (F,), all atoms of one weight."""
+    rmsf: NDArray[np.float64]
+    """Of every atom (N,), superposed on the run's mean structure."""
+    torsions: NDArray[np.float64]
+    """Radians, (F, K)."""
+    torsion_spread: NDArray[np.float64]
+    """Circular variance of every torsion (K,): 0 stands still, 1 is everywhere."""
+    relaxation: float
+    """Time in which the autocorrelation of the internal displacements falls to 1/e; nan if it does not."""
+    radius_relaxation: float
+    """The same of the radius of gyration."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Long chains beside the run, and beside both the difference between the halves of the run.
+
+    Attributes
+    ----------
+    chains, run, floor : Ensemble
+        All frames of the chains; the first half of the run; its second half, thinned to as many frames as the chains
+        have. What the chains differ from the run is to be read beside what the floor differs from it.
+    n_chains, chain_length : int
+    torsion_kind : str
+        ``"phi/psi"``, ``"virtual"`` (four C-alpha atoms in a row) or ``""``.
+    torsion_names : tuple of str
+        One per column of `torsions`.
+    """
+
+    chains: Ensemble
+    run: Ensemble
+    floor: Ensemble
+    n_chains: int
+    chain_length: int
+    torsion_kind: str
+    torsion_names: tuple[str, ...]
+
+    def rmsf_correlation(self, ensemble: Ensemble) -> float:
+        """Pearson correlation over the atoms with the RMSF of the run; nan where one of them is the same for all."""
+        a, b = ensemble.rmsf, self.run.rmsf
+        if min(a.std(), b.std()) < 1e-9:
+            return float("nan")
+        return float(np.corrcoef(a, b)[0, 1])
+
+    def rmsf_ratio(self, ensemble: Ensemble) -> float:
+        """Mean RMSF over that of the run; below 1 the motion is too small."""
+        return float(ensemble.rmsf.mean() / self.run.rmsf.mean())
+
+    def torsion_divergence(self, ensemble: Ensemble) -> float:
+        """Jensen-Shannon divergence from the run in nats: the mean over residues (phi/psi) or torsions."""
+        if not self.torsion_names:
+            return float("nan")
+        pairs = zip(self._histograms(ensemble), self._histograms(self.run), strict=True)
+        return float(np.mean([jensen_shannon(*pair) for pair in pairs]))
+
+    def _histograms(self, ensemble: Ensemble) -> list[np.ndarray]:
+        angles = ensemble.torsions
+        edges = np.linspace(-np.pi, np.pi, TORSION_CELLS + 1)
+        if self.torsion_kind == "virtual":
+            return [np.histogram(column, edges)[0] for column in angles.T]
+        pairs = zip(angles.T[::2], angles.T[1::2], strict=True)
+        return [np.histogram2d(phi, psi, (edges, edges))[0] for phi, psi in pairs]
+
+    def rows(self) -> list[tuple[str, float, float, float]]:
+        """Name, value of the chains, of the run and of the floor, for a table."""
+        three = (self.chains, self.run, self.floor)
+        out: list[tuple[str, float, float, float]] = []
+
+        def add(name: str, value: Callable[[Ensemble], float], *, against_run: bool = False) -> None:
+            values = [float(value(e)) for e in three]
+            if against_run:
+                values[1] = float("nan")
+            out.append((name, *values))
+
+        if len(self.run.bonds):
+            add("bond length, mean (A)", lambda e: e.bonds.mean())
+            add("bond length, shortest (A)", lambda e: e.bond_range[0])
+            add("bond length, longest (A)", lambda e: e.bond_range[1])
+            add(f"bonds off by {BOND_OFF} A, share", lambda e: e.bonds_off)
+        add("frames with a clash, share", lambda e: e.clashes)
+        add("mirrored frames, share", lambda e: e.mirrored)
+        add("radius of gyration, mean (A)", lambda e: e.radius.mean())
+        add("radius of gyration, spread (A)", lambda e: e.radius.std())
+        add("RMSF, mean (A)", lambda e: e.rmsf.mean())
+        add("RMSF, ratio to the run", self.rmsf_ratio, against_run=True)
+        add("RMSF, correlation with the run", self.rmsf_correlation, against_run=True)
+        if self.torsion_names:
+            add(f"torsions ({self.torsion_kind}), divergence (nats)", self.torsion_divergence, against_run=True)
+            add("torsions, circular spread", lambda e: e.torsion_spread.mean())
+        add("memory of the internal motion (ps)", lambda e: e.relaxation)
+        add("memory of the radius (ps)", lambda e: e.radius_relaxation)
+        return out
+
+
+def backbone_torsions(builder: GraphBuilder) -> tuple[str, list[str], NDArray[np.int64]]:
+    """The torsions of the backbone that a selection holds.
+
+    Returns
+    -------
+    kind : str
+        ``"phi/psi"`` where the atoms of both are there, ``"virtual"`` for one atom per residue along a chain, else "".
+    names : list of str
+        For phi/psi: phi and psi of each residue that has both, in turn.
+    quadruples : ndarray, shape (K, 4)
+        Indices into the selection.
+    """
+    atoms = builder.atoms
+    neighbours: list[list[int]] = [[] for _ in range(len(atoms))]
+    for i, j in builder.bonds.tolist():
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    labels, residues = list(atoms.names), atoms.resindices
+
+    def next_to(i: int, name: str, same: bool) -> int | None:
+        found = [j for j in neighbours[i] if labels[j] == name and (residues[j] == residues[i]) == same]
+        return found[0] if found else None
+
+    names: list[str] = []
+    rows: list[list[int]] = []
+    for ca in np.flatnonzero(atoms.names == "CA").tolist():
+        n, c = next_to(ca, "N", True), next_to(ca, "C", True)
+        before = None if n is None else next_to(n, "C", False)
+        after = None if c is None else next_to(c, "N", False)
+        if before is not None and after is not None:
+            rows += [[before, n, ca, c], [n, ca, c, after]]
+            names += [f"{kind} {atoms[ca].resname} {atoms[ca].resid}" for kind in ("phi", "psi")]
+    if rows:
+        return "phi/psi", names, np.asarray(rows)
+    if len(atoms) and len(np.unique(residues)) == len(atoms):
+        linked = set(map(tuple, builder.bonds.tolist()))
+        rows = [[i, i + 1, i + 2, i + 3] for i in range(len(atoms) - 3)]
+        rows = [row for row in rows if all((a, a + 1) in linked for a in row[:3])]
+        return "virtual" if rows else "", [f"{atoms[r[1]].resid}-{atoms[r[2]].resid}" for r in rows], np.asarray(rows)
+    return "", [], np.zeros((0, 4), int)
+
+
+def quality(
+    builder: GraphBuilder, chains: Sequence[np.ndarray], runs: Sequence[np.ndarray], stride_ps: float
+) -> Quality:
+    """Compare chains with a run of the same atoms.
+
+    Parameters
+    ----------
+    builder : GraphBuilder
+        Of these atoms: its bonds are used.
+    chains : sequence of ndarray, shape (F, N, 3)
+        Angstrom, a stride apart: chained forecasts, one after the other or sampled from the same start.
+    runs : sequence of ndarray, shape (F', N, 3)
+        The run, a stride apart, in parts without a gap.
+    stride_ps : float
+
+    Raises
+    ------
+    DataError
+        The run has fewer than four frames.
+    """
+    total = sum(len(x) for x in runs)
+    if total < 4:
+        raise DataError(f"chains need a run of at least 4 strides to be compared with, found {total}")
+    halves: list[list[np.ndarray]] = [[], []]
+    before = 0
+    for x in runs:
+        middle = int(np.clip(total // 2 - before, 0, len(x)))
+        for half, some in zip(halves, (x[:middle], x[middle:]), strict=True):
+            if len(some):
+                half.append(some)
+        before += len(x)
+    first = np.concatenate(halves[0])
+    motion = InternalMotion.fit([first if len(halves[0]) == 1 else x for x in halves[0] if len(x) > 1] or [first])
+    lengths = _lengths(first, builder.bonds).mean(axis=0)  # (B,)
+    kind, names, quadruples = backbone_torsions(builder)
+    n_frames = sum(len(x) for x in chains)
+    describe = _Describe(builder, motion.mean, first[0], lengths, quadruples, stride_ps)
+    return Quality(
+        chains=describe(chains),
+        run=describe(halves[0]),
+        floor=describe(halves[1], n_frames),
+        n_chains=len(chains),
+        chain_length=max(len(x) for x in chains),
+        torsion_kind=kind,
+        torsion_names=tuple(names),
+    )
+
+
+@dataclass(frozen=True)
+class _Describe:
+    builder: GraphBuilder
+    mean: np.ndarray
+    first: np.ndarray
+    lengths: np.ndarray
+    quadruples: np.ndarray
+    stride_ps: float
+
+    def __call__(self, parts: Sequence[np.ndarray], at_most: int | None = None) -> Ensemble:
+        """Everything of some frames; what is no matter of time from at most so many of them."""
+        bonds = self.builder.bonds
+        parts = [np.asarray(x, np.float64) for x in parts]
+        radii = [np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum(-1).mean(-1)) for x in parts]  # (F,)
+        fitted = [aligned(x, self.mean) for x in parts]  # (F, N, 3)
+        middle = np.concatenate(fitted).mean(axis=0)  # (N, 3)
+        memory = _mean_correlation([x - middle for x in fitted])
+        radius = np.concatenate(radii)
+        radius_memory = _mean_correlation([r - radius.mean() for r in radii])
+        everything = np.concatenate(parts)
+        chosen = slice(None, None, max(1, -(-len(everything) // (at_most or len(everything)))))
+        frames, fit = everything[chosen], np.concatenate(fitted)[chosen]  # (F, N, 3)
+        lengths = _lengths(frames, bonds)  # (F, B)
+        angles = dihedrals(frames, self.quadruples)  # (F, K)
+        checks = check_frames(frames[:: -(-len(frames) // CHECKED_FRAMES)], self.first, bonds)
+        turned = checks.flipped > 0 if checks.n_centres else checks.handedness < 0
+        return Ensemble(
+            n_frames=len(frames),
+            bonds=lengths.mean(axis=0),
+            bond_range=(float(lengths.min()), float(lengths.max())) if len(bonds) else (np.nan, np.nan),
+            bonds_off=float((np.abs(lengths - self.lengths) > BOND_OFF).mean()) if len(bonds) else 0.0,
+            clashes=float((checks.clashes > 0).mean()),
+            mirrored=float(turned.mean()),
+            radius=radius[chosen],
+            rmsf=np.sqrt(((fit - fit.mean(axis=0)) ** 2).sum(-1).mean(0)),
+            torsions=angles,
+            torsion_spread=1 - np.abs(np.exp(1j * angles).mean(axis=0)),
+            relaxation=relaxation_time(memory) * self.stride_ps,
+            radius_relaxation=relaxation_time(radius_memory) * self.stride_ps,
+        )
+
+
+def _lengths(frames: np.ndarray, bonds: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(frames[:, bonds[:, 0]] - frames[:, bonds[:, 1]], axis=-1)  # (F, B)
+
+
+def _mean_correlation(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Autocorrelation averaged over parts, up to half of the longest."""
+    longest = max(len(x) for x in parts)
+    same = [x for x in parts if len(x) >= max(2, longest // 2)]
+    if not same or all(np.allclose(x, 0, atol=1e-9) for x in same):
+        return np.ones(1)
+    power = [float(np.mean(x**2)) for x in same]
+    lag = min(len(x) for x in same) // 2
+    return np.sum([p * autocorrelation(x, lag) for p, x in zip(power, same, strict=True)], axis=0) / np.sum(power)

@@ -1,0 +1,188 @@
+"""One web page and the plots of an evaluation."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import OutputError, UsageError
+from .evaluate import Evaluation
+from .quality import TORSION_CELLS, Quality
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+#: One colour for each forecast, told apart by the colour blind as well (Okabe and Ito).
+COLOURS = {
+    "model": "#D55E00",
+    "static": "#0072B2",
+    "linear": "#999999",
+    "mean structure": "#009E73",
+    "AR(1)": "#CC79A7",
+}
+
+SETS = {"chains": "#D55E00", "run": "#000000", "floor": "#56B4E9"}
+
+_STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:12px}"
+    "img{max-width:100%}figure{margin:1.5rem 0}figcaption{color:#555}"
+)
+
+
+def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bool = False) -> list[Path]:
+    """Write PNG plots and ``report.html``, which holds them and the tables and loads nothing from elsewhere.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+    folder : path
+        Made where it does not exist.
+    force : bool
+        Replace files that exist.
+
+    Returns
+    -------
+    list of Path
+        The page first.
+
+    Raises
+    ------
+    UsageError
+        matplotlib is not installed.
+    OutputError
+        A file exists, or cannot be written.
+    """
+    folder = Path(folder)
+    plots: dict[str, tuple[Callable[[Any], None], str]] = {
+        "errors": (
+            lambda axes: _errors(axes, evaluation),
+            "Mean squared error per coordinate at every step, with 95 % intervals where the data give them. "
+            "Below every other line the model is worth something.",
+        ),
+        "skill": (
+            lambda axes: _skill(axes, evaluation),
+            "Skill: 1 - error / error of the best baseline. Above zero the forecast is better than anything that is "
+            "there for nothing.",
+        ),
+    }
+    quality = evaluation.quality
+    if quality is not None:
+        plots["rmsf"] = (
+            lambda axes: _rmsf(axes, quality),
+            "Fluctuation of every atom about the mean structure. Run: the first half of the frames. Floor: the second "
+            "half; where the chains differ from the run no more than the floor does, no difference is seen.",
+        )
+        plots["radius"] = (lambda axes: _radius(axes, quality), "Radius of gyration.")
+        if len(quality.run.bonds):
+            plots["bonds"] = (lambda axes: _bonds(axes, quality), "Mean length of every bond less that in the run.")
+        if quality.torsion_names:
+            plots["torsions"] = (
+                lambda axes: dihedrals(axes, quality),
+                f"Backbone torsions ({quality.torsion_kind}), all residues together.",
+            )
+    files = [folder / "report.html", *(folder / f"{name}.png" for name in plots)]
+    if not force and any(file.exists() for file in files):
+        found = next(file for file in files if file.exists())
+        raise OutputError(f"{found} exists; choose another folder or replace it (force=True, --force)")
+    figures = {name: (_png(draw), caption) for name, (draw, caption) in plots.items()}
+    body = "".join(
+        f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for name, (png, caption) in figures.items()
+    )
+    verdict = evaluation.verdict[0].upper() + evaluation.verdict[1:]
+    title = f"Evaluation of {html.escape(evaluation.model)}"
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><h1>{title}</h1>'
+        f"<p>{html.escape(verdict)}.</p><pre>{html.escape(evaluation.table())}</pre>{body}</body></html>\n"
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in zip(files, [page.encode(), *(png for png, _ in figures.values())], strict=True):
+            file.write_bytes(content)
+    except OSError as error:
+        raise OutputError(f"cannot write the report in {folder} ({error}); choose a folder with room") from error
+    return files
+
+
+def _png(draw: Callable[[Any], None]) -> bytes:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError('plots need matplotlib: pip install "egno_md[plot]"') from error
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    draw(figure.subplots())
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=120)
+    return target.getvalue()
+
+
+def _errors(axes: Axes, evaluation: Evaluation) -> None:
+    others = [e for name, e in evaluation.errors.items() if name != "linear"]
+    for name, errors in evaluation.errors.items():
+        axes.plot(evaluation.times, errors, marker=".", color=COLOURS[name], label=name)
+        axes.fill_between(evaluation.times, *evaluation.intervals[name].T, color=COLOURS[name], alpha=0.15, lw=0)
+    # Straight lines leave the picture where atoms do not fly straight.
+    axes.set(xlabel="time after the start (ps)", ylabel="mean squared error (Å²)", ylim=(0, 1.3 * np.max(others) or 1))
+    axes.legend(frameon=False)
+
+
+def _skill(axes: Axes, evaluation: Evaluation) -> None:
+    axes.axhline(0, color="#999999", lw=1)
+    axes.plot(evaluation.times, 100 * evaluation.skill, marker=".", color=COLOURS["model"])
+    axes.fill_between(evaluation.times, *(100 * evaluation.skill_interval.T), color=COLOURS["model"], alpha=0.2, lw=0)
+    axes.set(xlabel="time after the start (ps)", ylabel="skill against the best baseline (%)")
+
+
+def _sets(quality: Quality):
+    return [(name, getattr(quality, name), colour) for name, colour in SETS.items()]
+
+
+def _rmsf(axes: Axes, quality: Quality) -> None:
+    for name, ensemble, colour in _sets(quality):
+        axes.plot(ensemble.rmsf, color=colour, label=name, marker="." if len(ensemble.rmsf) < 40 else None)
+    axes.set(xlabel="atom of the selection", ylabel="RMSF (Å)", ylim=(0, None))
+    axes.legend(frameon=False)
+
+
+def _radius(axes: Axes, quality: Quality) -> None:
+    values = np.concatenate([ensemble.radius for _, ensemble, _ in _sets(quality)])
+    # Few frames in many cells would be a comb.
+    cells = int(np.clip(2 * np.sqrt(min(len(ensemble.radius) for _, ensemble, _ in _sets(quality))), 8, 40))
+    edges = np.linspace(values.min() - 1e-3, values.max() + 1e-3, cells + 1)
+    for name, ensemble, colour in _sets(quality):
+        axes.hist(ensemble.radius, edges, density=True, histtype="step", color=colour, label=name)
+    axes.set(xlabel="radius of gyration (Å)", ylabel="density (1/Å)")
+    axes.legend(frameon=False)
+
+
+def _bonds(axes: Axes, quality: Quality) -> None:
+    for name, ensemble, colour in _sets(quality):
+        if name != "run":
+            axes.plot(ensemble.bonds - quality.run.bonds, ".", color=colour, label=name)
+    axes.axhline(0, color=SETS["run"], lw=1)
+    axes.set(xlabel="bond", ylabel="difference of the mean length (Å)")
+    axes.legend(frameon=False)
+
+
+def dihedrals(axes: Axes, quality: Quality) -> None:
+    edges = np.linspace(-180, 180, 3 * TORSION_CELLS + 1)
+    kinds = [("phi", 0, "-"), ("psi", 1, ":")] if quality.torsion_kind == "phi/psi" else [("", 0, "-")]
+    for name, ensemble, colour in _sets(quality):
+        for kind, first, line in kinds:
+            angles = np.degrees(ensemble.torsions[:, first :: len(kinds)]).ravel()
+            axes.hist(
+                angles, edges, density=True, histtype="step", color=colour, ls=line, label=f"{kind} {name}".strip()
+            )
+    axes.set(xlabel="torsion (degrees)", ylabel="density (1/degree)", xlim=(-180, 180))
+    axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,245 @@
+"""One safetensors file = weights, specs, provenance and a hash over all of them that is verified on load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from .._version import __version__
+from ..errors import ModelError, OutputError, UsageError
+from ..models import DEFAULT_MODEL, bundled_models
+from ..molecule.local import LocalGeometry
+from ..nn.eghno import EGHNO
+from ..nn.egno import EGNO
+from ..specs import GraphSpec, ModelSpec, WindowSpec
+from .forecasters import PathRegression
+
+FORMAT = "egno_md"
+
+#: 2: what is known of molecules beside the weights. Older files are read as they are.
+FORMAT_VERSION = 2
+
+#: What is known of molecules: fields of Model, stored as ``<field>.<identity>.<array>``.
+KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
+
+
+def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
+    """The operator that the three specs describe; its weights come from torch's generator."""
+    if spec.prior == "regression" and (window.history > 1 or window.velocity == "forward"):
+        raise UsageError(
+            f"the prior 'regression' goes on from one start frame and the way it came; found a history of "
+            f"{window.history} and {window.velocity} velocities: use 'static'"
+        )
+    options: dict[str, Any] = {
+        "n_times": window.n_times,
+        "modes": spec.modes,
+        "time_embedding": spec.time_embedding,
+        "time_conv": spec.time_conv,
+        "flat": spec.flat,
+        "norm": spec.norm,
+        "residual": spec.residual,
+        "reduce": spec.reduce,
+        "handed": spec.handed,
+        "start": spec.start,
+    }
+    if spec.operator == "egno":
+        return EGNO(graph.n_node_features, graph.n_edge_features, spec.hidden, spec.layers, **options)
+    return EGHNO(
+        graph.n_node_features,
+        graph.n_edge_features,
+        1,
+        spec.hidden,
+        spec.layers,
+        clusters=spec.clusters,
+        pooling_layers=spec.pooling_layers,
+        decoder_layers=spec.decoder_layers,
+        placement=spec.placement,
+        assignment=spec.assignment,
+        **options,
+    )
+
+
+@dataclass
+class Model:
+    """An operator together with everything that is needed to use it rightly.
+
+    Attributes
+    ----------
+    network : EGNO or EGHNO
+        In eval mode after :func:`load_model`.
+    graph : GraphSpec
+        Selection, edges and features.
+    window : WindowSpec
+        Stride in ps, T and history.
+    spec : ModelSpec
+        The operator's own settings.
+    provenance : dict
+        What it was trained on, with which settings, how good it is, its licence.
+    name : str
+        Name of a bundled model, or the file's.
+    geometry : dict of str to LocalGeometry
+        What hardly varies in the molecules that it was trained on, by :attr:`egno_md.GraphBuilder.identity`; a forecast
+        of one of them is brought back to it.
+    regression : dict of str to PathRegression
+        The forecast that the operator corrects, where ``spec.prior`` says so.
+    """
+
+    network: EGNO | EGHNO
+    graph: GraphSpec
+    window: WindowSpec
+    spec: ModelSpec
+    provenance: dict[str, Any] = field(default_factory=dict)
+    name: str = "unnamed"
+    geometry: dict[str, LocalGeometry] = field(default_factory=dict)
+    regression: dict[str, PathRegression] = field(default_factory=dict)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable numbers."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def save(self, path: str | os.PathLike, *, force: bool = False) -> Path:
+        """Write the checkpoint.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Target; ``.safetensors`` is the usual ending.
+        force : bool
+            Replace a file that exists.
+
+        Returns
+        -------
+        Path
+            The file written.
+
+        Raises
+        ------
+        OutputError
+            The file exists and `force` is False, or it cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists; pass force=True to replace it, or choose another name")
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
+        for name in KNOWLEDGE:
+            for identity, known in getattr(self, name).items():
+                tensors |= {f"{name}.{identity}.{k}": torch.from_numpy(array) for k, array in vars(known).items()}
+        content = json.dumps(
+            {
+                "graph": self.graph.model_dump(),
+                "window": self.window.model_dump(),
+                "model": self.spec.model_dump(),
+                "provenance": self.provenance,
+            },
+            sort_keys=True,
+        )
+        metadata = {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "egno_md": __version__,
+            "content": content,
+            "sha256": _digest(tensors, content),
+        }
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            temporary.write_bytes(save(tensors, metadata))
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OutputError(f"cannot write {path} ({error}); choose a folder that exists and has room") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+
+def new_model(graph: GraphSpec, window: WindowSpec, spec: ModelSpec, *, seed: int = 0) -> Model:
+    """An untrained model; `seed` fixes its initial weights and leaves torch's own generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model(build_network(graph, window, spec).eval(), graph, window, spec)
+
+
+def _digest(tensors: dict[str, torch.Tensor], content: str) -> str:
+    """SHA-256 over the specs and every tensor with its name, type and shape."""
+    sha = hashlib.sha256(content.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
+    """Load a model by its bundled name or from a file.
+
+    Parameters
+    ----------
+    name_or_path : str, path-like, Model or None
+        A name that ``egno-md models`` lists, a checkpoint file, or a Model, which is returned as it is.
+        None: the default model (C-alpha atoms of proteins, 1 ps).
+
+    Returns
+    -------
+    Model
+        With the network in eval mode on the CPU.
+
+    Raises
+    ------
+    ModelError
+        No such name or file; a file that is damaged, was not written by egno_md, or comes from a newer version.
+    """
+    if isinstance(name_or_path, Model):
+        return name_or_path
+    bundled = bundled_models()
+    name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
+    path = bundled.get(name, Path(name))
+    if not path.is_file():
+        raise ModelError(f"no model {name!r}: neither a file nor a bundled model; bundled are {', '.join(bundled)}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{path} is not a readable safetensors file ({error}); it is damaged or no model: copy it again"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise ModelError(
+            f"{path} holds tensors but was not written by egno_md (format {metadata.get('format')!r}); "
+            "weights of the original code are read by egno_md.nn.from_official"
+        )
+    version = int(metadata.get("format_version", 0))
+    if version > FORMAT_VERSION:
+        raise ModelError(
+            f"{path} has format version {version}, this egno_md {__version__} reads up to {FORMAT_VERSION}: "
+            "pip install --upgrade egno_md"
+        )
+    if _digest(tensors, metadata.get("content", "")) != metadata.get("sha256"):
+        raise ModelError(f"{path} does not match its own checksum: it was changed or damaged; copy it again")
+    content = json.loads(metadata["content"])
+    try:
+        graph = GraphSpec(**content["graph"])
+        window = WindowSpec(**content["window"])
+        spec = ModelSpec(**content["model"])
+        network = build_network(graph, window, spec)
+        arrays: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in KNOWLEDGE}
+        for key in list(tensors):
+            first, _, rest = key.partition(".")
+            if first in KNOWLEDGE:
+                identity, array = rest.split(".")
+                arrays[first].setdefault(identity, {})[array] = tensors.pop(key).numpy()
+        network.load_state_dict(tensors)
+        known = {name: {i: KNOWLEDGE[name](**a) for i, a in found.items()} for name, found in arrays.items()}
+    except (ValidationError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} does not describe a model that egno_md {__version__} can build: {error}") from error
+    name = name if name in bundled else path.stem
+    return Model(network.eval(), graph, window, spec, content["provenance"], name, **known)

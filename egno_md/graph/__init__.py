@@ -1,0 +1,7 @@
+"""What a network eats: graphs, how they are made of a molecule and its frames, and the windows of runs."""
+
+from ..molecule.atoms import check_whole, select_atoms
+from .builder import GraphBuilder, radial_basis
+from .graph import collate
+
+__all__ = ["GraphBuilder", "check_whole", "collate", "radial_basis", "select_atoms"]

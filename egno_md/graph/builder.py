@@ -1,0 +1,330 @@
+"""From a selection of atoms to a graph: the features of every frame."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from MDAnalysis.core.groups import AtomGroup
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from torch import Tensor
+from torch_geometric.data import Data
+
+from ..errors import DataError, ModelError
+from ..molecule.atoms import (
+    atom_elements,
+    atom_label,
+    canonical_residue,
+    chain_numbers,
+    check_whole,
+    few,
+    find_bonds,
+    in_frame,
+    refuse_updating,
+    require_attribute,
+)
+from ..molecule.neighbors import box_vectors, box_widths, radius_graph
+from ..specs import GraphSpec, NodeFeature
+
+#: Residues this far apart along the chain, and those of another chain, are "far": the feature is 1.
+CHAIN_CAP = 10
+
+
+class GraphBuilder:
+    """Graphs of one selection, frame after frame.
+
+    What does not depend on the frame is done here once: the vocabularies are checked, the bonds found, the covalent
+    neighbours counted, the static node features written.
+
+    Bonds are those of the topology. Atoms that it leaves without any (in residues of more than one atom) get theirs
+    from the distances at the current frame. Where every residue has one selected atom and none are bonded to each
+    other (C-alpha), the chain takes their place: two residues that follow each other in one chain are linked if the
+    topology bonds them or if both atoms are C-alpha less than 4.5 A apart at the current frame; a gap is no link. A
+    chain ends with its segment or chain identifier, or where the residue numbers fall.
+
+    Parameters
+    ----------
+    atoms : AtomGroup
+        N atoms as chosen by :func:`select_atoms`; ``spec.select`` is not applied again. The universe is not altered.
+    spec : GraphSpec
+        Cutoff, hops and features.
+    device : str or torch.device
+        Where the tensors go.
+
+    Attributes
+    ----------
+    atoms : AtomGroup
+    spec : GraphSpec
+    n_atoms : int
+    bonds : ndarray (B, 2), int64
+        Bonds, or links of the chain, as indices into `atoms`; first index smaller, sorted.
+
+    Raises
+    ------
+    UsageError
+        An UpdatingAtomGroup.
+    DataError
+        No atoms, an atom twice, or bonds to be guessed without coordinates.
+    ModelError
+        A residue, element or atom name outside the vocabulary, or charges that the topology lacks.
+    """
+
+    def __init__(self, atoms: AtomGroup, spec: GraphSpec, *, device: str | torch.device = "cpu") -> None:
+        refuse_updating(atoms)
+        atoms = atoms.atoms
+        if not len(atoms) or len(atoms.unique) != len(atoms):
+            raise DataError(
+                f"a graph needs atoms, each of them once; found {len(atoms)} atoms, {len(atoms.unique)} of them "
+                "different. Choose them with `egno_md.graph.select_atoms`, or use `atomgroup.unique`."
+            )
+        self.atoms = atoms
+        self.spec = spec
+        self.n_atoms = len(atoms)
+        self.device = torch.device(device)
+        self._residue = atoms.resindices
+        self._chain = chain_numbers(atoms)
+        self._x = _node_features(atoms, spec).to(self.device)  # (N, F)
+        self._speed = _first_column(spec, "speed") if "speed" in spec.node_features else None
+        self.bonds = find_bonds(atoms, self._chain)  # (B, 2)
+        local = np.concatenate([self.bonds, self.bonds[:, ::-1]])  # (2B, 2)
+        self._local_index = torch.tensor(local[np.lexsort(local.T[::-1])].T, device=self.device)  # (2, 2B)
+        self._covalent, self._hop = _covalent_hops(self.bonds, self.n_atoms, max(spec.hops, 1))  # (2, K), (K,)
+
+    def __call__(
+        self, positions: ArrayLike, velocities: ArrayLike, box: ArrayLike | None = None, *, frame: int | None = None
+    ) -> Data:
+        """The graph of one frame.
+
+        Parameters
+        ----------
+        positions : array_like (N, 3)
+            Angstrom; whole molecules.
+        velocities : array_like (N, 3)
+            Angstrom per frame stride.
+        box : array_like (6,), optional
+            Lengths (Angstrom) and angles (degrees) of a periodic box.
+        frame : int, optional
+            Number of the frame, for error messages.
+
+        Returns
+        -------
+        torch_geometric.data.Data
+            ``x (N, F)``, ``pos (N, 3)``, ``vel (N, 3)``, ``edge_index (2, E)`` sorted by receiver then sender,
+            ``edge_attr (E, A)``, ``local_index (2, 2B)`` the bonds in both directions, ``local_attr (2B, 1)`` their
+            lengths in Angstrom, ``identity`` of the builder, and, where an edge crosses the box, ``edge_shift (E, 3)``:
+            the displacement of an edge is ``pos[receiver] - pos[sender] - edge_shift``. float32 and int64.
+
+        Raises
+        ------
+        DataError
+            A wrong shape, NaN or infinity, a molecule broken by the box, or one that jumped through it.
+        """
+        positions = self.checked("positions", positions, frame)
+        velocities = self.checked("velocities", velocities, frame)
+        self.check_whole(positions, box, frame=frame)
+        self._check_jump(velocities, box, frame)
+
+        edges, shift, hop = self._edges(positions, box)
+        # Distances in float64: the difference of two coordinates far from the origin keeps its digits.
+        pos = torch.from_numpy(positions).to(self.device)  # (N, 3)
+        edge_index = torch.from_numpy(edges).to(self.device)  # (2, E)
+        delta = pos.index_select(0, edge_index[0]) - pos.index_select(0, edge_index[1])  # (E, 3)
+        if shift is not None:
+            delta -= torch.from_numpy(shift).to(self.device)
+        distance = delta.square().sum(dim=1, keepdim=True).sqrt().to(torch.float32)  # (E, 1)
+        bond_length = torch.linalg.vector_norm(pos[self._local_index[0]] - pos[self._local_index[1]], dim=1)  # (2B,)
+        vel = torch.from_numpy(velocities).to(self.device, torch.float32)  # (N, 3)
+        x = self._x.clone()
+        if self._speed is not None:
+            x[:, self._speed] = vel.norm(dim=1)
+        data = Data(
+            x=x,
+            pos=pos.to(torch.float32),
+            vel=vel,
+            edge_index=edge_index,
+            edge_attr=self._edge_features(edges, distance, hop, shift),
+            local_index=self._local_index.clone(),
+            local_attr=bond_length[:, None].to(torch.float32),
+            identity=self.identity,
+        )
+        if shift is not None and shift.any():
+            data.edge_shift = torch.from_numpy(shift).to(self.device, torch.float32)
+        return data
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """The same for the same atoms (number, names, residue names) with the same bonds, whatever the file."""
+        columns = [getattr(self.atoms, name).tolist() for name in ("resnames", "names") if hasattr(self.atoms, name)]
+        return hashlib.sha256(repr([self.n_atoms, columns, self.bonds.tolist()]).encode()).hexdigest()[:16]
+
+    def check_whole(self, positions: ArrayLike, box: ArrayLike | None, *, frame: int | None = None) -> None:
+        """:func:`check_whole` with the atoms and bonds of this builder."""
+        check_whole(self.atoms, np.asarray(positions), self.bonds, box, frame=frame)
+
+    def checked(self, what: str, values: ArrayLike, frame: int | None) -> NDArray[np.float64]:
+        """Positions or velocities (`what`, for the message) as float64 (N, 3), or a DataError that names the atoms."""
+        array = np.array(values, dtype=np.float64)  # a copy: torch wants no read-only arrays
+        if array.shape != (self.n_atoms, 3):
+            raise DataError(
+                f"{in_frame(frame)}the {what} have shape {array.shape}, expected ({self.n_atoms}, 3): one row for "
+                "each atom of the selection that this graph was made for."
+            )
+        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+        if len(bad):
+            raise DataError(
+                f"{in_frame(frame)}the {what} of {len(bad)} of {self.n_atoms} atoms are not finite numbers: "
+                f"{few((atom_label(self.atoms[int(k)]) for k in bad), 3)}. Leave the damaged frames out, or repair the "
+                "trajectory."
+            )
+        return array
+
+    def _check_jump(self, velocities: NDArray[np.float64], box: ArrayLike | None, frame: int | None) -> None:
+        vectors = box_vectors(box)
+        if vectors is None:
+            return
+        half = box_widths(vectors).min() / 2
+        moved = np.linalg.norm(velocities, axis=1)  # (N,)
+        if moved.max() > half:
+            atom = atom_label(self.atoms[int(moved.argmax())])
+            raise DataError(
+                f"{in_frame(frame)}{atom} moved {moved.max():.1f} A since the frame before, more than half the box "
+                f"({half:.1f} A): the molecule was wrapped back into the box. Undo it with "
+                "`universe.trajectory.add_transformations(MDAnalysis.transformations.nojump.NoJump())`."
+            )
+
+    def _edges(
+        self, positions: NDArray[np.float64], box: ArrayLike | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.int64]]:
+        """Radius graph and covalent neighbours in one: edges (2, E), image vectors (E, 3) or None, hops (E,)."""
+        edges, shift = radius_graph(positions, self.spec.cutoff, box)  # (2, E')
+        crossed = np.zeros(edges.shape[1], dtype=np.int64) if shift is None else shift.any(axis=1).astype(np.int64)
+        # Edges are sorted by this number, and a covalent neighbour is always the atom in place (crossed = 0).
+        keys = (edges[0] * self.n_atoms + edges[1]) * 2 + crossed
+        wanted = (self._covalent[0] * self.n_atoms + self._covalent[1]) * 2
+        place = np.searchsorted(keys, wanted)
+        found = np.append(keys, -1)[place] == wanted
+        missing = ~found & (self._hop <= self.spec.hops)
+        if missing.any():
+            edges = np.insert(edges, place[missing], self._covalent[:, missing], axis=1)  # (2, E)
+            shift = None if shift is None else np.insert(shift, place[missing], 0.0, axis=0)  # (E, 3)
+        place = place + np.cumsum(missing) - missing
+        hop = np.zeros(edges.shape[1], dtype=np.int64)
+        hop[place[found | missing]] = self._hop[found | missing]
+        return edges, shift, hop
+
+    def _edge_features(
+        self,
+        edges: NDArray[np.int64],
+        distance: Tensor,
+        hop: NDArray[np.int64],
+        shift: NDArray[np.float64] | None,
+    ) -> Tensor:
+        """Edge features (E, A) from the distances (E, 1) and hops (E,)."""
+        spec = self.spec
+        columns = [distance[:, :0]]
+        for name in spec.edge_features:
+            if name == "distance":
+                columns.append(distance)
+            elif name == "distance2":
+                columns.append(distance.square())
+            elif name == "rbf":
+                columns.append(radial_basis(distance, spec.cutoff, spec.n_rbf))
+            elif name == "hop":
+                covalent = torch.from_numpy(np.where(hop <= spec.hops, hop, 0)).to(self.device)
+                columns.append(torch.nn.functional.one_hot(covalent, spec.hops + 1))
+            elif name == "bond":
+                columns.append(torch.from_numpy(hop == 1).to(self.device)[:, None])
+            elif name == "chain":
+                row, col = edges
+                apart = np.minimum(np.abs(self._residue[row] - self._residue[col]), CHAIN_CAP)
+                far = self._chain[row] != self._chain[col]
+                if shift is not None:
+                    far |= shift.any(axis=1)
+                columns.append(torch.from_numpy(np.where(far, 1.0, apart / CHAIN_CAP)).to(self.device)[:, None])
+        return torch.cat([column.to(torch.float32) for column in columns], dim=1)  # (E, A)
+
+
+def radial_basis(distance: Tensor, cutoff: float, size: int) -> Tensor:
+    """Gaussians spread evenly over [0, cutoff] under a cosine that goes to zero at the cutoff, with its slope.
+
+    ``exp(-(d - mu_k)^2 / 2 w^2) (1 + cos(pi d / cutoff)) / 2``, the centres ``mu_k`` one width ``w`` apart; zero beyond
+    the cutoff.
+
+    Parameters
+    ----------
+    distance : Tensor (E, 1)
+    cutoff : float
+    size : int
+
+    Returns
+    -------
+    Tensor (E, size)
+    """
+    centres = torch.linspace(0, cutoff, size, dtype=distance.dtype, device=distance.device)
+    width = cutoff / (size - 1)
+    envelope = 0.5 * (1 + torch.cos(torch.pi * distance.clamp(max=cutoff) / cutoff))  # (E, 1)
+    return torch.exp(-0.5 * ((distance - centres) / width) ** 2) * envelope  # (E, size)
+
+
+def _covalent_hops(bonds: NDArray[np.int64], n_atoms: int, hops: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (2, K), both directions, sorted, at most `hops` bonds apart, and how many bonds (K,)."""
+    row, col = np.concatenate([bonds, bonds[:, ::-1]]).T
+    adjacency = coo_array((np.ones(len(row), dtype=np.int64), (row, col)), shape=(n_atoms, n_atoms)).tocsr()
+    keys, counts = [], []
+    reached = adjacency
+    for hop in range(1, hops + 1):
+        i, j = reached.nonzero()
+        i, j = i[i != j].astype(np.int64), j[i != j].astype(np.int64)
+        keys.append(i * n_atoms + j)
+        counts.append(np.full(len(i), hop))
+        reached = reached @ adjacency
+        reached.data[:] = 1  # walks are many, pairs are what counts
+    # np.unique keeps the first of equal keys: the shortest way.
+    pairs, first = np.unique(np.concatenate(keys), return_index=True)
+    return np.stack(np.divmod(pairs, n_atoms)), np.concatenate(counts)[first].astype(np.int64)
+
+
+def _first_column(spec: GraphSpec, feature: NodeFeature) -> int:
+    """First column of a node feature."""
+    before = spec.node_features[: spec.node_features.index(feature)]
+    return spec.model_copy(update={"node_features": before}).n_node_features
+
+
+def _node_features(atoms: AtomGroup, spec: GraphSpec) -> Tensor:
+    """Node features (N, F); the speed, which changes, is zero here."""
+    columns = [np.zeros((len(atoms), 0))]
+    for name in spec.node_features:
+        if name == "speed":
+            columns.append(np.zeros((len(atoms), 1)))
+        elif name == "element":
+            columns.append(_one_hot(atoms, "element", atom_elements(atoms), spec.elements))
+        elif name == "residue":
+            names = require_attribute(atoms, "resnames", "residue")
+            canonical = {resname: canonical_residue(str(resname), spec.residues) for resname in set(names)}
+            columns.append(_one_hot(atoms, "residue", [canonical[resname] for resname in names], spec.residues))
+        elif name == "atom_name":
+            columns.append(
+                _one_hot(atoms, "atom_name", require_attribute(atoms, "names", "atom_name"), spec.atom_names)
+            )
+        elif name == "charge":
+            columns.append(require_attribute(atoms, "charges", "charge").reshape(-1, 1))
+    return torch.tensor(np.concatenate(columns, axis=1), dtype=torch.float32)  # (N, F)
+
+
+def _one_hot(atoms: AtomGroup, feature: str, words: Iterable[str], vocabulary: Sequence[str]) -> NDArray[np.float64]:
+    words = np.array(list(words), dtype=str)
+    index = {word: k for k, word in enumerate(vocabulary)}
+    unknown = np.array([word not in index for word in words])
+    if unknown.any():
+        firsts = np.flatnonzero(unknown)[np.unique(words[unknown], return_index=True)[1]]
+        labels = (f"'{words[k]}' of {atom_label(atoms[int(k)])}" for k in firsts)
+        field = {"element": "elements", "residue": "residues", "atom_name": "atom_names"}[feature]
+        raise ModelError(
+            f"the model has no word for the {feature} {few(labels, 5)}: it knows {', '.join(vocabulary) or 'none'}. "
+            f"Select only atoms that it knows, or train a model whose GraphSpec lists the others in {field!r}."
+        )
+    return np.eye(len(vocabulary))[[index[word] for word in words]]

@@ -1,0 +1,290 @@
+"""Samples for training and evaluation: (history, targets) windows that never cross the end of a run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from MDAnalysis import AtomGroup
+from torch_geometric.data import Data
+
+from ..errors import DataError, OutputError
+from ..specs import WindowSpec
+from .builder import GraphBuilder
+
+#: Runs up to this many bytes are kept in memory; longer ones stream from a file of the selected atoms.
+MEMORY_LIMIT = 2 << 30
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trajectory of one system.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (F, N, 3), float32
+        Angstrom; a numpy memmap where the frames do not fit in memory.
+    builder : GraphBuilder
+        Makes the graphs of this system.
+    every : int
+        Frames per stride of the model, so that finely saved runs give overlapping windows.
+    boxes : ndarray, shape (F, 6), optional
+        Lengths in Angstrom, angles in degrees.
+    name : str
+    """
+
+    positions: np.ndarray
+    builder: GraphBuilder
+    every: int = 1
+    boxes: np.ndarray | None = None
+    name: str = "run"
+
+
+def read_runs(
+    atoms: AtomGroup,
+    builder: GraphBuilder,
+    every: int = 1,
+    *,
+    name: str = "run",
+    start: int = 0,
+    stop: int | None = None,
+    folder: Path | None = None,
+    limit: int = MEMORY_LIMIT,
+) -> list[Run]:
+    """Read the frames of some atoms; every trajectory file is a run of its own.
+
+    Parameters
+    ----------
+    atoms : AtomGroup
+        Its universe's trajectory is read once, and left where it was.
+    builder : GraphBuilder
+        Of these atoms.
+    every : int
+        Frames per stride.
+    name : str
+        For messages; a number is added where there are several files.
+    start, stop : int
+        Frames to read, as in a slice.
+    folder : Path, optional
+        Where frames of more than `limit` bytes are kept (as ``<name>.f32``); without it all stay in memory.
+    limit : int
+        Bytes per run.
+
+    Raises
+    ------
+    DataError
+        A frame with coordinates that are not finite, or no frame at all.
+    OutputError
+        The folder cannot take the frames.
+    """
+    trajectory = atoms.universe.trajectory
+    ends = np.cumsum([reader.n_frames for reader in getattr(trajectory, "readers", [trajectory])])
+    first, last, _ = slice(start, stop).indices(trajectory.n_frames)
+    if first >= last:
+        raise DataError(f"{name}: no frame between {start} and {stop}; it has {trajectory.n_frames}")
+    here, runs = trajectory.frame, []
+    for k, (low, high) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        low, high = max(int(low), first), min(int(high), last)
+        if low >= high:
+            continue
+        label = f"{name}-{k}" if len(ends) > 1 else name
+        file = None
+        if folder is not None and (high - low) * len(atoms) * 12 > limit:
+            file = folder / f"{label}.f32"
+        runs.append(_read_run(atoms, builder, every, label, low, high, file))
+    trajectory[here]
+    return runs
+
+
+def _read_run(
+    atoms: AtomGroup, builder: GraphBuilder, every: int, name: str, first: int, last: int, file: Path | None
+) -> Run:
+    shape = (last - first, len(atoms), 3)
+    frames = np.empty(shape if file is None else (0, *shape[1:]), np.float32)
+    boxes = np.zeros((len(frames) or shape[0], 6), np.float32)
+    # Written as a plain file and mapped afterwards: a mapped page for which there is no room ends the interpreter.
+    try:
+        stream = None if file is None else open(file, "wb")
+        with contextlib.nullcontext() if stream is None else stream:
+            for i, positions in enumerate(_frames(atoms, name, first, last, boxes)):
+                if stream is None:
+                    frames[i] = positions
+                else:
+                    stream.write(positions.tobytes())
+    except OSError as error:
+        if file is None:
+            raise
+        file.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot keep the frames of {name} in {file} ({error}); {np.prod(shape) * 4 / 2**30:.1f} GiB are needed: "
+            "choose a work folder with more room"
+        ) from error
+    if file is not None:
+        frames = np.memmap(file, np.float32, "r", shape=shape)
+    return Run(frames, builder, every, boxes if boxes[:, :3].any() else None, name)
+
+
+def _frames(atoms: AtomGroup, name: str, first: int, last: int, boxes: np.ndarray) -> Iterator[np.ndarray]:
+    """Positions (N, 3) of the frames first ... last - 1; their boxes are filled in."""
+    trajectory = atoms.universe.trajectory
+    for i in range(first, last):
+        try:
+            ts = trajectory[i]
+        except OSError as error:
+            raise DataError(f"{name}: frame {i} cannot be read ({error}); copy the file again") from error
+        positions = np.ascontiguousarray(atoms.positions, np.float32)  # (N, 3)
+        if not np.isfinite(positions).all():
+            raise DataError(f"{name}: frame {i} has coordinates that are not finite; leave the damaged frames out")
+        if ts.dimensions is not None:
+            boxes[i - first] = ts.dimensions
+        yield positions
+
+
+def segments(starts: np.ndarray, window: WindowSpec, every: int = 1) -> list[tuple[int, int]]:
+    """The frames that windows with these start frames read, as ranges (first, last + 1) without a gap."""
+    if not len(starts):
+        return []
+    groups = np.split(np.asarray(starts), np.flatnonzero(np.diff(starts) > 1) + 1)
+    back, ahead = frames_back(window) * every, max(window.span, int(window.velocity == "forward")) * every
+    return [(int(g[0]) - back, int(g[-1]) + ahead + 1) for g in groups]
+
+
+def frames_back(window: WindowSpec) -> int:
+    """Strides of past that a window reads: T - 1 of a trajectory, and one more for a backward difference."""
+    return window.history - 1 + (window.velocity == "backward")
+
+
+def displacements(frames: np.ndarray, window: WindowSpec) -> np.ndarray:
+    """Velocities in Angstrom per stride of the last `history` usable frames.
+
+    Parameters
+    ----------
+    frames : ndarray, shape (history + 1, N, 3)
+        Consecutive frames, one stride apart; the extra one comes first for backward differences, last for forward.
+
+    Returns
+    -------
+    ndarray, shape (history, N, 3)
+    """
+    return np.diff(frames, axis=0)  # (history, N, 3)
+
+
+def window_starts(n_frames: int, window: WindowSpec, every: int = 1) -> range:
+    """Start frames whose past and targets lie inside a run of `n_frames` frames."""
+    ahead = max(window.span, int(window.velocity == "forward"))
+    return range(frames_back(window) * every, n_frames - ahead * every)
+
+
+def split_blocks(
+    n_frames: int, window: WindowSpec, *, every: int = 1, fractions: Sequence[float] = (0.6, 0.2, 0.2), blocks: int = 1
+) -> list[np.ndarray]:
+    """Split one run by blocks of time with a purge, so that no frame is shared between the parts.
+
+    Parameters
+    ----------
+    n_frames : int
+        Frames in the run.
+    window : WindowSpec
+    every : int
+        Frames per stride.
+    fractions : sequence of float
+        Shares of train, validation and test (any number of parts); they sum to 1.
+    blocks : int
+        How often the sequence of parts repeats along the run.
+
+    Returns
+    -------
+    list of ndarray of int
+        Start frames of each part, increasing. A window, past included, lies wholly inside its part's block.
+
+    Raises
+    ------
+    DataError
+        The run is too short to give every part a window.
+    """
+    if not np.isclose(sum(fractions), 1.0):
+        raise DataError(f"fractions must sum to 1, found {tuple(fractions)}")
+    edges = np.concatenate([[0.0], np.cumsum(list(fractions) * blocks) / blocks])
+    bounds = np.round(edges * n_frames).astype(int)
+    parts: list[list[int]] = [[] for _ in fractions]
+    for k, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        starts = window_starts(last - first, window, every)
+        parts[k % len(fractions)].extend(first + s for s in starts)
+    if any(len(part) == 0 for part, share in zip(parts, fractions, strict=True) if share > 0):
+        smallest = min(share for share in fractions if share > 0)
+        length = (frames_back(window) + window.span) * every + 1
+        raise DataError(
+            f"{n_frames} frames in {blocks} block(s) are too few for windows of {length} frames in every part of the "
+            f"split {tuple(fractions)}; at least {int(np.ceil(length * blocks / smallest))} frames are needed"
+        )
+    return [np.asarray(part, dtype=int) for part in parts]
+
+
+class TrajectoryWindows(torch.utils.data.Dataset):
+    """Windows of one or several runs as graphs.
+
+    Each sample is a torch_geometric ``Data`` made by the run's GraphBuilder from the start frame, with ``y``
+    (N, T, 3), the targets in Angstrom, and for a trajectory-to-trajectory window ``pos_history`` and
+    ``vel_history`` (N, T, 3). Nodes come first so that batches concatenate along them.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    window : WindowSpec
+    starts : sequence of (array of int), optional
+        Start frames of each run; all that fit when None.
+    """
+
+    def __init__(self, runs: Sequence[Run], window: WindowSpec, starts: Sequence[Iterable[int]] | None = None) -> None:
+        self.runs = list(runs)
+        self.window = window
+        if starts is None:
+            starts = [window_starts(len(run.positions), window, run.every) for run in self.runs]
+        self.index = [(r, int(s)) for r, run_starts in enumerate(starts) for s in run_starts]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, item: int) -> Data:
+        return self.sample(item)
+
+    def history(self, item: int) -> np.ndarray:
+        """The input frames of a window (frames_back + 1, N, 3), float64, as a forecast takes them."""
+        r, start = self.index[item]
+        run = self.runs[r]
+        return run.positions[start + np.arange(-frames_back(self.window), 1) * run.every].astype(np.float64)
+
+    def ahead(self, item: int, windows: int) -> int | None:
+        """The window that many windows later, where every start frame in between is one of this data set's too."""
+        r, start = self.index[item]
+        there = item + windows * self.window.span * self.runs[r].every
+        distance = there - item
+        return there if there < len(self.index) and self.index[there] == (r, start + distance) else None
+
+    def sample(self, item: int, noise: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> Data:
+        """One window; `noise` gives what is added to its input frames, in Angstrom, for their shape."""
+        r, start = self.index[item]
+        run, window = self.runs[r], self.window
+        last = 1 if window.velocity == "forward" else 0
+        past = run.positions[start + np.arange(-frames_back(window), last + 1) * run.every]
+        if noise is not None:
+            past = past + noise(past.shape)
+        velocities = displacements(past, window)  # (history, N, 3)
+        sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
+        box = None if run.boxes is None else run.boxes[start]
+        data = run.builder(sequence[-1], velocities[-1], box)
+        if window.history > 1:
+            data.pos_history = _nodes_first(sequence)  # (N, T, 3)
+            data.vel_history = _nodes_first(velocities)  # (N, T, 3)
+        targets = run.positions[start + np.asarray(window.targets) * run.every]
+        data.y = _nodes_first(targets)  # (N, T, 3)
+        return data
+
+
+def _nodes_first(frames: np.ndarray) -> torch.Tensor:
+    """(T, N, 3) to (N, T, 3), float32."""
+    return torch.from_numpy(np.ascontiguousarray(frames.swapaxes(0, 1), np.float32))  # (N, T, 3)

@@ -1,0 +1,1 @@
+"""Atoms and frames as plain arrays in Angstrom; torch is not known here, MDAnalysis in :mod:`.atoms` alone."""

@@ -1,0 +1,261 @@
+"""Is this frame physical? Bonds, clashes, handedness and size of predicted frames, measured against a real one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from MDAnalysis.lib.distances import self_capped_distance
+from scipy.sparse import coo_matrix
+from scipy.spatial import cKDTree
+
+from ..errors import DataError, UsageError
+from .geometry import bonded_neighbours, radius_of_gyration, runs_of_four
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+#: A bond that differs more than this from its length in the reference is off, Angstrom.
+BOND_TOLERANCE = 0.5
+
+#: Two atoms that are not bonded hardly come closer than this, Angstrom: with hydrogens, heavy atoms, C-alpha beads.
+CLASH_HYDROGENS, CLASH_ATOMS, CLASH_BEADS = 1.5, 2.0, 3.0
+
+#: Bonds longer than this (median, Angstrom) join beads, not atoms.
+BEAD_BOND = 2.5
+
+#: The radius of gyration may change by this factor either way.
+SIZE_FACTOR = 1.25
+
+#: Signed volume (of unit vectors) from which on a centre is a pyramid; 0 is planar, 0.77 a tetrahedron.
+PYRAMID = 0.5
+
+#: Bonds shorter than this go to a hydrogen, Angstrom.
+HYDROGEN_BOND = 1.15
+
+#: Fewer runs of four bonded atoms than this say little about the handedness of the whole.
+MIN_RUNS = 10
+
+
+@dataclass(frozen=True)
+class PhysicalChecks:
+    """What `check_frames` found, each array of shape ``(F,)``; nan or 0 in frames that are not finite."""
+
+    finite: NDArray[np.bool_]
+    """No coordinate is nan or infinite."""
+    bond_deviation: NDArray[np.float64]
+    """Largest difference of a bond from its length in the reference, Angstrom (0 without bonds)."""
+    bonds_off: NDArray[np.int64]
+    """Number of bonds that differ by more than 0.5 Angstrom."""
+    clashes: NDArray[np.int64]
+    """Number of pairs more than two bonds apart that are closer than `clash_distance`."""
+    flipped: NDArray[np.int64]
+    """Number of chiral centres whose signed volume has the other sign than in the reference."""
+    handedness: NDArray[np.float64]
+    """Cosine between the signed volumes of all runs of four bonded atoms and those of the reference: 1 for the same
+    fold, -1 for its mirror image; nan where there are fewer than ten runs."""
+    radius_ratio: NDArray[np.float64]
+    """Radius of gyration (all atoms of one weight) over that of the reference."""
+    drift: NDArray[np.float64]
+    """Distance of the centre (all atoms of one weight) from that of the reference, Angstrom; never an error."""
+    n_bonds: int
+    n_centres: int
+    clash_distance: float
+    """Angstrom: the lesser of 2.0 (1.5 where there are hydrogens, 3.0 for C-alpha and other beads) and 85 % of the
+    closest such pair in the reference."""
+
+    @property
+    def ok(self) -> bool:
+        """No finding in any frame."""
+        return not self.messages
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """One line for each kind of finding, with the first frame it is found in; empty if all is well."""
+        n = len(self.finite)
+        mirrored = (self.handedness < 0) & (self.n_centres == 0)
+        size = self.finite & ~((self.radius_ratio < SIZE_FACTOR) & (self.radius_ratio > 1 / SIZE_FACTOR))
+        worst = "nan" if not self.finite.any() else f"{np.nanmax(self.bond_deviation):.2f}"
+        findings = [
+            (~self.finite, "hold nan or infinite positions"),
+            (
+                self.bonds_off > 0,
+                f"have bonds off by more than {BOND_TOLERANCE} A (up to {self.bonds_off.max(initial=0)} of "
+                f"{self.n_bonds}, worst {worst} A)",
+            ),
+            (
+                self.clashes > 0,
+                f"have atoms closer than {self.clash_distance:.2f} A that are not bonded "
+                f"(up to {self.clashes.max(initial=0)} pairs)",
+            ),
+            (
+                self.flipped > 0,
+                f"have chiral centres turned over (up to {self.flipped.max(initial=0)} of {self.n_centres})",
+            ),
+            (mirrored, "are nearer to the mirror image of the start than to the start"),
+            (size, f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start"),
+        ]
+        return tuple(
+            f"{int(found.sum())} of {n} frames {what}, first frame {int(found.argmax())}"
+            for found, what in findings
+            if found.any()
+        )
+
+
+def check_frames(
+    positions: ArrayLike, reference: ArrayLike, bonds: ArrayLike, *, boxes: ArrayLike | None = None
+) -> PhysicalChecks:
+    """Measure predicted frames against a real frame of the same atoms.
+
+    Everything is relative to the reference, so that the same rules serve all atoms, heavy atoms and C-alpha chains,
+    whose neighbours along the chain are given as bonds. Molecules must be whole. A chiral centre is an atom with three
+    bonds or more that is a clear pyramid in the reference; atoms with just three bonds, one of them to a hydrogen, are
+    nitrogens that may invert, and left out.
+
+    Parameters
+    ----------
+    positions
+        ``(F, N, 3)`` in Angstrom.
+    reference
+        ``(N, 3)`` in Angstrom: a frame of the simulation, by habit the last one the forecast started from.
+    bonds
+        ``(B, 2)`` integers; may be empty.
+    boxes
+        ``(F, 6)`` or ``(6,)`` in Angstrom and degrees: clashes are then looked for across the periodic border as well.
+        The first box is taken for the reference.
+
+    Raises
+    ------
+    UsageError
+        Shapes or bonds that do not fit.
+    DataError
+        A reference that is not finite.
+    """
+    xyz = np.asarray(positions, dtype=np.float64)
+    start = np.asarray(reference, dtype=np.float64)
+    pairs = np.asarray(bonds, dtype=np.int64).reshape(-1, 2)
+    if start.ndim != 2 or start.shape[1] != 3 or len(start) == 0:
+        raise UsageError(f"the reference has the shape {start.shape}; expected (atoms, 3)")
+    if xyz.ndim != 3 or xyz.shape[1:] != start.shape:
+        raise UsageError(f"positions have the shape {xyz.shape}; expected (frames, {len(start)}, 3)")
+    if len(pairs) and not (0 <= pairs.min() and pairs.max() < len(start)):
+        raise UsageError(
+            f"bonds name atom {pairs.max()} (smallest {pairs.min()}); there are {len(start)} atoms, from 0"
+        )
+    if not np.isfinite(start).all():
+        raise DataError("the reference frame holds nan or infinite positions; take another one")
+    n_frames, n_atoms = xyz.shape[:2]
+    cells: list[NDArray[np.float32] | None] = [None] * n_frames
+    if boxes is not None:
+        given = np.asarray(boxes, dtype=np.float32)
+        if given.shape not in ((6,), (n_frames, 6)):
+            raise UsageError(f"boxes have the shape {given.shape}; expected ({n_frames}, 6) or (6,)")
+        cells = [cell if cell[:3].any() else None for cell in np.broadcast_to(given, (n_frames, 6))]
+
+    finite = np.asarray(np.isfinite(xyz).all(axis=(1, 2)))  # (F,)
+    good = xyz[finite]  # (G, N, 3)
+
+    def spread(values: NDArray[np.float64], missing: float = np.nan) -> NDArray[np.float64]:
+        out = np.full(n_frames, missing)
+        out[finite] = values
+        return out  # (F,)
+
+    deviation = np.abs(_lengths(good, pairs) - _lengths(start, pairs))  # (G, B)
+    near = _near_in_bonds(pairs, n_atoms)
+    clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None)
+    clashes = np.zeros(n_frames, dtype=np.int64)
+    for i in np.flatnonzero(finite):
+        clashes[i] = len(_contacts(xyz[i], clash_distance, near, cells[i])[1])
+
+    centres = _centres(pairs, start)  # (C, 4)
+    flipped = (_pyramids(good, centres) * _pyramids(start, centres) < 0).sum(axis=-1)  # (G,)
+
+    runs = runs_of_four(pairs, n_atoms)  # (R, 4)
+    if len(runs) >= MIN_RUNS:
+        there, here = _twists(start, runs), _twists(good, runs)  # (R,), (G, R)
+        norm = np.linalg.norm(there) * np.linalg.norm(here, axis=-1)
+        handedness = np.divide(here @ there, norm, out=np.full(len(good), np.nan), where=norm > 0)
+    else:
+        handedness = np.full(len(good), np.nan)
+
+    radius = radius_of_gyration(start)
+    return PhysicalChecks(
+        finite=finite,
+        bond_deviation=spread(deviation.max(axis=-1, initial=0.0)),
+        bonds_off=spread((deviation > BOND_TOLERANCE).sum(axis=-1), 0).astype(np.int64),
+        clashes=clashes,
+        flipped=spread(flipped, 0).astype(np.int64),
+        handedness=spread(handedness),
+        radius_ratio=spread(radius_of_gyration(good) / radius if radius > 0 else np.ones(len(good))),
+        drift=spread(np.linalg.norm(good.mean(axis=1) - start.mean(axis=0), axis=-1)),
+        n_bonds=len(pairs),
+        n_centres=len(centres),
+        clash_distance=clash_distance,
+    )
+
+
+def _lengths(xyz: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.linalg.norm(xyz[..., pairs[:, 0], :] - xyz[..., pairs[:, 1], :], axis=-1)
+
+
+def _near_in_bonds(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
+    """Keys ``i * N + j`` (i < j) of the pairs one or two bonds apart, sorted."""
+    ones = np.ones(len(pairs), dtype=np.int64)
+    one = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(n_atoms, n_atoms)).tocsr()
+    one = one + one.T
+    reach = (one + one @ one).tocoo()
+    upper = reach.row < reach.col
+    return np.unique(reach.row[upper].astype(np.int64) * n_atoms + reach.col[upper])
+
+
+def _contacts(
+    xyz: NDArray[np.float64], cutoff: float, near: NDArray[np.int64], box: NDArray[np.float32] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs (i < j) within the cutoff that are more than two bonds apart, ``(P, 2)``, and their distances, ``(P,)``."""
+    if box is None:
+        pairs = cKDTree(xyz).query_pairs(cutoff, output_type="ndarray").astype(np.int64).reshape(-1, 2)
+        distances = np.linalg.norm(xyz[pairs[:, 0]] - xyz[pairs[:, 1]], axis=-1)
+    else:
+        pairs, distances = self_capped_distance(xyz.astype(np.float32), cutoff, box=box)
+        pairs = np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1)
+    far = ~np.isin(pairs[:, 0] * len(xyz) + pairs[:, 1], near)
+    return pairs[far], distances[far]
+
+
+def _clash_distance(
+    start: NDArray[np.float64], pairs: NDArray[np.int64], near: NDArray[np.int64], box: NDArray[np.float32] | None
+) -> float:
+    lengths = _lengths(start, pairs)
+    if lengths.min(initial=np.inf) < HYDROGEN_BOND:
+        limit = CLASH_HYDROGENS
+    else:
+        limit = CLASH_BEADS if len(pairs) and float(np.median(lengths)) > BEAD_BOND else CLASH_ATOMS
+    closest = _contacts(start, limit / 0.85, near, box)[1].min(initial=np.inf)
+    return float(min(limit, 0.85 * closest))
+
+
+def _centres(pairs: NDArray[np.int64], start: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Chiral centres, each with its first three neighbours, ``(C, 4)``."""
+    neighbours = bonded_neighbours(pairs, len(start))
+    rows = [[i, *atoms[:3]] for i, atoms in enumerate(neighbours) if len(atoms) >= 3]
+    centres = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    just_three = np.array([len(neighbours[i]) == 3 for i in centres[:, 0]], dtype=bool)
+    shortest = np.linalg.norm(start[centres[:, 1:]] - start[centres[:, :1]], axis=-1).min(axis=-1, initial=np.inf)
+    chiral = (np.abs(_pyramids(start, centres)) > PYRAMID) & ~(just_three & (shortest < HYDROGEN_BOND))
+    return centres[chiral]
+
+
+def _pyramids(xyz: NDArray[np.float64], centres: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Signed volume of the unit vectors from each centre to its three neighbours, ``(..., C)``."""
+    arms = xyz[..., centres[:, 1:], :] - xyz[..., centres[:, :1], :]  # (..., C, 3, 3)
+    arms = arms / np.maximum(np.linalg.norm(arms, axis=-1, keepdims=True), 1e-9)
+    return np.linalg.det(arms)
+
+
+def _twists(xyz: NDArray[np.float64], runs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Signed volume of the three unit bond vectors of each run, ``(..., R)``; changes sign in a mirror."""
+    steps = np.diff(xyz[..., runs, :], axis=-2)  # (..., R, 3, 3)
+    steps = steps / np.maximum(np.linalg.norm(steps, axis=-1, keepdims=True), 1e-9)
+    return np.linalg.det(steps)

@@ -1,0 +1,112 @@
+"""Radius graphs, with and without a periodic box."""
+
+from __future__ import annotations
+
+import numpy as np
+from MDAnalysis.lib.mdamath import triclinic_vectors
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+from vesin import NeighborList
+
+from ..errors import DataError
+
+#: Setting ``universe.dimensions`` would hold for the current frame alone.
+DROP_BOX = (
+    "If the system has no box, drop it with `universe.trajectory.add_transformations(MDAnalysis.transformations."
+    "set_dimensions([0, 0, 0, 90, 90, 90]))` (--no-box)"
+)
+
+
+def box_vectors(box: ArrayLike | None) -> NDArray[np.float64] | None:
+    """Box vectors as rows, or None where there is no box.
+
+    Parameters
+    ----------
+    box : array_like (6,), optional
+        Three lengths in Angstrom and three angles in degrees, as ``Timestep.dimensions``. Three zero lengths are
+        no box.
+
+    Returns
+    -------
+    ndarray (3, 3) or None
+
+    Raises
+    ------
+    DataError
+        The six numbers are not a box.
+    """
+    if box is None:
+        return None
+    box = np.asarray(box, dtype=np.float64)
+    if box.shape == (6,) and not box[:3].any():
+        return None
+    # triclinic_vectors answers a box that cannot be built (one zero length, impossible angles) with zeros.
+    valid = box.shape == (6,) and bool(np.isfinite(box).all())
+    vectors = triclinic_vectors(box, dtype=np.float64) if valid else np.zeros((3, 3))
+    if not vectors.any():
+        raise DataError(
+            f"the box {box.tolist()} is none: expected three lengths in Angstrom and three angles in degrees. "
+            f"{DROP_BOX}."
+        )
+    return vectors
+
+
+def box_widths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Perpendicular widths (3,) of a box given by its vectors (3, 3); the lengths where all angles are right."""
+    normals = np.cross(vectors[[1, 2, 0]], vectors[[2, 0, 1]])
+    return np.abs(np.linalg.det(vectors)) / np.linalg.norm(normals, axis=1)
+
+
+def radius_graph(
+    positions: ArrayLike, cutoff: float, box: ArrayLike | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """Every pair of atoms within a radius, as directed edges.
+
+    The displacement of an edge is ``x[receiver] - x[sender] - shift``: the image of the sender sits at
+    ``x[sender] + shift``. In a box narrower than twice the cutoff an atom can meet several images of another one, or
+    its own; each of them is an edge.
+
+    Parameters
+    ----------
+    positions : array_like (N, 3)
+        Angstrom; they need not be wrapped into the box.
+    cutoff : float
+        Angstrom.
+    box : array_like (6,), optional
+        Lengths (Angstrom) and angles (degrees); triclinic boxes are fine, zero lengths are no box.
+
+    Returns
+    -------
+    edge_index : ndarray (2, E), int64
+        Receivers and senders, sorted by receiver, then sender, then image (the image in place first). Both directions
+        of a pair are there, no atom is its own neighbour in place.
+    shift : ndarray (E, 3) or None
+        Image vectors in Angstrom, zero where no image is crossed; None without a box.
+
+    Raises
+    ------
+    DataError
+        Positions that are no (N, 3) array of finite numbers, or a box that is none.
+    """
+    positions = np.asarray(positions, dtype=np.float64)
+    if positions.ndim != 2 or positions.shape[1] != 3 or not np.isfinite(positions).all():
+        raise DataError(
+            f"a radius graph needs an (N, 3) array of finite numbers, found shape {positions.shape} with "
+            f"{np.size(positions) - np.isfinite(positions).sum()} values that are not finite"
+        )
+    vectors = box_vectors(box)
+    n_atoms = len(positions)
+    if vectors is None:
+        pairs = cKDTree(positions).query_pairs(cutoff, output_type="ndarray")
+        i, j = pairs.T.astype(np.int64)
+        # One number per edge: sorting plain integers is several times faster than sorting by an index.
+        keys = np.concatenate([i * n_atoms + j, j * n_atoms + i])
+        keys.sort()
+        return np.stack(np.divmod(keys, n_atoms)), None
+
+    i, j, images = NeighborList(cutoff=cutoff, full_list=True).compute(
+        points=positions, box=vectors, periodic=True, quantities="ijS"
+    )
+    keys = i.astype(np.int64) * n_atoms + j.astype(np.int64)
+    order = np.lexsort((*images.T, images.any(axis=1), keys))
+    return np.stack(np.divmod(keys[order], n_atoms)), images[order] @ vectors

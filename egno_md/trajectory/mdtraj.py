@@ -1,0 +1,151 @@
+"""The exit to mdtraj (nm, ps) and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import MDAnalysis as mda
+import numpy as np
+from MDAnalysis.exceptions import NoDataError
+
+from ..errors import DataError
+from .clock import trajectory_name
+from .universe import attach
+
+if TYPE_CHECKING:
+    import mdtraj
+    from numpy.typing import NDArray
+
+
+def to_mdtraj(atoms: mda.Universe | mda.AtomGroup) -> mdtraj.Trajectory:
+    """All frames of a Universe, or of some of its atoms, as an mdtraj.Trajectory (nm, ps).
+
+    Names, residues, chains, elements (guessed from the names where unknown) and the bonds among the atoms go along.
+    The frame that the Universe stands on is kept.
+
+    Raises
+    ------
+    DataError
+        Frames without positions.
+    """
+    import mdtraj
+
+    group = atoms.atoms
+    trajectory = group.universe.trajectory
+    here = trajectory.frame
+    xyz = np.empty((len(trajectory), len(group), 3), dtype=np.float32)
+    times = np.empty(len(trajectory), dtype=np.float64)
+    cells: list[NDArray[np.float32] | None] = []
+    try:
+        for i, ts in enumerate(trajectory):
+            xyz[i] = group.positions / 10.0
+            times[i] = ts.time
+            cells.append(None if ts.dimensions is None else ts.dimensions.copy())
+    except NoDataError as exc:
+        raise DataError(f"frame {i} of {trajectory_name(trajectory)} holds no positions; leave it out") from exc
+    finally:
+        trajectory[here]
+    result = mdtraj.Trajectory(xyz, _mdtraj_topology(group), time=times)
+    if all(cell is not None for cell in cells):
+        box = np.array(cells, dtype=np.float64)  # (F, 6)
+        result.unitcell_lengths = box[:, :3] / 10.0
+        result.unitcell_angles = box[:, 3:]
+    return result
+
+
+def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
+    import mdtraj
+    from mdtraj.core.element import get_by_symbol, virtual
+
+    def attribute(name: str, default: Any) -> Sequence[Any]:
+        try:
+            return list(getattr(group, name))
+        except (AttributeError, NoDataError):
+            return [default] * len(group)
+
+    names = attribute("names", "X")
+    resnames, resids = attribute("resnames", "UNK"), attribute("resids", 1)
+    segids, chains = attribute("segids", ""), attribute("chainIDs", "")
+    resindices = group.resindices
+    topology = mdtraj.Topology()
+    chain = residue = last_chain = last_residue = None
+    for i, symbol in enumerate(_elements(group)):
+        if (segids[i], chains[i]) != last_chain:
+            last_chain, last_residue = (segids[i], chains[i]), None
+            chain = topology.add_chain(chain_id=chains[i] or segids[i] or None)
+        if resindices[i] != last_residue:
+            last_residue = resindices[i]
+            residue = topology.add_residue(str(resnames[i]), chain, resSeq=int(resids[i]), segment_id=str(segids[i]))
+        try:
+            element = get_by_symbol(symbol) if symbol else virtual
+        except KeyError:
+            element = virtual
+        topology.add_atom(str(names[i]), element, residue)
+    atom = list(topology.atoms)
+    for i, j in _bonds_among(group):
+        topology.add_bond(atom[i], atom[j])
+    return topology
+
+
+def _elements(group: mda.AtomGroup) -> list[str]:
+    """Element symbols, those that the topology does not have guessed from the names."""
+    from MDAnalysis.guesser.default_guesser import DefaultGuesser
+
+    guesser = DefaultGuesser(None)
+    known = getattr(group, "elements", None)
+    names = getattr(group, "names", [""] * len(group))
+    return [
+        str(symbol).capitalize() if symbol else guesser.guess_atom_element(name).capitalize()
+        for symbol, name in zip([""] * len(group) if known is None else known, names, strict=True)
+    ]
+
+
+def _bonds_among(group: mda.AtomGroup) -> NDArray[np.int64]:
+    """Bonds with both ends in the group, as positions in it, ``(B, 2)``."""
+    try:
+        bonds = np.asarray(group.bonds.indices, dtype=np.int64).reshape(-1, 2)  # (B', 2)
+    except (AttributeError, NoDataError):
+        return np.empty((0, 2), dtype=np.int64)
+    place = np.full(len(group.universe.atoms), -1, dtype=np.int64)
+    place[group.indices] = np.arange(len(group))
+    inside = place[bonds]
+    return inside[(inside >= 0).all(axis=1)]  # (B, 2)
+
+
+def from_mdtraj(trajectory: mdtraj.Trajectory) -> mda.Universe:
+    """Universe in memory of an mdtraj.Trajectory: Angstrom, its times, box, chains, residues, elements and bonds."""
+    topology = trajectory.topology
+    if topology is None or trajectory.n_frames == 0:
+        raise DataError("the mdtraj.Trajectory holds no topology or no frame; load it with top=")
+    residues, chains = list(topology.residues), list(topology.chains)
+    atoms = list(topology.atoms)
+    universe = mda.Universe.empty(
+        len(atoms),
+        n_residues=len(residues),
+        n_segments=len(chains),
+        atom_resindex=[atom.residue.index for atom in atoms],
+        residue_segindex=[residue.chain.index for residue in residues],
+    )
+    chain_ids = [getattr(chain, "chain_id", None) or "" for chain in chains]
+    segids = [
+        next((residue.segment_id for residue in chain.residues if residue.segment_id), chain_ids[chain.index])
+        for chain in chains
+    ]
+    symbols = ["" if a.element is None or a.element.symbol == "VS" else a.element.symbol for a in atoms]
+    universe.add_TopologyAttr("names", [atom.name for atom in atoms])
+    universe.add_TopologyAttr("elements", symbols)
+    universe.add_TopologyAttr("types", symbols)
+    universe.add_TopologyAttr("masses", [0.0 if a.element is None else a.element.mass for a in atoms])
+    universe.add_TopologyAttr("chainIDs", [chain_ids[atom.residue.chain.index] for atom in atoms])
+    universe.add_TopologyAttr("resnames", [residue.name for residue in residues])
+    universe.add_TopologyAttr("resids", [residue.resSeq for residue in residues])
+    universe.add_TopologyAttr("segids", segids)
+    bonds = sorted({(min(a.index, b.index), max(a.index, b.index)) for a, b in topology.bonds})
+    if bonds:
+        universe.add_TopologyAttr("bonds", bonds)
+    boxes = None
+    if trajectory.unitcell_lengths is not None:
+        boxes = np.hstack([trajectory.unitcell_lengths * 10.0, trajectory.unitcell_angles]).astype(np.float32)  # (F, 6)
+    attach(universe, trajectory.xyz * np.float32(10.0), np.asarray(trajectory.time, dtype=np.float64), boxes)
+    return universe

@@ -1,0 +1,273 @@
+"""Trajectory files whose headers are walked before a decoder trusts them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import DataError
+
+StrPath = str | os.PathLike[str]
+
+_XTC_HEAD = struct.Struct(">iiif9fi")  # magic, atoms, step, time, box, atoms again
+
+_XTC_PACKING = struct.Struct(">f3i3iii")  # precision, smallest and largest coordinate, small index, bytes that follow
+
+_XTC_SMALL_INDEX = range(9, 73)  # the part of the decoder's table that holds a number other than zero
+
+_TRR_HEAD = struct.Struct(">iii12s13i")  # magic, string length twice, version, ten block sizes, atoms, step, nre
+
+INT32_MAX = 2**31 - 1
+
+
+class Scan(NamedTuple):
+    """What a trajectory file holds by its own headers."""
+
+    n_atoms: int
+    n_frames: int  # whole frames
+    end: int  # byte after the last whole frame
+
+
+def file_suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def require_file(name: str, kind: str) -> None:
+    path = Path(name)
+    try:
+        if path.is_dir():
+            raise DataError(f"{name} is a folder, but a {kind} file was expected; give the path of the file itself")
+        if not path.exists():
+            raise DataError(f"{kind} file {name} does not exist; check the path (it is looked up from {os.getcwd()})")
+        with path.open("rb") as stream:
+            if not stream.read(1):
+                raise DataError(f"{kind} file {name} is empty (0 bytes); copy it again, or check that it was written")
+    except OSError as exc:
+        raise DataError(f"{kind} file {name} cannot be read ({exc.strerror}); check its permissions") from exc
+
+
+def preflight(name: str) -> Scan | None:
+    """Walk the headers of a DCD, XTC or TRR file; None for the other formats."""
+    require_file(name, "trajectory")
+    scanner = SCANNERS.get(file_suffix(name))
+    if scanner is None:
+        return None
+    with mapped(name) as data:
+        scan = scanner(name, data)
+        size = len(data)
+    if scan.n_frames == 0:
+        raise DataError(
+            f"{name} holds no whole frame: the headers describe frames of {scan.n_atoms} atoms, but the file ends "
+            f"after {size} bytes; copy it again, or check that the simulation finished"
+        )
+    return scan
+
+
+@contextlib.contextmanager
+def mapped(name: StrPath) -> Iterator[mmap.mmap]:
+    with open(name, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        yield data
+
+
+def damaged(name: str, frame: int, offset: int, what: str) -> DataError:
+    keep = (
+        f"keep the {frame} frames before it: head -c {offset} {name} > repaired{file_suffix(name)}"
+        if frame
+        else "check that it is what its name says"
+    )
+    return DataError(
+        f"{name} is damaged: frame {frame} at byte {offset} {what}; copy the file again from its source, or {keep}"
+    )
+
+
+def _scan_xtc(name: str, data: mmap.mmap) -> Scan:
+    """Walk the frames of an XTC file (XDR: big-endian, padded to four bytes)."""
+    size = len(data)
+    frame = offset = n_atoms = 0
+    while offset + _XTC_HEAD.size <= size:
+        magic, atoms, _step, time, *box, atoms_again = _XTC_HEAD.unpack_from(data, offset)
+        if magic != 1995:
+            raise damaged(name, frame, offset, f"starts with {magic}, not with the 1995 of an XTC frame")
+        if atoms <= 0 or atoms_again != atoms or (frame and atoms != n_atoms):
+            raise damaged(
+                name, frame, offset, f"says {atoms} and {atoms_again} atoms" + (f", not {n_atoms}" if frame else "")
+            )
+        if not all(map(math.isfinite, (time, *box))):
+            raise damaged(name, frame, offset, "has a time or a box that is no number")
+        n_atoms = atoms
+        if n_atoms <= 9:
+            end = offset + _XTC_HEAD.size + 12 * n_atoms
+        else:
+            body = offset + _XTC_HEAD.size
+            if body + _XTC_PACKING.size > size:
+                break
+            precision, x0, y0, z0, x1, y1, z1, small, n_bytes = _XTC_PACKING.unpack_from(data, body)
+            if not (math.isfinite(precision) and precision > 0):
+                raise damaged(name, frame, offset, f"has a precision of {precision}")
+            if not all(0 <= high - low < INT32_MAX for low, high in ((x0, x1), (y0, y1), (z0, z1))):
+                raise damaged(name, frame, offset, "has a smallest and a largest coordinate that exclude each other")
+            if small not in _XTC_SMALL_INDEX:
+                raise damaged(name, frame, offset, f"has a packing index of {small}, outside 9 to 72")
+            # The decoder's buffer holds 1.2 integers per coordinate, three of them its own.
+            if not 0 < n_bytes <= 4 * (int(3 * n_atoms * 1.2) - 3):
+                raise damaged(name, frame, offset, f"has {n_bytes} bytes of coordinates for {n_atoms} atoms")
+            end = body + _XTC_PACKING.size + (n_bytes + 3) // 4 * 4
+        if end > size:
+            break
+        if frame < 2 and not xtc_decodes(data[offset:end]):  # those that MDAnalysis reads to open the file
+            raise damaged(name, frame, offset, "has packed coordinates that do not decode")
+        frame += 1
+        offset = end
+    if frame == 0 and size >= 4 and data[:4] != b"\x00\x00\x07\xcb":
+        raise damaged(name, 0, 0, "does not start as an XTC file does")
+    return Scan(n_atoms, frame, offset)
+
+
+def xtc_decodes(frame: bytes) -> bool:
+    """Whether the packed coordinates of one whole XTC frame can be decoded without leaving the frame.
+
+    The decoder of xdrfile checks nothing. Its input is a stream of bits: an atom of `full` bits, a flag, after a set
+    flag five bits for the number of atoms in the run that follows (kept until the next flag) and the change of their
+    size, then the run, `small` bits an atom. Positions in the stream depend on flags only, so coordinates need not be
+    decoded to follow it.
+    """
+    n_atoms = _XTC_HEAD.unpack_from(frame)[1]
+    if n_atoms <= 9:
+        return True
+    _, x0, y0, z0, x1, y1, z1, small, n_bytes = _XTC_PACKING.unpack_from(frame, _XTC_HEAD.size)
+    sizes = (x1 - x0 + 1, y1 - y0 + 1, z1 - z0 + 1)
+    full = sum(n.bit_length() for n in sizes) if max(sizes) > 0xFFFFFF else math.prod(sizes).bit_length()
+    body = _XTC_HEAD.size + _XTC_PACKING.size
+    bits = np.unpackbits(np.frombuffer(frame, dtype=np.uint8, count=n_bytes, offset=body)).tobytes()
+    at = done = run = 0
+    try:
+        while done < n_atoms:
+            at += full
+            if bits[at]:
+                code = bits[at + 1] << 4 | bits[at + 2] << 3 | bits[at + 3] << 2 | bits[at + 4] << 1 | bits[at + 5]
+                run, change = divmod(code, 3)
+                at += 6 + run * small
+                small += change - 1
+                if small not in _XTC_SMALL_INDEX:
+                    return False
+            else:
+                at += 1 + run * small
+            done += 1 + run
+    except IndexError:
+        return False
+    return done == n_atoms and 0 <= len(bits) - at < 32
+
+
+def _scan_trr(name: str, data: mmap.mmap) -> Scan:
+    """Walk the frames of a TRR file."""
+    size = len(data)
+    frame = offset = n_atoms = 0
+    while offset + _TRR_HEAD.size <= size:
+        magic, length, length_again, version, *fields = _TRR_HEAD.unpack_from(data, offset)
+        if (magic, length, length_again, version) != (1993, 13, 12, b"GMX_trn_file"):
+            raise damaged(name, frame, offset, "does not start as a TRR frame does")
+        ir, energy, box, virial, pressure, top, sym, x, v, f, atoms, _step, _nre = fields
+        if atoms <= 0 or (frame and atoms != n_atoms):
+            raise damaged(name, frame, offset, f"says {atoms} atoms" + (f", not {n_atoms}" if frame else ""))
+        real = box // 9 or max(x, v, f) // (3 * atoms)
+        if (
+            real not in (4, 8)
+            or any((ir, energy, top, sym))
+            or any(block not in (0, 9 * real) for block in (box, virial, pressure))
+            or any(block not in (0, 3 * atoms * real) for block in (x, v, f))
+        ):
+            raise damaged(name, frame, offset, f"has block sizes that do not fit {atoms} atoms")
+        n_atoms = atoms
+        end = offset + _TRR_HEAD.size + 2 * real + box + virial + pressure + x + v + f
+        if end > size:
+            break
+        frame += 1
+        offset = end
+    if frame == 0 and size >= 4 and data[:4] != b"\x00\x00\x07\xc9":
+        raise damaged(name, 0, 0, "does not start as a TRR file does")
+    return Scan(n_atoms, frame, offset)
+
+
+class _DCDLayout(NamedTuple):
+    n_atoms: int
+    header: int  # bytes before the first frame
+    first: int  # bytes of the first frame, which holds the fixed atoms too
+    rest: int  # bytes of each other frame
+    marker: int  # record length that starts each frame after the first
+    first_marker: int
+    order: str
+    nsavc: int
+
+
+def dcd_layout(name: str, data: mmap.mmap) -> _DCDLayout:
+    """Header of a DCD file: a Fortran file of records, each between two copies of its length."""
+
+    def integer(offset: int) -> int:
+        if offset + 4 > len(data):
+            raise DataError(f"{name} ends inside its DCD header, after {len(data)} bytes; copy it again")
+        return int(struct.unpack_from(f"{order}i", data, offset)[0])
+
+    order = "<"
+    if integer(0) != 84:
+        order = ">"
+    if integer(0) != 84 or data[4:8] != b"CORD" or integer(88) != 84:
+        raise damaged(name, 0, 0, "does not start as a DCD file (of 32-bit records) does")
+    nsavc, n_fixed = integer(16), integer(40)
+    charmm = integer(84) != 0
+    cell = charmm and integer(48) != 0
+    dimensions = 4 if charmm and integer(52) == 1 else 3
+    n_titles = integer(96)
+    atoms_at = 104 + 80 * n_titles
+    # Some writers give the title record a length other than that of its lines; the lines decide, as in MDAnalysis.
+    if n_titles < 0 or (integer(92) - 4) % 80 or integer(atoms_at) != 4 or integer(atoms_at + 8) != 4:
+        raise damaged(name, 0, 92, "has a title that does not fit its length")
+    n_atoms = integer(atoms_at + 4)
+    if n_atoms <= 0 or not 0 <= n_fixed < n_atoms:
+        raise damaged(name, 0, atoms_at + 4, f"says {n_atoms} atoms of which {n_fixed} are fixed")
+    header = atoms_at + 12 + (4 * (n_atoms - n_fixed) + 8 if n_fixed else 0)
+    extra = 56 if cell else 0
+    return _DCDLayout(
+        n_atoms=n_atoms,
+        header=header,
+        first=extra + 4 * dimensions * (n_atoms + 2),
+        rest=extra + 4 * dimensions * (n_atoms - n_fixed + 2),
+        marker=48 if cell else 4 * (n_atoms - n_fixed),
+        first_marker=48 if cell else 4 * n_atoms,
+        order=order,
+        nsavc=nsavc,
+    )
+
+
+def _scan_dcd(name: str, data: mmap.mmap) -> Scan:
+    layout = dcd_layout(name, data)
+    if layout.nsavc == 0:
+        raise DataError(
+            f"the header of {name} says 0 steps between frames, from which MDAnalysis cannot tell the times; "
+            "write the file anew (mdconvert of mdtraj, or catdcd)"
+        )
+    second = layout.header + layout.first
+    if len(data) < second:
+        return Scan(layout.n_atoms, 0, layout.header)
+    n_more = (len(data) - second) // layout.rest
+    first_marker = int(struct.unpack_from(f"{layout.order}i", data, layout.header)[0])
+    if first_marker != layout.first_marker:
+        raise damaged(name, 0, layout.header, f"starts with {first_marker}, not with {layout.first_marker}")
+    if n_more:
+        markers = np.ndarray((n_more,), f"{layout.order}i4", data, second, (layout.rest,)) != layout.marker
+        if markers.any():
+            wrong = int(markers.argmax())
+            raise damaged(
+                name, wrong + 1, second + wrong * layout.rest, f"does not start with its length, {layout.marker}"
+            )
+    return Scan(layout.n_atoms, 1 + n_more, second + n_more * layout.rest)
+
+
+SCANNERS = {".dcd": _scan_dcd, ".xtc": _scan_xtc, ".trr": _scan_trr}

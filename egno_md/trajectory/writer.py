@@ -1,0 +1,428 @@
+"""DCD and XTC files, written whole or not at all, and the topology of what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import warnings
+import weakref
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import MDAnalysis as mda
+import numpy as np
+from MDAnalysis.lib.formats.libdcd import DCDFile
+from MDAnalysis.lib.formats.libmdaxdr import XTCFile
+from MDAnalysis.lib.mdamath import triclinic_vectors
+from MDAnalysis.units import convert
+
+from ..errors import DataError, OutputError, UsageError
+from .clock import time_tolerance
+from .preflight import INT32_MAX, SCANNERS, StrPath, dcd_layout, mapped
+from .universe import checked_frames, in_memory_universe
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+
+#: XTC stores whole multiples of 1 / XTC_PRECISION nm, as GROMACS does by default.
+XTC_PRECISION = 1000.0
+
+
+class FrameWriter:
+    """Write frames to a DCD or XTC file that appears under its name only when it is whole.
+
+    Frames go to a temporary file in the same folder, which takes the name of the target in `close`. Leaving the
+    ``with`` block by an exception, `abort`, or dropping the writer removes the temporary file and leaves what was at
+    the target alone. The size of the file is compared with what was written: MDAnalysis' DCD writer does not notice a
+    full disk. Closing a writer that never wrote a frame leaves no file.
+
+    Parameters
+    ----------
+    path
+        Target; the suffix ``.dcd`` or ``.xtc`` decides the format.
+    n_atoms
+        Number of atoms in each frame.
+    dt
+        Spacing of the frames in ps.
+    start_time
+        Time of the first frame in ps.
+    force
+        Replace a file that exists.
+
+    Raises
+    ------
+    UsageError
+        Another suffix, or numbers that cannot be right.
+    OutputError
+        The target exists and `force` is not set, or its folder cannot be written to.
+
+    Notes
+    -----
+    XTC stores the time of each frame as a single precision number, and positions rounded to 0.01 Angstrom.
+
+    DCD stores one spacing for the whole file, and as its start a whole number of integration steps. MDAnalysis reads
+    frame i as ``(i + istart / nsavc) * nsavc * delta``. The writer takes for ``istart / nsavc`` the best fraction for
+    ``start_time / dt`` with a denominator up to 1000: exact for times given to a thousandth of the spacing, otherwise
+    wrong by less than a thousandth of it. ``delta`` is single precision: times are right to 1 part in 10 million.
+    mdtraj does not read the times of a DCD file at all, it numbers the frames.
+    """
+
+    def __init__(self, path: StrPath, n_atoms: int, *, dt: float, start_time: float = 0.0, force: bool = False) -> None:
+        self.path = Path(path)
+        self.n_atoms = n_atoms
+        self.dt = float(dt)
+        self.start_time = float(start_time)
+        self.n_frames = 0
+        self._force = force
+        self._is_dcd = _output_suffix(self.path) == ".dcd"
+        if n_atoms < 1:
+            raise UsageError(f"n_atoms={n_atoms}: a frame needs an atom at least")
+        if not (math.isfinite(self.dt) and self.dt > 0):
+            raise UsageError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
+        if not math.isfinite(self.start_time):
+            raise UsageError(f"start_time={start_time!r} is not a time in ps")
+        _require_target(self.path, force)
+        self._part = _part_name(self.path)
+        try:
+            os.close(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            self._file: Any = (DCDFile if self._is_dcd else XTCFile)(str(self._part), "w")
+        except OSError as exc:
+            _remove(self._part)
+            raise OutputError(f"{self.path} cannot be written ({exc}); choose a folder you may write to") from exc
+        self._remove = weakref.finalize(self, _remove, self._part)
+        self._periodic = False
+        self._size = self._frame_size = 0  # bytes, DCD only
+
+    def __enter__(self) -> FrameWriter:
+        return self
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def write(self, positions: ArrayLike, box: ArrayLike | None = None, time: float | None = None) -> None:
+        """Add one frame.
+
+        Parameters
+        ----------
+        positions
+            ``(N, 3)`` in Angstrom.
+        box
+            ``(6,)`` in Angstrom and degrees; a DCD file has a box in every frame or in none.
+        time
+            In ps; ``start_time + n_frames * dt`` where None. In a DCD file it can be nothing else.
+
+        Raises
+        ------
+        UsageError
+            A shape, a box or a time that cannot be right.
+        OutputError
+            Positions that are not finite or do not fit the format, or a frame that did not reach the file.
+        """
+        if self._file is None:
+            raise UsageError(f"{self.path} is closed already; open a new writer")
+        frame = self.n_frames
+        xyz = np.asarray(positions, dtype=np.float64)
+        if xyz.shape != (self.n_atoms, 3):
+            raise UsageError(f"positions of frame {frame} have the shape {xyz.shape}; expected ({self.n_atoms}, 3)")
+        if not np.isfinite(xyz).all():
+            atom = int(np.flatnonzero(~np.isfinite(xyz).all(axis=1))[0])
+            raise OutputError(
+                f"frame {frame} was not written to {self.path}: the position of atom {atom} is {xyz[atom].tolist()}; "
+                "the forecast broke down, ask for a shorter horizon or another model"
+            )
+        self._require_range(xyz, frame)
+        cell = self._cell(box, frame)
+        expected_time = self.start_time + frame * self.dt
+        if time is None:
+            time = expected_time
+        elif not math.isfinite(time):
+            raise UsageError(f"frame {frame} has the time {time!r}")
+        elif self._is_dcd and abs(time - expected_time) > time_tolerance(self.dt, np.array([time])):
+            raise UsageError(
+                f"frame {frame} is at {time:g} ps, but a DCD file holds evenly spaced frames only, here at "
+                f"{expected_time:g} ps; write XTC, which stores the time of each frame"
+            )
+        try:
+            if self._is_dcd:
+                self._write_dcd(xyz, cell)
+            else:
+                vectors = np.zeros((3, 3)) if cell is None else triclinic_vectors(cell) / 10.0
+                self._file.write(xyz / 10.0, vectors, frame, time, XTC_PRECISION)
+        except OutputError:
+            raise
+        except OSError as exc:
+            raise self._unwritten(str(exc)) from exc
+        self.n_frames += 1
+
+    def close(self) -> None:
+        """Give the file its name, after a check that every frame reached it."""
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+            self._file = None
+            if self.n_frames:
+                with open(self._part, "rb+") as stream:
+                    os.fsync(stream.fileno())
+                self._verify()
+                if not self._force and os.path.lexists(self.path):
+                    raise OutputError(
+                        f"{self.path} appeared meanwhile; choose another name, or use --force (force=True)"
+                    )
+                os.replace(self._part, os.path.realpath(self.path))
+        except OutputError:
+            raise
+        except OSError as exc:
+            raise self._unwritten(str(exc)) from exc
+        finally:
+            self._file = None
+            self._remove()
+
+    def abort(self) -> None:
+        """Remove what was written; nothing changes at the target."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+        self._remove()
+
+    def _require_range(self, xyz: NDArray[np.float64], frame: int) -> None:
+        largest = np.abs(xyz).max()
+        # XTC packs multiples of 1 / XTC_PRECISION nm into 32 bits, the extent of the frame too.
+        limit = float(np.finfo(np.float32).max) if self._is_dcd else 0.499 * INT32_MAX / XTC_PRECISION * 10.0
+        if largest >= limit:
+            raise OutputError(
+                f"frame {frame} was not written to {self.path}: a coordinate of {largest:g} Angstrom is beyond the "
+                f"{limit:g} that the format holds; the forecast broke down, ask for a shorter horizon or another model"
+            )
+
+    def _cell(self, box: ArrayLike | None, frame: int) -> NDArray[np.float32] | None:
+        cell = None if box is None else np.asarray(box, dtype=np.float32)
+        if cell is not None:
+            if cell.shape != (6,) or not np.isfinite(cell).all():
+                raise UsageError(f"the box of frame {frame} is {np.asarray(box).tolist()}; expected six finite numbers")
+            if not cell[:3].any():
+                cell = None  # MDAnalysis' way to say that there is no box
+            elif not _is_cell(cell):
+                raise UsageError(f"the box of frame {frame} is {cell.tolist()}, which no cell can have")
+        if self._is_dcd and frame and (cell is not None) != self._periodic:
+            raise UsageError(
+                f"frame {frame} has {'a' if cell is not None else 'no'} box, unlike the frames before it; "
+                "a DCD file has one in every frame or in none"
+            )
+        return cell
+
+    def _write_dcd(self, xyz: NDArray[np.float64], cell: NDArray[np.float32] | None) -> None:
+        if self.n_frames == 0:
+            self._periodic = cell is not None
+            ratio = self.start_time / self.dt
+            # Both numbers are stored as 32-bit integers.
+            largest = max(1, min(1000, int(INT32_MAX / max(abs(ratio), 1.0))))
+            steps = Fraction(ratio).limit_denominator(largest)
+            if abs(steps.numerator) > INT32_MAX:
+                raise UsageError(f"a start at {self.start_time:g} ps is {ratio:g} frames, too many for DCD; write XTC")
+            self._file.write_header(
+                remarks="Written by egno_md",
+                natoms=self.n_atoms,
+                istart=steps.numerator,
+                nsavc=steps.denominator,
+                delta=convert(self.dt, "ps", "AKMA") / steps.denominator,
+                is_periodic=int(self._periodic),
+            )
+            try:
+                with mapped(self._part) as data:
+                    layout = dcd_layout(str(self._part), data)
+            except ValueError as exc:  # DataError is one; mmap refuses an empty file by a ValueError
+                raise self._unwritten("the header is incomplete") from exc
+            self._size = layout.header
+            self._frame_size = layout.rest
+        unit_cell = None
+        if cell is not None:
+            lx, ly, lz = cell[:3]
+            # Cosines as in NAMD; as sines of the complement, right angles come out as exactly zero.
+            cos_alpha, cos_beta, cos_gamma = np.sin(np.deg2rad(90.0 - cell[3:].astype(np.float64)))
+            unit_cell = np.array([lx, cos_gamma, ly, cos_beta, cos_alpha, lz], dtype=np.float64)
+        self._file.write(xyz, unit_cell)
+        self._size += self._frame_size
+        found = os.path.getsize(self._part)
+        if found != self._size:
+            raise self._unwritten(f"{found} bytes instead of {self._size}")
+
+    def _verify(self) -> None:
+        with mapped(self._part) as data:
+            try:
+                scan = SCANNERS[self.path.suffix.lower()](str(self._part), data)
+            except DataError as exc:
+                raise self._unwritten(str(exc)) from exc
+            if scan != (self.n_atoms, self.n_frames, len(data)):
+                raise self._unwritten(f"{scan.n_frames} whole frames instead of {self.n_frames}")
+
+    def _unwritten(self, why: str) -> OutputError:
+        return OutputError(
+            f"frame {self.n_frames} of {self.path} could not be written whole ({why}); is the disk full? "
+            "Nothing was kept: free some space, or write elsewhere"
+        )
+
+
+def require_targets(
+    path: StrPath, *, force: bool = False, topology: bool = True, inputs: Iterable[StrPath] = ()
+) -> list[Path]:
+    """The files that :func:`write_forecast` would write, once it is sure that it may; same arguments and errors.
+
+    To be asked before a long computation whose result goes there.
+    """
+    target = Path(path)
+    _output_suffix(target)
+    targets = [target, target.with_suffix(".pdb")] if topology else [target]
+    sources = [source for source in inputs if os.path.exists(source)]
+    for file in targets:
+        if file.exists() and any(os.path.samefile(file, source) for source in sources):
+            raise UsageError(f"{file} is an input of this forecast and is never overwritten; choose another name")
+        _require_target(file, force)
+    return targets
+
+
+def write_forecast(
+    path: StrPath,
+    atoms: mda.AtomGroup,
+    positions: ArrayLike,
+    times: ArrayLike,
+    *,
+    boxes: ArrayLike | None = None,
+    dt: float | None = None,
+    force: bool = False,
+    topology: bool = True,
+    inputs: Iterable[StrPath] = (),
+) -> list[Path]:
+    """Write frames to a DCD or XTC file, and their topology to a PDB file of the same name beside it.
+
+    Both targets are checked before anything is written, and neither appears unless both could be written whole. The
+    PDB file holds the first frame, the elements (guessed from the names where unknown) and CONECT records for the
+    bonds among the atoms.
+
+    Parameters
+    ----------
+    path
+        Target; the suffix ``.dcd`` or ``.xtc`` decides the format.
+    atoms
+        The N atoms that are written.
+    positions
+        ``(F, N, 3)`` in Angstrom.
+    times
+        ``(F,)`` in ps; evenly spaced for DCD.
+    boxes
+        ``(F, 6)`` or ``(6,)`` in Angstrom and degrees; None for no box.
+    dt
+        Spacing in ps; taken from `times` where None, which takes two frames.
+    force
+        Replace files that exist.
+    topology
+        Write the PDB file.
+    inputs
+        Files that must not be overwritten, whatever `force` says.
+
+    Returns
+    -------
+    list of Path
+        The files that were written, the trajectory first.
+
+    Raises
+    ------
+    UsageError
+        Shapes or a suffix that cannot be right, or a target that is one of the inputs.
+    OutputError
+        A target that exists, or could not be written whole.
+    """
+    targets = require_targets(path, force=force, topology=topology, inputs=inputs)
+    target = targets[0]
+    suffix = _output_suffix(target)
+    xyz, clock, cells = checked_frames(len(atoms), positions, times, boxes)
+    if dt is None and len(clock) > 1:
+        dt = float(clock[-1] - clock[0]) / (len(clock) - 1)
+    elif dt is None and suffix == ".dcd":
+        raise UsageError("a DCD file needs the spacing of its frames, which one frame does not show; pass dt= in ps")
+    elif dt is None:
+        dt = 1.0  # not stored in XTC
+
+    part = _part_name(targets[-1])
+    try:
+        with FrameWriter(target, len(atoms), dt=dt, start_time=float(clock[0]), force=force) as writer:
+            for i, frame in enumerate(xyz):
+                writer.write(frame, None if cells is None else cells[i], float(clock[i]))
+            if topology:
+                _write_pdb(
+                    part,
+                    targets[1],
+                    in_memory_universe(atoms, xyz[:1], clock[:1], None if cells is None else cells[:1]),
+                )
+        if topology:
+            os.replace(part, os.path.realpath(targets[1]))
+    finally:
+        _remove(part)
+    return targets
+
+
+def _is_cell(box: NDArray[np.float32]) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(triclinic_vectors(box).any())
+
+
+def _write_pdb(part: Path, target: Path, universe: mda.Universe) -> None:
+    """Write the topology to `part`; the errors speak of `target`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
+            universe.guess_TopologyAttrs(context="default", to_guess=["elements"])
+            universe.atoms.write(str(part), bonds="all")
+        if universe.dimensions is None:
+            # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
+            lines = part.read_text().splitlines(keepends=True)
+            part.write_text("".join(line for line in lines if not line.startswith("CRYST1")))
+    except (OSError, ValueError) as exc:
+        raise OutputError(
+            f"the topology {target} could not be written ({exc}); write the trajectory alone (topology=False), or "
+            "free some space"
+        ) from exc
+    with open(part, "rb") as stream:
+        stream.seek(max(0, os.path.getsize(part) - 8))
+        if b"END" not in stream.read():
+            raise OutputError(f"the topology {target} could not be written whole; is the disk full?")
+
+
+def _output_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in (".dcd", ".xtc"):
+        raise UsageError(f"{path}: forecasts are written as .dcd or .xtc, not as {suffix or 'a file without suffix'}")
+    return suffix
+
+
+def _require_target(path: Path, force: bool) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {folder} does not exist; create it first")
+    if os.path.lexists(path):
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} exists and is not a regular file; choose another name")
+        if not force:
+            raise OutputError(f"{path} exists; choose another name, or replace it with --force (force=True)")
+    if not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK):
+        raise OutputError(f"{path} cannot be written: no permission to write to its folder; choose another one")
+
+
+def _part_name(path: Path) -> Path:
+    """Name for the unfinished file, hidden and in the target's own folder, so that the last step is one rename."""
+    real = Path(os.path.realpath(path))
+    return real.with_name(f".{real.stem}.{secrets.token_hex(4)}.part{real.suffix}")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
