@@ -428,7 +428,7 @@ def test_triton_kernels_compile():
         import triton.language as tl
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
-        from egno_md.nn import fused
+        from egno_md.nn.edges import triton as fused
 
         constants = dict(WIDTH=64, PADDED=64, ATTR=16, BLOCK=64, CHUNK=32, SHIFT=True, PRECISION="tf32")
         for kernel, low, capability in ((fused._forward, None, 90), (fused._backward, tl.bfloat16, 80)):
