@@ -133,11 +133,7 @@ def test_no_file_is_too_long_and_no_banner_stands_inside_one():
     for name, path in files():
         lines = path.read_text().splitlines()
         assert len(lines) <= 600, name
-        assert not [line for line in lines if re.match(r"\s*# -{3,}", line)] or name in BANNERS, name
-
-
-#: Files whose banners are walls that still have to be cut; to be empty.
-BANNERS = {"propagator/hybrid.py"}
+        assert not [line for line in lines if re.match(r"\s*# -{3,}", line)], name
 
 
 def test_package_import_is_lazy_and_names_resolve():

@@ -29,7 +29,7 @@ from egno_md.propagator import (
     add_guide,
     surrogate_simulation,
 )
-from egno_md.propagator import hybrid as hybrid_module
+from egno_md.propagator import jump as jump_module
 from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 PS = unit.picosecond
@@ -456,7 +456,7 @@ def test_beads_follow_the_forecast(dipeptide, monkeypatch):
             path.append((history[0, -1] - centre) @ rotation.T + centre + 3 * angle)
         return np.stack(path)[None]
 
-    monkeypatch.setattr(hybrid_module, "forecast", turn)
+    monkeypatch.setattr(jump_module, "forecast", turn)
     hybrid = short(simulation, lead_ps=0.5, relax_ps=0.002)
     before = positions_of(simulation)[hybrid.beads]
     hybrid.run(1, 60)
@@ -501,7 +501,7 @@ def test_work_of_dragging_free_particles(monkeypatch):
     def drag(model, builder, history, horizon, **_):
         return history[:, -1:] + distance * np.linspace(1 / 8, 1, 8)[:, None, None] * signs
 
-    monkeypatch.setattr(hybrid_module, "forecast", drag)
+    monkeypatch.setattr(jump_module, "forecast", drag)
     hybrid = HybridPropagator(
         simulation,
         moving_model(),
@@ -550,7 +550,7 @@ def test_a_forecast_is_followed_while_it_is_physical(dipeptide, monkeypatch):
         path[:, first_mirrored:, :, 0] *= -1
         return path
 
-    monkeypatch.setattr(hybrid_module, "forecast", mirrored)
+    monkeypatch.setattr(jump_module, "forecast", mirrored)
     summary = hybrid.run(1, 50)
     assert summary.accepted == 1, hybrid.jumps[0].reason
     assert hybrid.jumps[0].frames == 3
@@ -564,7 +564,7 @@ def test_a_forecast_is_followed_while_it_is_physical(dipeptide, monkeypatch):
     def broken(*args, **kwargs):
         raise ModelError("predicted coordinates that are not finite")
 
-    monkeypatch.setattr(hybrid_module, "forecast", broken)
+    monkeypatch.setattr(jump_module, "forecast", broken)
     assert hybrid.run(1, 50).rolled_back == {"forecast": 2}
 
 
@@ -578,7 +578,7 @@ def test_bonds_are_restored(dipeptide, monkeypatch):
         path[:, -1, 0] += 1.0
         return path
 
-    monkeypatch.setattr(hybrid_module, "forecast", torn)
+    monkeypatch.setattr(jump_module, "forecast", torn)
     summary = hybrid.run(1, 50)
     assert summary.accepted == 1, hybrid.jumps[0].reason
     assert hybrid.jumps[0].frames == 4
@@ -607,7 +607,7 @@ def test_an_interrupt_leaves_no_restraint_on(dipeptide, monkeypatch):
         if moved == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(hybrid, "_biased", interrupted)
+    monkeypatch.setattr(hybrid.dynamics, "biased", interrupted)
     with pytest.raises(KeyboardInterrupt):
         hybrid.run(1, 50)
     assert simulation.context.getParameter(GUIDE) == 0
@@ -646,7 +646,7 @@ def test_explicit_water_with_pme_virtual_sites_and_barostat(dipeptide):
     simulation.context.setVelocitiesToTemperature(300, 1)
     simulation.step(100)
     hybrid = short(simulation, lead_ps=0.1, relax_ps=0.1)
-    assert "periodicdistance" in hybrid._guide.getEnergyFunction()
+    assert "periodicdistance" in hybrid.jumper.guide.getEnergyFunction()
     summary = hybrid.run(1, 50)
     # The water is still warming up, so energy and temperature may throw the jump out, nothing else.
     assert summary.accepted == 1 or set(summary.rolled_back) <= {"energy", "temperature"}
@@ -655,7 +655,7 @@ def test_explicit_water_with_pme_virtual_sites_and_barostat(dipeptide):
     n_dof = 3 * sum(system.getParticleMass(k)._value > 0 for k in range(system.getNumParticles()))
     reporter = app.StateDataReporter(io.StringIO(), 1, temperature=True)
     reporter._initializeConstants(simulation)
-    assert hybrid._n_dof == reporter._dof < n_dof
+    assert hybrid.dynamics.n_dof == reporter._dof < n_dof
 
 
 def test_bad_input_of_the_hybrid(dipeptide, model):

@@ -140,7 +140,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             return
         context = self._bound()
         window = self.model.window
-        if abs(self.getStepSize()._value - window.stride_ps) > 1e-6 * window.stride_ps:
+        if abs(self.getStepSize().value_in_unit(unit.picosecond) - window.stride_ps) > 1e-6 * window.stride_ps:
             raise ModelError(
                 f"the step size is {self.getStepSize()}, model {self.model.name!r} was made for {window.stride_ps:g} "
                 "ps: leave the step size alone, or use a model with that stride (egno-md models)"
@@ -342,6 +342,6 @@ def _bead_topology(atoms: AtomGroup) -> tuple[app.Topology, list[float]]:
             residue = topology.addResidue(name, chain, str(number), str(getattr(atom, "icode", "")))
         last = (key, atom.resindex)
         topology.addAtom(str(getattr(atom, "name", "X")), element, residue, str(k + 1))
-        mass = known[k] if known[k] > 0 else (element.mass._value if element is not None else 1.0)
+        mass = known[k] if known[k] > 0 else (element.mass.value_in_unit(unit.dalton) if element is not None else 1.0)
         masses.append(float(mass))
     return topology, masses

@@ -9,6 +9,7 @@ import openmm
 from MDAnalysis import AtomGroup
 from MDAnalysis.lib.mdamath import triclinic_box
 from numpy.typing import ArrayLike, NDArray
+from openmm import unit
 
 from egno_md.forecast.chain import check_request
 from egno_md.forecast.model import Model, load_model
@@ -24,7 +25,9 @@ def in_nm(values: ArrayLike) -> NDArray[np.float64]:
 
 def in_angstrom(values: Any) -> NDArray[np.float64]:
     """From OpenMM's nm (or nm/ps), a Quantity or bare numbers, to Angstrom."""
-    return np.asarray(getattr(values, "_value", values), np.float64) * 10.0
+    if unit.is_quantity(values):
+        values = values.value_in_unit_system(unit.md_unit_system)
+    return np.asarray(values, np.float64) * 10.0
 
 
 def box_of(state: openmm.State) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from ..errors import DataError, ModelError, OutputError, UsageError
 
@@ -84,7 +84,7 @@ def load_simulation(
     modeller = app.Modeller(file.topology, file.positions)
     vectors = modeller.topology.getPeriodicBoxVectors()
     # The PDB's way to say "no crystal" is a cell of 1 A.
-    if no_box or (vectors is not None and max(vectors[k][k]._value for k in range(3)) < 0.11):
+    if no_box or (vectors is not None and max(vectors[k][k] for k in range(3)) < 0.11 * unit.nanometer):
         modeller.topology.setPeriodicBoxVectors(None)
     if forcefields:
         built = _from_forcefields(modeller, forcefields, hydrogens)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import openmm
 from numpy.typing import NDArray
+from openmm import unit
 
 from ..errors import ModelError
 
@@ -39,7 +40,7 @@ def add_guide(system: openmm.System, beads: Sequence[int]) -> openmm.CustomExter
     for bead in beads:
         if not 0 <= bead < system.getNumParticles():
             raise ModelError(f"bead {bead} is not in the System, which has {system.getNumParticles()} particles")
-        if system.getParticleMass(int(bead))._value == 0:
+        if system.getParticleMass(int(bead)) == 0 * unit.dalton:
             raise ModelError(
                 f"particle {bead} has no mass (a virtual site or a frozen atom): restraints cannot lead it; leave it "
                 "out of the selection"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,33 @@ class JumpLimits:
     spread: float = 5.0
     work: float = 10.0
     rmsd: float = 1.5
+
+
+class Attempt(NamedTuple):
+    """What one try at a jump found.
+
+    Attributes
+    ----------
+    step : int
+        Step count of the Simulation, which a jump leaves as it was.
+    sound : bool
+        Kept; else all of it was undone.
+    reason : str
+        Why it was undone.
+    frames : int
+        Frames of the forecast that were followed.
+    found : dict
+        Fields of :class:`Jump` that were measured before it ended.
+    seconds : dict
+        Wall time of forecast, lead and relaxation.
+    """
+
+    step: int
+    sound: bool
+    reason: str
+    frames: int
+    found: dict[str, float]
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
