@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
+from nn_systems import Official, read_official
 
 from egno_md.forecast.model import Model, build_network
 from egno_md.nn import EGNOOutput
@@ -34,6 +36,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"the folder with the reference data is not here: {SHARED.name}/ beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def official() -> Callable[[str], Official]:
+    """A vector of the original implementation by its name: the small ones travel with the tests."""
+
+    def read(name: str) -> Official:
+        for folder in (Path(__file__).parent / "data/official", SHARED / "fixtures/official"):
+            if (folder / f"{name}.npz").is_file():
+                return read_official(folder / f"{name}.npz")
+        pytest.skip(f"the vector {name} is not here: {SHARED.name}/ beside the checkout has it")
+
+    return read
 
 
 class Ballistic(torch.nn.Module):

@@ -96,7 +96,7 @@ def test_models_take_the_fast_path(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*test_egno.OFFICIAL, *test_eghno.OFFICIAL])
-def test_reference_reproduces_the_original(shared, name, monkeypatch):
+def test_reference_reproduces_the_original(official, name, monkeypatch):
     """The fast path does so in the tests of the operators."""
     calls = []
 
@@ -106,9 +106,9 @@ def test_reference_reproduces_the_original(shared, name, monkeypatch):
 
     monkeypatch.setattr(egnn, "edge_block", plain)
     if name in test_egno.OFFICIAL:
-        test_egno.test_original_vectors(shared, name)
+        test_egno.test_original_vectors(official, name)
     else:
-        test_eghno.test_original_vectors(shared, name, torch.float32)
+        test_eghno.test_original_vectors(official, name, torch.float32)
     assert calls
 
 

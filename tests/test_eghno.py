@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nn_systems import joined, random_rotation, random_system, read_official, relative_error
+from nn_systems import joined, random_rotation, random_system, relative_error
 
 from egno_md.errors import UsageError
 from egno_md.nn import EGHNO, from_official
@@ -37,8 +37,8 @@ def small_eghno(seed: int = 0, **options) -> EGHNO:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_original_vectors(shared, name, dtype):
-    case = read_official(shared / "fixtures" / "official" / f"{name}.npz")
+def test_original_vectors(official, name, dtype):
+    case = official(name)
     model = from_official(case.weights, case.config).to(dtype)
     assert not model.training
     system, a = case.system(), case.arrays

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from nn_systems import joined, random_rotation, random_system, read_official, relative_error
+from nn_systems import joined, random_rotation, random_system, relative_error
 
 from egno_md.errors import ModelError, UsageError
 from egno_md.nn import EGHNO, EGNO, from_official
@@ -29,8 +29,8 @@ def small_egno(seed: int = 0, **options) -> EGNO:
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_original_vectors(shared, name):
-    case = read_official(shared / "fixtures" / "official" / f"{name}.npz")
+def test_original_vectors(official, name):
+    case = official(name)
     model = from_official(case.weights, case.config)
     assert not model.training
     system = case.system()
@@ -47,8 +47,8 @@ def test_original_vectors(shared, name):
     assert grads == pytest.approx({our_name(key): norm for key, norm in case.grad_norms.items()}, rel=1e-4)
 
 
-def test_original_weights_that_do_not_fit(shared):
-    case = read_official(shared / "fixtures" / "official" / "egno_nbody.npz")
+def test_original_weights_that_do_not_fit(official):
+    case = official("egno_nbody")
     with pytest.raises(ModelError, match=r"embedding\.weight: found \(64, 33\), expected \(64, 34\)"):
         from_official(case.weights, case.config | {"in_node_nf": 2})
     with pytest.raises(ModelError, match="num_modes"):
