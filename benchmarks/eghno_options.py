@@ -21,12 +21,11 @@ import MDAnalysis as mda
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torch_geometric.data import Data
 
 from egno_md.forecast.chain import apply_operator
 from egno_md.forecast.model import Model, new_model
 from egno_md.graph.builder import GraphBuilder
-from egno_md.graph.graph import collate
+from egno_md.graph.graph import Graph, collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks, window_starts
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.loop import fit
@@ -70,14 +69,14 @@ class Mocap(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, item: int) -> Data:
+    def __getitem__(self, item: int) -> Graph:
         trial, start = self.items[item]
         x = torch.from_numpy(trial[start])  # (N, 3)
         v = torch.from_numpy(trial[start + 1] - trial[start])  # (N, 3)
         y = torch.from_numpy(trial[start + np.asarray(self.window.targets)].swapaxes(0, 1).copy())  # (N, T, 3)
         row, col = torch.from_numpy(self.edges)
         squared = (x[row] - x[col]).square().sum(1)  # (E,)
-        return Data(
+        return Graph(
             x=torch.stack([v.norm(dim=1), x[:, 1] / MOCAP_HEIGHT], 1),  # (N, 2)
             pos=x,
             vel=v,
@@ -128,7 +127,7 @@ def errors(model: Model, windows: Dataset) -> dict[str, float]:
     sums = {"model": 0.0, "static": 0.0}
     for batch in DataLoader(windows, batch_size=12, collate_fn=collate):
         y = batch.y.transpose(0, 1)  # (T, N, 3)
-        share = batch.num_graphs / len(windows)
+        share = batch.n_graphs / len(windows)
         sums["model"] += (apply_operator(model, batch).pos - y).square().mean((1, 2)) * share  # (T,)
         sums["static"] += (batch.pos - y).square().mean((1, 2)) * share  # (T,)
     return {f"{name} {kind}": round(float(value), 4) for name, e in sums.items()

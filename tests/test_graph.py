@@ -14,12 +14,11 @@ from MDAnalysisTests import datafiles
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.transform import Rotation
-from torch_geometric.data import Data
 
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.graph import builder as graph
 from egno_md.graph.builder import GraphBuilder, radial_basis
-from egno_md.graph.graph import collate
+from egno_md.graph.graph import Graph, collate
 from egno_md.molecule.atoms import atom_elements, select_atoms
 from egno_md.molecule.neighbors import box_vectors
 from egno_md.specs import AMINO_ACIDS, NUCLEOTIDES, GraphSpec
@@ -80,7 +79,7 @@ def straight(n: int, spacing: float = 3.8) -> np.ndarray:
     return np.arange(n)[:, None] * np.array([[spacing, 0.0, 0.0]])
 
 
-def build(universe: mda.Universe, select: str, spec: GraphSpec = BARE) -> tuple[GraphBuilder, Data]:
+def build(universe: mda.Universe, select: str, spec: GraphSpec = BARE) -> tuple[GraphBuilder, Graph]:
     """A builder and its graph of the current frame, at rest."""
     builder = GraphBuilder(select_atoms(universe, select), spec)
     positions = builder.atoms.positions
@@ -400,7 +399,7 @@ def test_features_do_not_see_rotation_reflection_and_translation(adk: mda.Univer
     moved = builder(positions @ turn.T + [7.0, -3.0, 11.0], velocities @ turn.T)
     np.testing.assert_array_equal(plain.edge_index, moved.edge_index)
     for name in ("x", "edge_attr", "local_attr"):
-        torch.testing.assert_close(plain[name], moved[name])
+        torch.testing.assert_close(getattr(plain, name), getattr(moved, name))
 
 
 @pytest.mark.parametrize("box", [None, [38.0, 38, 38, 60, 60, 90]], ids=str)
@@ -435,7 +434,7 @@ def test_two_chains_in_different_images_see_each_other(adk: mda.Universe, box: l
     row, col = wrapped.edge_index
     displacement = wrapped.pos[row] - wrapped.pos[col] - wrapped.edge_shift
     torch.testing.assert_close(displacement, together.pos[row] - together.pos[col], rtol=0, atol=1e-4)
-    assert "edge_shift" not in builder(positions, rest, [500.0, 500, 500, 90, 90, 90])
+    assert builder(positions, rest, [500.0, 500, 500, 90, 90, 90]).edge_shift is None
 
 
 def test_another_image_of_a_bonded_atom_is_not_bonded() -> None:
@@ -519,9 +518,11 @@ def test_frames_are_independent_and_the_static_work_is_done_once(
     np.testing.assert_array_equal(first.pos, frames[0])
     np.testing.assert_array_equal(last.pos, frames[1])
     assert first.edge_index.shape != last.edge_index.shape
-    assert first.identity == last.identity == builder.identity
-    for name in set(first.keys()) - {"identity"}:
-        torch.testing.assert_close(first[name], again[name], rtol=0, atol=0)
+    assert first.identity == last.identity == (builder.identity,)
+    given = [(a, b) for a, b in zip(first, again, strict=True) if isinstance(a, torch.Tensor)]
+    assert len(given) == 7
+    for a, b in given:
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_a_graph_owns_its_memory(ala2: mda.Universe) -> None:
@@ -545,18 +546,88 @@ def test_batches_offset_every_index(ala2: mda.Universe, adk: mda.Universe) -> No
     )
     _, middle = build(ala2, "heavy")
     _, large = build(adk, "ca")
-    assert "edge_shift" in small and "edge_shift" not in middle
+    assert small.edge_shift is not None and middle.edge_shift is None
     for order in ([small, middle, large], [large, small, middle]):
         batch = collate(order)
-        starts = np.cumsum([0] + [data.num_nodes for data in order])
-        assert batch.num_nodes == starts[-1] and batch.batch.bincount().tolist() == [d.num_nodes for d in order]
+        starts = np.cumsum([0] + [data.n_nodes for data in order])
+        assert batch.n_nodes == starts[-1] and batch.batch.bincount().tolist() == [d.n_nodes for d in order]
         for name in ("edge_index", "local_index"):
-            parts = [data[name] + int(start) for data, start in zip(order, starts[:-1], strict=True)]
-            torch.testing.assert_close(batch[name], torch.cat(parts, dim=1))
+            parts = [getattr(data, name) + int(start) for data, start in zip(order, starts[:-1], strict=True)]
+            torch.testing.assert_close(getattr(batch, name), torch.cat(parts, dim=1))
         row, col = batch.edge_index
         distance = (batch.pos[row] - batch.pos[col] - batch.edge_shift).norm(dim=1)
         torch.testing.assert_close(distance, batch.edge_attr[:, DISTANCE])
         i, j = batch.local_index
         torch.testing.assert_close((batch.pos[i] - batch.pos[j]).norm(dim=1), batch.local_attr[:, 0])
-    assert "edge_shift" not in middle
-    assert "edge_shift" not in collate([middle, large])
+    assert middle.edge_shift is None
+    assert collate([middle, large]).edge_shift is None
+
+
+@pytest.fixture
+def full_batch(adk: mda.Universe) -> list[Graph]:
+    """Two graphs of different size with every field."""
+    graphs = []
+    for n, seed in ((5, 0), (8, 1)):
+        rng = torch.Generator().manual_seed(seed)
+        positions = straight(n)
+        graph = GraphBuilder(peptides([*range(1, n + 1)], positions).atoms, BARE)(positions, np.zeros((n, 3)))
+        history = torch.randn(n, 4, 3, generator=rng)
+        graphs.append(graph._replace(
+            edge_shift=torch.randn(graph.edge_index.shape[1], 3, generator=rng), pos_history=history,
+            vel_history=-history, y=2 * history, item=torch.tensor([seed + 7]),
+        ))  # fmt: skip
+    return graphs
+
+
+def same(a: Graph, b: Graph) -> None:
+    for name, one, other in zip(Graph._fields, a, b, strict=True):
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype and torch.equal(one, other), name
+        else:
+            assert one == other, name
+
+
+def test_a_batch_splits_into_its_graphs(full_batch: list[Graph]) -> None:
+    batch = collate(full_batch)
+    assert (batch.n_graphs, batch.n_nodes, batch.sizes) == (2, 13, [5, 8]) and len(set(batch.identity)) == 2
+    assert all(value is not None for value in batch)
+    for got, expected in zip(batch.split(), full_batch, strict=True):
+        same(got, expected)
+    same(collate([batch, full_batch[0]]), collate([*full_batch, full_batch[0]]))
+    same(batch.to("cpu"), batch)
+
+
+def test_graphs_go_to_torch_geometric_and_back(full_batch: list[Graph]) -> None:
+    from torch_geometric.data import Batch, Data
+
+    one, batch = full_batch[0], collate(full_batch)
+    data = one.to_data()
+    assert type(data) is Data and data.num_nodes == 5 and data.identity == one.identity[0]
+    same(Graph.from_data(data), one)
+    together = batch.to_data()
+    assert isinstance(together, Batch) and torch.equal(together.batch, batch.batch)
+    same(Graph.from_data(together), batch)
+    # Batched by torch_geometric or here is the same, and data sets of theirs can be given as they are.
+    same(Graph.from_data(Batch.from_data_list([g.to_data() for g in full_batch])), batch)
+    same(collate([g.to_data() for g in full_batch]), batch)
+    del together.ptr
+    assert torch.equal(Graph.from_data(together).ptr, batch.ptr)
+    bare = Graph.from_data(Data(**{name: getattr(one, name) for name in Graph._fields[:5]}, other=3))
+    assert bare.local_index is None and bare.identity == ("",) and bare.n_graphs == 1
+
+
+def test_graphs_that_cannot_be_one_batch_are_refused(full_batch: list[Graph]) -> None:
+    from torch_geometric.data import Data
+
+    first, second = full_batch
+    with pytest.raises(DataError, match="'y' is missing in number 1 of 2"):
+        collate([first, second._replace(y=None)])
+    with pytest.raises(DataError, match="at least one graph"):
+        collate([])
+    with pytest.raises(DataError, match="this Data has no vel, edge_attr"):
+        Graph.from_data(Data(x=first.x, pos=first.pos, edge_index=first.edge_index))
+    shuffled = collate(full_batch).to_data()
+    shuffled.batch = shuffled.batch.flip(0)
+    del shuffled.ptr
+    with pytest.raises(DataError, match="ascending"):
+        Graph.from_data(shuffled)

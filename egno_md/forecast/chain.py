@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch_geometric.data import Batch, Data
 
 from ..errors import ModelError, UsageError
 from ..graph.builder import GraphBuilder
-from ..graph.graph import collate
-from ..graph.windows import displacements, frames_back
+from ..graph.graph import Graph, collate
+from ..graph.windows import displacements, frames_back, nodes_first
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
 from ..nn.captured import CapturedEGNO
@@ -30,7 +29,7 @@ CAPTURE_FROM = 16
 
 def apply_operator(
     model: Model,
-    data: Data | Batch,
+    graph: Graph,
     *,
     times: torch.Tensor | None = None,
     max_memory: int | str | None = None,
@@ -41,8 +40,8 @@ def apply_operator(
     Parameters
     ----------
     model : Model
-    data : Data or Batch
-        From a GraphBuilder or TrajectoryWindows; Angstrom, Angstrom per stride.
+    graph : Graph
+        From a GraphBuilder or TrajectoryWindows, one or a batch; Angstrom, Angstrom per stride.
     times : Tensor, shape (T,), optional
         Time points in strides, 0 being the first predicted frame (spec: 0, 1, ..., T - 1).
     max_memory : int or "auto", optional
@@ -56,33 +55,32 @@ def apply_operator(
         With ``pos`` (T, N, 3) and ``vel`` (T, N, 3) in Angstrom.
     """
     scale = model.spec.length_scale
-    pos, vel = data.pos, data.vel  # (N, 3)
+    pos, vel = graph.pos, graph.vel  # (N, 3)
     if model.spec.prior == "regression":
-        pos = prior_path(model, data, times)  # (T, N, 3)
+        pos = prior_path(model, graph, times)  # (T, N, 3)
         vel = vel.expand_as(pos)  # (T, N, 3)
     if model.window.history > 1:
-        pos = data.pos_history.transpose(0, 1)  # (T, N, 3)
-        vel = data.vel_history.transpose(0, 1)  # (T, N, 3)
+        pos = graph.pos_history.transpose(0, 1)  # (T, N, 3)
+        vel = graph.vel_history.transpose(0, 1)  # (T, N, 3)
     options = {}
     if model.spec.operator == "eghno":
-        options = {"local_index": data.local_index, "local_attr": data.local_attr}
-    shift = data.get("edge_shift")
+        options = {"local_index": graph.local_index, "local_attr": graph.local_attr}
     out = (network or model.network)(
-        data.x,
+        graph.x,
         pos / scale,
         vel / scale,
-        data.edge_index,
-        data.edge_attr,
+        graph.edge_index,
+        graph.edge_attr,
         times=times,
-        batch=data.get("batch"),
-        edge_shift=None if shift is None else shift / scale,
+        batch=graph.batch,
+        edge_shift=None if graph.edge_shift is None else graph.edge_shift / scale,
         max_memory=None if max_memory == "auto" else max_memory,
         **options,
     )
     return out._replace(pos=out.pos * scale, vel=out.vel * scale)
 
 
-def prior_path(model: Model, data: Data | Batch, times: torch.Tensor | None = None) -> torch.Tensor:
+def prior_path(model: Model, graph: Graph, times: torch.Tensor | None = None) -> torch.Tensor:
     """What the model's regression says of some graphs, (T, N, 3) in Angstrom.
 
     Raises
@@ -94,9 +92,8 @@ def prior_path(model: Model, data: Data | Batch, times: torch.Tensor | None = No
         ahead = np.asarray(model.window.targets, float)  # (T,)
     else:
         ahead = times.cpu().numpy() + 1.0  # (T,); only a window of every stride is asked for other times
-    names = [data.identity] if isinstance(data.identity, str) else data.identity
-    sizes = [len(data.pos)] if data.get("ptr") is None else data.ptr.diff().tolist()
-    starts, velocities = (x.cpu().double().split(sizes) for x in (data.pos, data.vel))
+    names = graph.identity
+    starts, velocities = (x.cpu().double().split(graph.sizes) for x in (graph.pos, graph.vel))
     out: list[torch.Tensor] = [torch.empty(0)] * len(names)
     for name in set(names):
         if name not in model.regression:
@@ -110,7 +107,7 @@ def prior_path(model: Model, data: Data | Batch, times: torch.Tensor | None = No
         paths = model.regression[name].path(start, velocity, ahead)  # (B, T, N, 3)
         for k, path in zip(here, torch.from_numpy(paths), strict=True):
             out[k] = path
-    return torch.cat(out, dim=1).to(data.pos)  # (T, N, 3)
+    return torch.cat(out, dim=1).to(graph.pos)  # (T, N, 3)
 
 
 def check_request(model: Model, horizon: int, substeps: int) -> None:
@@ -270,14 +267,13 @@ def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: 
 
 def graphs(
     model: Model, builders: Sequence[GraphBuilder], frames: Sequence[np.ndarray], boxes: Sequence | None = None
-) -> Batch:
+) -> Graph:
     """Graphs of B starts as one batch; `frames` are B histories (n_input, N, 3)."""
     graphs = []
     for b, (builder, past) in enumerate(zip(builders, frames, strict=True)):
         velocities = displacements(past, model.window)  # (history, N, 3)
-        data = builder(past[-1], velocities[-1], None if boxes is None else boxes[b])
+        graph = builder(past[-1], velocities[-1], None if boxes is None else boxes[b])
         if model.window.history > 1:
-            data.pos_history = torch.from_numpy(past[1:].swapaxes(0, 1).astype(np.float32))  # (N, T, 3)
-            data.vel_history = torch.from_numpy(velocities.swapaxes(0, 1).astype(np.float32))  # (N, T, 3)
-        graphs.append(data)
+            graph = graph._replace(pos_history=nodes_first(past[1:]), vel_history=nodes_first(velocities))
+        graphs.append(graph)
     return collate(graphs)

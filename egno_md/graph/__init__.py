@@ -2,6 +2,6 @@
 
 from ..molecule.atoms import check_whole, select_atoms
 from .builder import GraphBuilder, radial_basis
-from .graph import collate
+from .graph import Graph, collate
 
-__all__ = ["GraphBuilder", "check_whole", "collate", "radial_basis", "select_atoms"]
+__all__ = ["Graph", "GraphBuilder", "check_whole", "collate", "radial_basis", "select_atoms"]

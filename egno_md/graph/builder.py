@@ -12,7 +12,6 @@ from MDAnalysis.core.groups import AtomGroup
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from torch import Tensor
-from torch_geometric.data import Data
 
 from ..errors import DataError, ModelError
 from ..molecule.atoms import (
@@ -29,6 +28,7 @@ from ..molecule.atoms import (
 )
 from ..molecule.neighbors import box_vectors, box_widths, radius_graph
 from ..specs import GraphSpec, NodeFeature
+from .graph import Graph
 
 #: Residues this far apart along the chain, and those of another chain, are "far": the feature is 1.
 CHAIN_CAP = 10
@@ -96,7 +96,7 @@ class GraphBuilder:
 
     def __call__(
         self, positions: ArrayLike, velocities: ArrayLike, box: ArrayLike | None = None, *, frame: int | None = None
-    ) -> Data:
+    ) -> Graph:
         """The graph of one frame.
 
         Parameters
@@ -112,11 +112,10 @@ class GraphBuilder:
 
         Returns
         -------
-        torch_geometric.data.Data
-            ``x (N, F)``, ``pos (N, 3)``, ``vel (N, 3)``, ``edge_index (2, E)`` sorted by receiver then sender,
-            ``edge_attr (E, A)``, ``local_index (2, 2B)`` the bonds in both directions, ``local_attr (2B, 1)`` their
-            lengths in Angstrom, ``identity`` of the builder, and, where an edge crosses the box, ``edge_shift (E, 3)``:
-            the displacement of an edge is ``pos[receiver] - pos[sender] - edge_shift``. float32 and int64.
+        Graph
+            ``edge_index (2, E)`` sorted by receiver then sender, ``local_index (2, 2B)`` the bonds in both directions,
+            ``local_attr (2B, 1)`` their lengths in Angstrom, ``identity`` of the builder, and ``edge_shift (E, 3)``
+            where an edge crosses the box.
 
         Raises
         ------
@@ -141,7 +140,8 @@ class GraphBuilder:
         x = self._x.clone()
         if self._speed is not None:
             x[:, self._speed] = vel.norm(dim=1)
-        data = Data(
+        crosses = shift is not None and shift.any()
+        return Graph(
             x=x,
             pos=pos.to(torch.float32),
             vel=vel,
@@ -149,11 +149,9 @@ class GraphBuilder:
             edge_attr=self._edge_features(edges, distance, hop, shift),
             local_index=self._local_index.clone(),
             local_attr=bond_length[:, None].to(torch.float32),
-            identity=self.identity,
+            edge_shift=torch.from_numpy(shift).to(self.device, torch.float32) if crosses else None,
+            identity=(self.identity,),
         )
-        if shift is not None and shift.any():
-            data.edge_shift = torch.from_numpy(shift).to(self.device, torch.float32)
-        return data
 
     @functools.cached_property
     def identity(self) -> str:

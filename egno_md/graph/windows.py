@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from MDAnalysis import AtomGroup
-from torch_geometric.data import Data
 
 from ..errors import DataError, OutputError
 from ..specs import WindowSpec
 from .builder import GraphBuilder
+from .graph import Graph
 
 #: Runs up to this many bytes are kept in memory; longer ones stream from a file of the selected atoms.
 MEMORY_LIMIT = 2 << 30
@@ -227,9 +227,8 @@ def split_blocks(
 class TrajectoryWindows(torch.utils.data.Dataset):
     """Windows of one or several runs as graphs.
 
-    Each sample is a torch_geometric ``Data`` made by the run's GraphBuilder from the start frame, with ``y``
-    (N, T, 3), the targets in Angstrom, and for a trajectory-to-trajectory window ``pos_history`` and
-    ``vel_history`` (N, T, 3). Nodes come first so that batches concatenate along them.
+    Each sample is a :class:`~egno_md.graph.Graph` made by the run's GraphBuilder from the start frame, with the
+    targets ``y`` and, for a trajectory-to-trajectory window, ``pos_history`` and ``vel_history``.
 
     Parameters
     ----------
@@ -249,7 +248,7 @@ class TrajectoryWindows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, item: int) -> Data:
+    def __getitem__(self, item: int) -> Graph:
         return self.sample(item)
 
     def history(self, item: int) -> np.ndarray:
@@ -265,7 +264,7 @@ class TrajectoryWindows(torch.utils.data.Dataset):
         distance = there - item
         return there if there < len(self.index) and self.index[there] == (r, start + distance) else None
 
-    def sample(self, item: int, noise: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> Data:
+    def sample(self, item: int, noise: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> Graph:
         """One window; `noise` gives what is added to its input frames, in Angstrom, for their shape."""
         r, start = self.index[item]
         run, window = self.runs[r], self.window
@@ -276,15 +275,15 @@ class TrajectoryWindows(torch.utils.data.Dataset):
         velocities = displacements(past, window)  # (history, N, 3)
         sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
         box = None if run.boxes is None else run.boxes[start]
-        data = run.builder(sequence[-1], velocities[-1], box)
-        if window.history > 1:
-            data.pos_history = _nodes_first(sequence)  # (N, T, 3)
-            data.vel_history = _nodes_first(velocities)  # (N, T, 3)
         targets = run.positions[start + np.asarray(window.targets) * run.every]
-        data.y = _nodes_first(targets)  # (N, T, 3)
-        return data
+        graph = run.builder(sequence[-1], velocities[-1], box)
+        return graph._replace(
+            pos_history=nodes_first(sequence) if window.history > 1 else None,  # (N, T, 3)
+            vel_history=nodes_first(velocities) if window.history > 1 else None,  # (N, T, 3)
+            y=nodes_first(targets),  # (N, T, 3)
+        )
 
 
-def _nodes_first(frames: np.ndarray) -> torch.Tensor:
+def nodes_first(frames: np.ndarray) -> torch.Tensor:
     """(T, N, 3) to (N, T, 3), float32."""
     return torch.from_numpy(np.ascontiguousarray(frames.swapaxes(0, 1), np.float32))  # (N, T, 3)

@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from ..errors import DataError, ModelError, OutputError, UsageError
 from ..forecast.chain import apply_operator, graphs, restored
 from ..forecast.model import Model
-from ..graph.graph import collate
+from ..graph.graph import Graph, collate
 from ..specs import TrainSpec
-from .data import Data
 
 WARMUP = 0.05  # share of all steps
 
@@ -71,15 +69,13 @@ class _Varied(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, k: int) -> Data:
+    def __getitem__(self, k: int) -> Graph:
         rng = np.random.default_rng((self.spec.seed, self.epoch, k))
         if self.spec.noise:
-            data = self.windows.sample(self.items[k], functools.partial(rng.normal, 0.0, self.spec.noise))
+            graph = self.windows.sample(self.items[k], functools.partial(rng.normal, 0.0, self.spec.noise))
         else:
-            data = self.windows[self.items[k]]
-        if self.spec.unroll > 1:
-            data.item = self.items[k]
-        return data
+            graph = self.windows[self.items[k]]
+        return graph._replace(item=torch.tensor([self.items[k]])) if self.spec.unroll > 1 else graph
 
 
 class _Diverged(Exception):
@@ -131,12 +127,12 @@ class _Module(pl.LightningModule):
             weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
         self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
 
-    def _errors(self, batch: Batch):
+    def _errors(self, batch: Graph):
         out = apply_operator(self.model, batch)
         squared = (out.pos - batch.y.transpose(0, 1)) ** 2  # (T, N, 3)
         return out, squared.mean(dim=(1, 2))  # (T,)
 
-    def training_step(self, batch: Batch, number: int) -> torch.Tensor:
+    def training_step(self, batch: Graph, number: int) -> torch.Tensor:
         if self.spec.unroll > 1:
             batch = self._further(batch, number)
         out, per_step = self._errors(batch)
@@ -146,10 +142,10 @@ class _Module(pl.LightningModule):
         if self.model.spec.operator == "eghno":
             loss = loss + self.model.spec.cut_weight * out.cut_loss
         self._require_finite(loss, f"the loss of batch {number + 1}")
-        self.log("train", loss.detach(), prog_bar=True, batch_size=batch.num_graphs)
+        self.log("train", loss.detach(), prog_bar=True, batch_size=batch.n_graphs)
         return loss
 
-    def _further(self, batch: Batch, number: int) -> Batch:
+    def _further(self, batch: Graph, number: int) -> Graph:
         """The batch some windows later: the input is what the model makes of the windows before."""
         # Asked of the trainer: what a module holds is copied with its weights.
         windows, device = self.trainer.train_dataloader.dataset.windows, batch.pos.device
@@ -176,14 +172,13 @@ class _Module(pl.LightningModule):
                     frames[k] = np.concatenate([frames[k], path])[-len(frames[k]) :]  # (n_input, N, 3)
             last = graphs(self.model, [run.builder for run in runs], frames, boxes).to(device)
         targets = [windows[windows.ahead(item, steps)].y for item in items]  # B of (N, T, 3)
-        last.y = torch.cat(targets).to(device)  # (N, T, 3)
-        return last
+        return last._replace(y=torch.cat(targets).to(device))  # (N, T, 3)
 
-    def validation_step(self, batch: Batch, number: int) -> None:
+    def validation_step(self, batch: Graph, number: int) -> None:
         per_step = self._errors(batch)[1]
         self._require_finite(per_step.mean(), f"the validation error of batch {number + 1}")
-        self.log("F-MSE", per_step[-1], prog_bar=True, batch_size=batch.num_nodes)
-        self.log("A-MSE", per_step.mean(), batch_size=batch.num_nodes)
+        self.log("F-MSE", per_step[-1], prog_bar=True, batch_size=batch.n_nodes)
+        self.log("A-MSE", per_step.mean(), batch_size=batch.n_nodes)
 
     def _require_finite(self, value: torch.Tensor, what: str) -> None:
         if not torch.isfinite(value):
@@ -242,8 +237,8 @@ def fit(
         Where to start: untrained from :func:`egno_md.checkpoint.new_model`, or trained, to fine-tune it. It is not
         changed.
     train, validation : TrajectoryWindows
-        Windows that share no frame; see :func:`egno_md.windows.split_blocks`. Any dataset of graphs with targets
-        ``y`` (N, T, 3) will do.
+        Windows that share no frame; see :func:`egno_md.graph.windows.split_blocks`. Any dataset of graphs with targets
+        ``y`` (N, T, 3) will do, be they :class:`~egno_md.graph.Graph` or ``torch_geometric.data.Data``.
     spec : TrainSpec, optional
         How; Adam, a warm-up and a cosine schedule over ``max_epochs``, an exponential moving average of the weights.
     work_dir : path

@@ -35,7 +35,7 @@ def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
     ahead = np.asarray(window.targets, float)  # (T,)
     for sample in data.validation:
         start, velocity, true = (x.double().numpy() for x in (sample.pos, sample.vel, sample.y))
-        path = data.regression[sample.identity].path(start[None], velocity[None], ahead)[0]  # (T, N, 3)
+        path = data.regression[sample.identity[0]].path(start[None], velocity[None], ahead)[0]  # (T, N, 3)
         errors["static"].append(float(np.mean((true - start[:, None]) ** 2)))
         errors["regression"].append(float(np.mean((true.swapaxes(0, 1) - path) ** 2)))
     means = {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
