@@ -46,7 +46,7 @@ class TorsionReporter:
         return {"steps": steps, "periodic": False, "include": ["positions"]}
 
     def report(self, simulation, state):
-        xyz = state.getPositions(asNumpy=True)._value
+        xyz = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         a, b, c, d = np.moveaxis(xyz[self.quadruples], -2, 0)  # (R, 2, 3)
         ab, bc, cd = b - a, c - b, d - c
         n1, n2 = np.cross(ab, bc), np.cross(bc, cd)
@@ -148,7 +148,7 @@ def main(pdb, model, forcefields, water, hydrogens, jumps, md_steps, lead_ps, re
         platform=platform, seed=seed,
     )  # fmt: skip
     start = simulation.context.createCheckpoint()
-    step_ps = simulation.integrator.getStepSize()._value
+    step_ps = simulation.integrator.getStepSize().value_in_unit(unit.picosecond)
     every = round(SAMPLE_PS / step_ps)
 
     def plain(ps: float) -> tuple[np.ndarray, float]:

@@ -467,6 +467,9 @@ def extend(
 ) -> None:
     """Run all-atom MD with OpenMM that forecasts lead ahead, jump by jump.
 
+    A jump stands for the time of a forecast, but it does not sample it: plain MD of equal cost sampled better wherever
+    it was measured.
+
     TOPOLOGY is a PDB or mmCIF file of all atoms. With force fields it is enough:
 
     \b
@@ -504,7 +507,7 @@ def extend(
 
     def progress(jump) -> None:
         outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
-        click.echo(f"jump {jump.jump + 1}/{jumps}: {outcome}; stands at {jump.represented_ps:g} ps", err=True)
+        click.echo(f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride", err=True)
 
     shown = progress if sys.stderr.isatty() else None
     with files.reporting(simulation, report):
@@ -516,13 +519,14 @@ def extend(
     reasons = "".join(f"; {count} rolled back: {reason}" for reason, count in summary["rolled_back"].items())
     lines = [
         f"jumps      {summary['accepted']} of {summary['jumps']} accepted{reasons}",
-        f"time       {summary['md_ps']:g} ps of plain MD, jumps that stand for {summary['jump_ps']:g} ps; integrated "
-        f"{summary['integrated_ps']:g} ps",
+        f"time       {summary['md_ps']:g} ps of plain MD, jumps that stand for {summary['jump_ps']:g} ps by the "
+        f"model's stride; integrated {summary['integrated_ps']:g} ps",
     ]
     if summary["accepted"]:
         lines += [
             f"cost       a jump took {summary['seconds_per_jump']:.2g} s, {summary['cost_ratio']:.2g} times plain MD "
             "of the time it stands for",
+            f"worth      {summary['cost_ratio_note']}",
             f"kinetic    {summary['temperature_md']:.1f} K in MD, {summary['temperature_relaxed']:.1f} K after jumps",
         ]
     click.echo("\n".join(lines + [f"written    {path}" for path in summary["files"]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import resource
 from contextlib import contextmanager
 
@@ -743,6 +744,10 @@ def test_extend_from_system_and_state(dipeptide_files):
     given = ["--system", str(dipeptide_files / "system.xml"), "--state", str(dipeptide_files / "state.xml")]
     result = extend(dipeptide_files, *given)
     assert result.exit_code == 0, result.output
+    # The ratio of the costs never stands without what it is worth.
+    lines = {line.split()[0]: line for line in result.output.splitlines()}
+    assert ("worth" in lines) == ("cost" in lines)
+    assert "cost" not in lines or "not of sampling: plain MD of equal cost sampled better" in lines["worth"]
     read = mda.Universe(str(dipeptide_files / "out.pdb"), str(dipeptide_files / "out.dcd"))
     assert read.trajectory.n_frames == 10
     assert read.trajectory.dt == pytest.approx(0.04, rel=1e-3)
@@ -766,6 +771,7 @@ def test_extend_from_a_force_field(dipeptide_files):
     result = extend(dipeptide_files, *fields, "--json")
     assert result.exit_code == 0, result.output
     assert '"jumps": 2' in result.output
+    assert "plain MD of equal cost sampled better" in json.loads(result.stdout)["cost_ratio_note"]
 
 
 def test_boxes_that_mean_nothing(dipeptide_files):
