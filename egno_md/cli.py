@@ -507,7 +507,9 @@ def extend(
 
     def progress(jump) -> None:
         outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
-        click.echo(f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride", err=True)
+        click.echo(
+            f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride", err=True
+        )
 
     shown = progress if sys.stderr.isatty() else None
     with files.reporting(simulation, report):

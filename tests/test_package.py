@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
+import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -19,6 +22,7 @@ import egno_md
 from benchmarks import simulate
 from egno_md.errors import UsageError
 
+STDLIB = sys.stdlib_module_names
 PACKAGE = Path(egno_md.__file__).parent
 
 #: Who may import whom: a room and the rooms below it.
@@ -72,6 +76,32 @@ NOT_YET = {
     ("cli.py", "MDAnalysis"),
 }
 
+#: Names of third parties that are private (a leading underscore, a module called internal), what they are used for, and
+#: the version that they were last tried on. Only where there is no public way; to be looked at with every update.
+PRIVATE = {
+    "MDAnalysis 2.11.0": {
+        "_trajectory": "the trajectory of an AnalysisBase",
+        "_ts": "the frame of an AnalysisBase",
+        "_frame_index": "and its number",
+        "_setup_frames": "frames of an AnalysisBase, which start forecasts here",
+        "_verbose": "whether an AnalysisBase shows its progress",
+        "_prepare": "hook of an AnalysisBase",
+        "_single_frame": "hook of an AnalysisBase",
+        "_conclude": "hook of an AnalysisBase",
+        "_read_next_timestep": "hook of a reader",
+        "_frame": "number of the frame of a reader",
+        "_xdr": "the decoder of an XTC reader, for its offsets",
+        "_kwargs": "what a reader's copy passes on",
+    },
+    "torch 2.13.0": {
+        "_linear_pointwise": "oneDNN's Linear with SiLU; tried out before it is used",
+        "_is_mkldnn_bf16_supported": "whether it takes bf16; missing counts as no",
+    },
+    "OpenMM 8.6.1": {"openmm.app.internal.unitcell": "reduced vectors of a box"},
+}
+#: Public, though they have an underscore: methods of named tuples.
+NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}
+
 
 def imported(path: Path) -> tuple[set[str], set[str]]:
     """Rooms of the package and third parties that a file imports, anywhere in it but for type checkers."""
@@ -124,6 +154,74 @@ def test_third_parties_are_known_where_the_table_says():
             if not any(name == place or name.startswith(f"{place}/") for place in ONLY_IN[other]):
                 wrong.add((name, other))
     assert wrong == NOT_YET
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def own_names(trees: dict[str, ast.Module]) -> set[str]:
+    """Private names that the package itself defines somewhere."""
+    own = set()
+    for node in itertools.chain.from_iterable(map(ast.walk, trees.values())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        elif isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return {name for name in own if is_private(name)}
+
+
+def private_attributes(tree: ast.Module, own: set[str]) -> set[str]:
+    """Names with an underscore, also as strings of getattr and in imports, that are not the package's own."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)}
+        elif isinstance(node, ast.ImportFrom) and not node.level and not node.module.startswith("egno_md"):
+            found |= {alias.name for alias in node.names}
+            if any(is_private(part) or part == "internal" for part in node.module.split(".")):
+                found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if any(is_private(p) or p == "internal" for p in a.name.split("."))}
+    return {name for name in found if (is_private(name) or "." in name) and name not in own | NAMED_TUPLE}
+
+
+def inherited_names(name: str, tree: ast.Module) -> set[str]:
+    """Private names that a class shares with a base of third parties: overridden, read or replaced."""
+    found = set()
+    parts = name.removesuffix(".py").removesuffix("/__init__").split("/")
+    if parts == ["__main__"]:
+        return found
+    module = importlib.import_module(".".join(["egno_md", *parts]).removesuffix(".__init__"))
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        if (cls := getattr(module, node.name, None)) is None:
+            continue
+        bases = [b for b in cls.__mro__ if b.__module__.split(".")[0] not in ("egno_md", "builtins", *STDLIB)]
+        used = {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "self"}
+        used |= {n.name for n in node.body if isinstance(n, ast.FunctionDef)}
+        for base in bases:
+            known = set(vars(base)) | set(vars(base).get("__annotations__", ()))
+            try:
+                known |= set(re.findall(r"self\.(_\w+)", inspect.getsource(base)))
+            except (OSError, TypeError):  # compiled
+                pass
+            found |= {name for name in used & known if is_private(name)}
+    return found
+
+
+def test_private_names_of_third_parties_are_listed():
+    trees = {name: ast.parse(path.read_text()) for name, path in files()}
+    own = own_names(trees)
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        for used in private_attributes(tree, own) | inherited_names(name, tree):
+            found.setdefault(used, set()).add(name)
+    listed = [name for names in PRIVATE.values() for name in names]
+    assert len(listed) == len(set(listed))
+    assert not {name: where for name, where in found.items() if name not in listed}, "use a public way, or list them"
+    assert not set(listed) - set(found), "no longer used: take them off the list"
 
 
 def test_no_file_is_too_long_and_no_banner_stands_inside_one():
