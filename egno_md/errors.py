@@ -1,5 +1,9 @@
 """The errors a user can meet. Each message names what was found, what was expected and the cure."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class EGNOError(Exception):
     """Base of every error that egno_md raises on purpose; the command line exits with 1."""
@@ -19,3 +23,14 @@ class ModelError(EGNOError, ValueError):
 
 class OutputError(EGNOError, OSError):
     """An output that exists already, or could not be written whole."""
+
+
+def few(items: Iterable[str], count: int) -> str:
+    """The first of some items on one line, and how many more there are."""
+    items = list(items)
+    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+
+
+def in_frame(frame: int | None) -> str:
+    """How a message about a frame begins."""
+    return "" if frame is None else f"frame {frame}: "

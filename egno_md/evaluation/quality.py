@@ -12,7 +12,8 @@ from ..errors import DataError
 from ..forecast.forecasters import InternalMotion
 from ..graph.builder import GraphBuilder
 from ..molecule.checks import check_frames
-from ..molecule.geometry import aligned, dihedrals
+from ..molecule.geometry import aligned, bond_lengths, bonded_neighbours, dihedrals, radius_of_gyration
+from ..molecule.molecule import Molecule
 from .statistics import autocorrelation, jensen_shannon, relaxation_time
 
 #: A bond this far from its mean in the run is off, Angstrom.
@@ -144,34 +145,42 @@ def backbone_torsions(builder: GraphBuilder) -> tuple[str, list[str], NDArray[np
     quadruples : ndarray, shape (K, 4)
         Indices into the selection.
     """
-    atoms = builder.atoms
-    neighbours: list[list[int]] = [[] for _ in range(len(atoms))]
-    for i, j in builder.bonds.tolist():
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    labels, residues = list(atoms.names), atoms.resindices
+    molecule = builder.molecule
+    residues, n_atoms = molecule.residues, molecule.n_atoms
+    names, rows = _phi_psi(molecule)
+    if rows:
+        return "phi/psi", names, np.asarray(rows)
+    if len(np.unique(residues)) == n_atoms:
+        linked = set(map(tuple, molecule.bonds.tolist()))
+        rows = [[i, i + 1, i + 2, i + 3] for i in range(n_atoms - 3)]
+        rows = [row for row in rows if all((a, a + 1) in linked for a in row[:3])]
+        numbers = residues + 1 if molecule.resids is None else molecule.resids
+        return "virtual" if rows else "", [f"{numbers[r[1]]}-{numbers[r[2]]}" for r in rows], np.asarray(rows)
+    return "", [], np.zeros((0, 4), int)
+
+
+def _phi_psi(molecule: Molecule) -> tuple[list[str], list[list[int]]]:
+    """Names and atoms of phi and psi of each residue that has both."""
+    if molecule.names is None:
+        return [], []
+    neighbours, residues = bonded_neighbours(molecule.bonds, molecule.n_atoms), molecule.residues
 
     def next_to(i: int, name: str, same: bool) -> int | None:
-        found = [j for j in neighbours[i] if labels[j] == name and (residues[j] == residues[i]) == same]
+        found = [j for j in neighbours[i] if molecule.names[j] == name and (residues[j] == residues[i]) == same]
         return found[0] if found else None
 
     names: list[str] = []
     rows: list[list[int]] = []
-    for ca in np.flatnonzero(atoms.names == "CA").tolist():
+    for ca in np.flatnonzero(molecule.names == "CA").tolist():
         n, c = next_to(ca, "N", True), next_to(ca, "C", True)
         before = None if n is None else next_to(n, "C", False)
         after = None if c is None else next_to(c, "N", False)
         if before is not None and after is not None:
+            resname = "" if molecule.resnames is None else molecule.resnames[ca]
+            resid = residues[ca] + 1 if molecule.resids is None else molecule.resids[ca]
             rows += [[before, n, ca, c], [n, ca, c, after]]
-            names += [f"{kind} {atoms[ca].resname} {atoms[ca].resid}" for kind in ("phi", "psi")]
-    if rows:
-        return "phi/psi", names, np.asarray(rows)
-    if len(atoms) and len(np.unique(residues)) == len(atoms):
-        linked = set(map(tuple, builder.bonds.tolist()))
-        rows = [[i, i + 1, i + 2, i + 3] for i in range(len(atoms) - 3)]
-        rows = [row for row in rows if all((a, a + 1) in linked for a in row[:3])]
-        return "virtual" if rows else "", [f"{atoms[r[1]].resid}-{atoms[r[2]].resid}" for r in rows], np.asarray(rows)
-    return "", [], np.zeros((0, 4), int)
+            names += [f"{kind} {resname} {resid}" for kind in ("phi", "psi")]
+    return names, rows
 
 
 def quality(
@@ -207,7 +216,7 @@ def quality(
         before += len(x)
     first = np.concatenate(halves[0])
     motion = InternalMotion.fit([first if len(halves[0]) == 1 else x for x in halves[0] if len(x) > 1] or [first])
-    lengths = _lengths(first, builder.bonds).mean(axis=0)  # (B,)
+    lengths = bond_lengths(first, builder.bonds).mean(axis=0)  # (B,)
     kind, names, quadruples = backbone_torsions(builder)
     n_frames = sum(len(x) for x in chains)
     describe = _Describe(builder, motion.mean, first[0], lengths, quadruples, stride_ps)
@@ -235,7 +244,7 @@ class _Describe:
         """Everything of some frames; what is no matter of time from at most so many of them."""
         bonds = self.builder.bonds
         parts = [np.asarray(x, np.float64) for x in parts]
-        radii = [np.sqrt(((x - x.mean(axis=1, keepdims=True)) ** 2).sum(-1).mean(-1)) for x in parts]  # (F,)
+        radii = [radius_of_gyration(x) for x in parts]  # (F,)
         fitted = [aligned(x, self.mean) for x in parts]  # (F, N, 3)
         middle = np.concatenate(fitted).mean(axis=0)  # (N, 3)
         memory = _mean_correlation([x - middle for x in fitted])
@@ -244,7 +253,7 @@ class _Describe:
         everything = np.concatenate(parts)
         chosen = slice(None, None, max(1, -(-len(everything) // (at_most or len(everything)))))
         frames, fit = everything[chosen], np.concatenate(fitted)[chosen]  # (F, N, 3)
-        lengths = _lengths(frames, bonds)  # (F, B)
+        lengths = bond_lengths(frames, bonds)  # (F, B)
         angles = dihedrals(frames, self.quadruples)  # (F, K)
         checks = check_frames(frames[:: -(-len(frames) // CHECKED_FRAMES)], self.first, bonds)
         turned = checks.flipped > 0 if checks.n_centres else checks.handedness < 0
@@ -262,10 +271,6 @@ class _Describe:
             relaxation=relaxation_time(memory) * self.stride_ps,
             radius_relaxation=relaxation_time(radius_memory) * self.stride_ps,
         )
-
-
-def _lengths(frames: np.ndarray, bonds: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(frames[:, bonds[:, 0]] - frames[:, bonds[:, 1]], axis=-1)  # (F, B)
 
 
 def _mean_correlation(parts: Sequence[np.ndarray]) -> np.ndarray:

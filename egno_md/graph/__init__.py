@@ -1,6 +1,7 @@
 """What a network eats: graphs, how they are made of a molecule and its frames, and the windows of runs."""
 
-from ..molecule.atoms import check_whole, select_atoms
+from ..molecule.atoms import select_atoms
+from ..molecule.whole import check_whole
 from .builder import GraphBuilder, radial_basis
 from .graph import Graph, collate
 

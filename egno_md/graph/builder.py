@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from MDAnalysis.core.groups import AtomGroup
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from torch import Tensor
 
-from ..errors import DataError, ModelError
-from ..molecule.atoms import (
-    atom_elements,
-    atom_label,
-    canonical_residue,
-    chain_numbers,
-    check_whole,
-    few,
-    find_bonds,
-    in_frame,
-    refuse_updating,
-    require_attribute,
-)
-from ..molecule.neighbors import box_vectors, box_widths, radius_graph
+from ..errors import DataError, ModelError, few, in_frame
+from ..molecule.molecule import Molecule
+from ..molecule.neighbors import radius_graph
+from ..molecule.residues import canonical_residue
+from ..molecule.whole import check_jump, check_whole
 from ..specs import GraphSpec, NodeFeature
 from .graph import Graph
 
@@ -48,7 +37,7 @@ class GraphBuilder:
 
     Parameters
     ----------
-    atoms : AtomGroup
+    atoms : AtomGroup or Molecule
         N atoms as chosen by :func:`select_atoms`; ``spec.select`` is not applied again. The universe is not altered.
     spec : GraphSpec
         Cutoff, hops and features.
@@ -57,11 +46,16 @@ class GraphBuilder:
 
     Attributes
     ----------
-    atoms : AtomGroup
+    molecule : Molecule
+        The atoms as arrays; everything is read from here.
+    atoms : AtomGroup or Molecule
+        What the molecule was made of.
     spec : GraphSpec
     n_atoms : int
     bonds : ndarray (B, 2), int64
-        Bonds, or links of the chain, as indices into `atoms`; first index smaller, sorted.
+        Bonds, or links of the chain, as indices into the molecule; first index smaller, sorted.
+    identity : str
+        That of the molecule: the same for the same atoms with the same bonds, whatever the file.
 
     Raises
     ------
@@ -73,26 +67,28 @@ class GraphBuilder:
         A residue, element or atom name outside the vocabulary, or charges that the topology lacks.
     """
 
-    def __init__(self, atoms: AtomGroup, spec: GraphSpec, *, device: str | torch.device = "cpu") -> None:
-        refuse_updating(atoms)
-        atoms = atoms.atoms
-        if not len(atoms) or len(atoms.unique) != len(atoms):
-            raise DataError(
-                f"a graph needs atoms, each of them once; found {len(atoms)} atoms, {len(atoms.unique)} of them "
-                "different. Choose them with `egno_md.graph.select_atoms`, or use `atomgroup.unique`."
-            )
-        self.atoms = atoms
+    def __init__(self, atoms: Any, spec: GraphSpec, *, device: str | torch.device = "cpu") -> None:
+        self.molecule = Molecule.of(atoms)
+        self.atoms = getattr(atoms, "atoms", atoms)  # for the caller; never read here
         self.spec = spec
-        self.n_atoms = len(atoms)
         self.device = torch.device(device)
-        self._residue = atoms.resindices
-        self._chain = chain_numbers(atoms)
-        self._x = _node_features(atoms, spec).to(self.device)  # (N, F)
+        self._x = _node_features(self.molecule, spec).to(self.device)  # (N, F)
         self._speed = _first_column(spec, "speed") if "speed" in spec.node_features else None
-        self.bonds = find_bonds(atoms, self._chain)  # (B, 2)
         local = np.concatenate([self.bonds, self.bonds[:, ::-1]])  # (2B, 2)
         self._local_index = torch.tensor(local[np.lexsort(local.T[::-1])].T, device=self.device)  # (2, 2B)
         self._covalent, self._hop = _covalent_hops(self.bonds, self.n_atoms, max(spec.hops, 1))  # (2, K), (K,)
+
+    @property
+    def n_atoms(self) -> int:
+        return self.molecule.n_atoms
+
+    @property
+    def bonds(self) -> NDArray[np.int64]:
+        return self.molecule.bonds
+
+    @property
+    def identity(self) -> str:
+        return self.molecule.identity
 
     def __call__(
         self, positions: ArrayLike, velocities: ArrayLike, box: ArrayLike | None = None, *, frame: int | None = None
@@ -125,7 +121,7 @@ class GraphBuilder:
         positions = self.checked("positions", positions, frame)
         velocities = self.checked("velocities", velocities, frame)
         self.check_whole(positions, box, frame=frame)
-        self._check_jump(velocities, box, frame)
+        check_jump(self.molecule, velocities, box, frame=frame)
 
         edges, shift, hop = self._edges(positions, box)
         # Distances in float64: the difference of two coordinates far from the origin keeps its digits.
@@ -153,15 +149,9 @@ class GraphBuilder:
             identity=(self.identity,),
         )
 
-    @functools.cached_property
-    def identity(self) -> str:
-        """The same for the same atoms (number, names, residue names) with the same bonds, whatever the file."""
-        columns = [getattr(self.atoms, name).tolist() for name in ("resnames", "names") if hasattr(self.atoms, name)]
-        return hashlib.sha256(repr([self.n_atoms, columns, self.bonds.tolist()]).encode()).hexdigest()[:16]
-
     def check_whole(self, positions: ArrayLike, box: ArrayLike | None, *, frame: int | None = None) -> None:
         """:func:`check_whole` with the atoms and bonds of this builder."""
-        check_whole(self.atoms, np.asarray(positions), self.bonds, box, frame=frame)
+        check_whole(self.molecule, np.asarray(positions), self.bonds, box, frame=frame)
 
     def checked(self, what: str, values: ArrayLike, frame: int | None) -> NDArray[np.float64]:
         """Positions or velocities (`what`, for the message) as float64 (N, 3), or a DataError that names the atoms."""
@@ -175,24 +165,10 @@ class GraphBuilder:
         if len(bad):
             raise DataError(
                 f"{in_frame(frame)}the {what} of {len(bad)} of {self.n_atoms} atoms are not finite numbers: "
-                f"{few((atom_label(self.atoms[int(k)]) for k in bad), 3)}. Leave the damaged frames out, or repair the "
+                f"{few((self.molecule.label(int(k)) for k in bad), 3)}. Leave the damaged frames out, or repair the "
                 "trajectory."
             )
         return array
-
-    def _check_jump(self, velocities: NDArray[np.float64], box: ArrayLike | None, frame: int | None) -> None:
-        vectors = box_vectors(box)
-        if vectors is None:
-            return
-        half = box_widths(vectors).min() / 2
-        moved = np.linalg.norm(velocities, axis=1)  # (N,)
-        if moved.max() > half:
-            atom = atom_label(self.atoms[int(moved.argmax())])
-            raise DataError(
-                f"{in_frame(frame)}{atom} moved {moved.max():.1f} A since the frame before, more than half the box "
-                f"({half:.1f} A): the molecule was wrapped back into the box. Undo it with "
-                "`universe.trajectory.add_transformations(MDAnalysis.transformations.nojump.NoJump())`."
-            )
 
     def _edges(
         self, positions: NDArray[np.float64], box: ArrayLike | None
@@ -238,8 +214,9 @@ class GraphBuilder:
                 columns.append(torch.from_numpy(hop == 1).to(self.device)[:, None])
             elif name == "chain":
                 row, col = edges
-                apart = np.minimum(np.abs(self._residue[row] - self._residue[col]), CHAIN_CAP)
-                far = self._chain[row] != self._chain[col]
+                residues, chains = self.molecule.residues, self.molecule.chains
+                apart = np.minimum(np.abs(residues[row] - residues[col]), CHAIN_CAP)
+                far = chains[row] != chains[col]
                 if shift is not None:
                     far |= shift.any(axis=1)
                 columns.append(torch.from_numpy(np.where(far, 1.0, apart / CHAIN_CAP)).to(self.device)[:, None])
@@ -292,34 +269,45 @@ def _first_column(spec: GraphSpec, feature: NodeFeature) -> int:
     return spec.model_copy(update={"node_features": before}).n_node_features
 
 
-def _node_features(atoms: AtomGroup, spec: GraphSpec) -> Tensor:
+def _node_features(molecule: Molecule, spec: GraphSpec) -> Tensor:
     """Node features (N, F); the speed, which changes, is zero here."""
-    columns = [np.zeros((len(atoms), 0))]
+    columns = [np.zeros((molecule.n_atoms, 0))]
     for name in spec.node_features:
         if name == "speed":
-            columns.append(np.zeros((len(atoms), 1)))
+            columns.append(np.zeros((molecule.n_atoms, 1)))
         elif name == "element":
-            columns.append(_one_hot(atoms, "element", atom_elements(atoms), spec.elements))
+            columns.append(_one_hot(molecule, "element", molecule.elements, spec.elements))
         elif name == "residue":
-            names = require_attribute(atoms, "resnames", "residue")
+            names = _known(molecule, "resnames", "residue")
             canonical = {resname: canonical_residue(str(resname), spec.residues) for resname in set(names)}
-            columns.append(_one_hot(atoms, "residue", [canonical[resname] for resname in names], spec.residues))
+            columns.append(_one_hot(molecule, "residue", [canonical[resname] for resname in names], spec.residues))
         elif name == "atom_name":
-            columns.append(
-                _one_hot(atoms, "atom_name", require_attribute(atoms, "names", "atom_name"), spec.atom_names)
-            )
+            columns.append(_one_hot(molecule, "atom_name", _known(molecule, "names", "atom_name"), spec.atom_names))
         elif name == "charge":
-            columns.append(require_attribute(atoms, "charges", "charge").reshape(-1, 1))
+            columns.append(_known(molecule, "charges", "charge").reshape(-1, 1))
     return torch.tensor(np.concatenate(columns, axis=1), dtype=torch.float32)  # (N, F)
 
 
-def _one_hot(atoms: AtomGroup, feature: str, words: Iterable[str], vocabulary: Sequence[str]) -> NDArray[np.float64]:
+def _known(molecule: Molecule, attribute: str, feature: str) -> NDArray[Any]:
+    values = getattr(molecule, attribute)
+    if values is None:
+        raise ModelError(
+            f"the node feature {feature!r} needs {attribute} and the topology {molecule.source} has none. Load a "
+            "topology that has them (PSF, PRMTOP, TPR), or give them with "
+            f"`universe.add_TopologyAttr({attribute!r}, values)`."
+        )
+    return values
+
+
+def _one_hot(
+    molecule: Molecule, feature: str, words: Iterable[str], vocabulary: Sequence[str]
+) -> NDArray[np.float64]:
     words = np.array(list(words), dtype=str)
     index = {word: k for k, word in enumerate(vocabulary)}
     unknown = np.array([word not in index for word in words])
     if unknown.any():
         firsts = np.flatnonzero(unknown)[np.unique(words[unknown], return_index=True)[1]]
-        labels = (f"'{words[k]}' of {atom_label(atoms[int(k)])}" for k in firsts)
+        labels = (f"'{words[k]}' of {molecule.label(int(k))}" for k in firsts)
         field = {"element": "elements", "residue": "residues", "atom_name": "atom_names"}[feature]
         raise ModelError(
             f"the model has no word for the {feature} {few(labels, 5)}: it knows {', '.join(vocabulary) or 'none'}. "

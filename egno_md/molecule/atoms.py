@@ -1,8 +1,7 @@
-"""From an AtomGroup to the atoms of a model: who is selected, who is bonded, and what is refused."""
+"""From an AtomGroup to a Molecule: who is selected, who is bonded, and what is refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,11 @@ from MDAnalysis.core.groups import AtomGroup, UpdatingAtomGroup
 from MDAnalysis.exceptions import NoDataError, SelectionError
 from MDAnalysis.guesser import tables
 from MDAnalysis.guesser.default_guesser import DefaultGuesser
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from ..errors import DataError, ModelError, UsageError
-from .neighbors import DROP_BOX, box_vectors, box_widths, radius_graph
+from ..errors import DataError, UsageError, few
+from .bonds import CHAIN_DISTANCE, bonds_by_distance, neighbours_in_chain, within
+from .molecule import Molecule, atom_label
 
 #: The named selections: what each takes from proteins and from nucleic acids. "heavy" needs more than a string.
 SELECTIONS = {
@@ -25,36 +25,6 @@ SELECTIONS = {
 WATER = (
     "HOH H2O DOD WAT SOL SPC SPCE TIP TIP2 TIP3 TIP3P TIP4 TIP4P TIP5 TIP5P T3P T4P T5P OPC OPC3 OH2 OHH HHO".split()
 )
-
-#: Residue names that mean the same residue: protonation states, disulfides, selenomethionine, force-field spellings.
-RESIDUE_ALIASES = {
-    alias: residue
-    for residue, aliases in {
-        "ARG": "ARGN ARN",
-        "ASN": "ASN1",
-        "ASP": "ASH ASPH ASPP",
-        "CYS": "CYX CYM CYN CYSH CYS1 CYS2 CYSX",
-        "GLN": "QLN",
-        "GLU": "GLH GLUH GLUP",
-        "HIS": "HSD HSE HSP HID HIE HIP HISA HISB HISD HISE HISH HISP HIS1 HIS2",
-        "LYS": "LYN LYSH LSN LYSN",
-        "MET": "MSE",
-        "A": "ADE",
-        "C": "CYT",
-        "G": "GUA",
-        "T": "THY",
-        "U": "URA",
-    }.items()
-    for alias in aliases.split()
-} | {f"{sugar}{base}{end}": base for base in "ACGTU" for sugar in ("", "D", "R") for end in ("", "3", "5", "N")}
-
-#: A bond is shorter than this part of the sum of the van der Waals radii: between heavy atoms VMD's 0.6 (MDAnalysis'
-#: 0.55 misses disulfides), with a hydrogen 0.55 (0.6 takes the hydrogen bonds of salt bridges for bonds).
-BOND_FACTOR, BOND_FACTOR_HYDROGEN = 0.6, 0.55
-
-#: C-alpha atoms of neighbours along a chain are 3.8 A apart (cis 2.9 A), those of next neighbours 5 A and more.
-CHAIN_DISTANCE = 4.5
-
 
 def select_atoms(source: Any, select: str) -> AtomGroup:
     """The atoms that a model sees: unique, in the order of the topology, the same in every frame.
@@ -102,50 +72,6 @@ def select_atoms(source: Any, select: str) -> AtomGroup:
         )
     _refuse_alternate_locations(selected, select)
     return selected
-
-
-def check_whole(
-    atoms: AtomGroup,
-    positions: NDArray[np.floating],
-    bonds: NDArray[np.integer],
-    box: ArrayLike | None,
-    *,
-    frame: int | None = None,
-) -> None:
-    """Refuse molecules that the periodic box cuts in two.
-
-    Parameters
-    ----------
-    atoms : AtomGroup
-        The N atoms, for the message.
-    positions : ndarray (N, 3)
-        Angstrom.
-    bonds : ndarray (B, 2)
-        Pairs of atoms that belong together (bonds; for C-alpha atoms the chain).
-    box : array_like (6,) or None
-        Lengths and angles; without a box nothing can be broken.
-    frame : int, optional
-        For the message.
-
-    Raises
-    ------
-    DataError
-        A bond is longer than half the smallest (perpendicular) width of the box.
-    """
-    vectors = box_vectors(box)
-    if vectors is None or not len(bonds):
-        return
-    half = box_widths(vectors).min() / 2
-    lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)  # (B,)
-    if lengths.max() > half:
-        worst = int(lengths.argmax())
-        first, second = (atom_label(atoms[int(k)]) for k in bonds[worst])
-        raise DataError(
-            f"{in_frame(frame)}{first} and {second} belong together but are {lengths[worst]:.1f} A apart, more than "
-            f"half the box ({half:.1f} A): the molecule is broken by the periodic box. Make it whole with "
-            "`universe.trajectory.add_transformations(MDAnalysis.transformations.unwrap(universe.atoms))` (it needs "
-            f"bonds: `universe.guess_TopologyAttrs(to_guess=['bonds'])`). {DROP_BOX}."
-        )
 
 
 def atom_elements(atoms: AtomGroup) -> NDArray[np.str_]:
@@ -212,52 +138,70 @@ def chain_numbers(atoms: AtomGroup) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(ends)])[residue]
 
 
-def find_bonds(atoms: AtomGroup, chain: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bonds, or links of the chain, as sorted pairs of indices into `atoms` (B, 2)."""
+def molecule_of(source: Any) -> Molecule:
+    """:meth:`Molecule.of` for a Universe or an AtomGroup, which is not altered."""
+    refuse_updating(source)
+    if not hasattr(source, "atoms"):
+        raise UsageError(f"a molecule is made of a Universe or an AtomGroup, found {type(source).__name__}")
+    atoms = source.atoms
+    if not len(atoms) or len(atoms.unique) != len(atoms):
+        raise DataError(
+            f"a graph needs atoms, each of them once; found {len(atoms)} atoms, {len(atoms.unique)} of them "
+            "different. Choose them with `egno_md.graph.select_atoms`, or use `atomgroup.unique`."
+        )
+    elements, chains = atom_elements(atoms), chain_numbers(atoms)
+    attributes = ("names", "resnames", "resids", "icodes", "segids", "charges", "masses")
+    known = {name: np.array(getattr(atoms, name)) for name in attributes if hasattr(atoms, name)}
+    return Molecule(
+        elements=elements,
+        bonds=find_bonds(atoms, elements, chains),
+        chain_ids=np.array(atoms.chainIDs) if hasattr(atoms, "chainIDs") else None,
+        residues=atoms.resindices,
+        chains=chains,
+        indices=atoms.indices,
+        source=str(getattr(atoms.universe, "filename", None) or "in memory"),
+        **known,
+    )
+
+
+def topology_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
+    """Bonds of the topology with both ends in the group, as indices into it (B, 2)."""
+    place = np.full(len(atoms.universe.atoms), -1, dtype=np.int64)
+    place[atoms.indices] = np.arange(len(atoms))
+    bonds = place[_all_bonds(atoms)]
+    return bonds[(bonds >= 0).all(axis=1)]  # (B, 2)
+
+
+def _all_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
+    """Bonds of the whole topology (B, 2)."""
     universe = atoms.universe
-    topology = universe.bonds.to_indices().reshape(-1, 2) if hasattr(universe, "bonds") else np.zeros((0, 2), dtype=int)
-    local = np.full(len(universe.atoms), -1)
-    local[atoms.indices] = np.arange(len(atoms))
-    bonds = local[topology]
-    bonds = bonds[(bonds >= 0).all(axis=1)]
+    return universe.bonds.to_indices().reshape(-1, 2) if hasattr(universe, "bonds") else np.zeros((0, 2), np.int64)
+
+
+def find_bonds(
+    atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Bonds, or links of the chain, as pairs of indices into `atoms` (B, 2)."""
+    topology = _all_bonds(atoms)
+    bonds = topology_bonds(atoms)
     if not len(bonds) and len(np.unique(atoms.resindices)) == len(atoms):
-        bonds = _chain_links(atoms, chain, topology)
-    else:
-        bonded = np.isin(atoms.indices, topology)
-        if not bonded[_residue_sizes(atoms) > 1].all():
-            bonds = np.concatenate([bonds, _guess_bonds(atoms)])
-    return np.unique(np.sort(bonds, axis=1), axis=0).astype(np.int64).reshape(-1, 2)
+        return _chain_links(atoms, chains, topology)
+    bonded = np.isin(atoms.indices, topology)
+    if not bonded[_residue_sizes(atoms) > 1].all():
+        bonds = np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
+    return bonds
 
 
-def _chain_links(atoms: AtomGroup, chain: NDArray[np.int64], topology: NDArray[np.integer]) -> NDArray[np.int64]:
-    order = np.argsort(atoms.resindices)
-    pairs = np.stack([order[:-1], order[1:]], axis=1)  # (N - 1, 2)
-    pairs = pairs[chain[pairs[:, 0]] == chain[pairs[:, 1]]]
+def _chain_links(atoms: AtomGroup, chains: NDArray[np.int64], topology: NDArray[np.integer]) -> NDArray[np.int64]:
+    pairs = neighbours_in_chain(atoms.resindices, chains)  # (P, 2)
     resindices, n_residues = atoms.universe.atoms.resindices, len(atoms.universe.residues)
     touching = np.sort(resindices[topology], axis=1) @ [n_residues, 1]
     linked = np.isin(atoms.resindices[pairs] @ [n_residues, 1], touching)  # (P,)
     is_ca = atoms.names == "CA" if hasattr(atoms, "names") else np.zeros(len(atoms), dtype=bool)
     open_ends = ~linked & is_ca[pairs].all(axis=1)
     if open_ends.any():
-        positions, box = _coordinates(atoms)
-        edges, _ = radius_graph(positions, CHAIN_DISTANCE, box)
-        near = np.isin(pairs @ [len(atoms), 1], np.array([len(atoms), 1]) @ edges)
-        linked |= open_ends & near
+        linked |= open_ends & within(pairs, CHAIN_DISTANCE, *_coordinates(atoms))
     return pairs[linked]
-
-
-def _guess_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
-    elements = atom_elements(atoms)
-    radii = np.array([tables.vdwradii.get(symbol.upper(), 0.0) for symbol in elements])  # (N,)
-    if not radii.any():
-        return np.zeros((0, 2), dtype=np.int64)
-    positions, box = _coordinates(atoms)
-    (row, col), shift = radius_graph(positions, 2 * BOND_FACTOR * radii.max(), box)
-    delta = positions[row] - positions[col] - (0 if shift is None else shift)
-    light = elements == "H"
-    factor = np.where(light[row] | light[col], BOND_FACTOR_HYDROGEN, BOND_FACTOR)  # (E,)
-    bonded = np.linalg.norm(delta, axis=1) < factor * (radii[row] + radii[col])
-    return np.stack([row, col], axis=1)[bonded & (row < col)]
 
 
 def _coordinates(atoms: AtomGroup) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
@@ -275,24 +219,6 @@ def _coordinates(atoms: AtomGroup) -> tuple[NDArray[np.floating], NDArray[np.flo
             "not finite. Go to an intact frame first, or load a topology that has bonds (PSF, PRMTOP, TPR)."
         )
     return positions, box
-
-
-def require_attribute(atoms: AtomGroup, attribute: str, feature: str) -> NDArray[Any]:
-    if not hasattr(atoms, attribute):
-        raise ModelError(
-            f"the node feature {feature!r} needs {attribute} and the topology {_file(atoms)} has none. Load a topology "
-            f"that has them (PSF, PRMTOP, TPR), or give them with `universe.add_TopologyAttr({attribute!r}, values)`."
-        )
-    return getattr(atoms, attribute)
-
-
-def canonical_residue(resname: str, vocabulary: Iterable[str]) -> str:
-    """The vocabulary's word for a residue name, or the name itself; Amber marks chain ends with N or C in front."""
-    for name in (resname, resname[1:] if len(resname) == 4 and resname[0] in "NC" else resname):
-        for candidate in (name, RESIDUE_ALIASES.get(name, name)):
-            if candidate in vocabulary:
-                return candidate
-    return resname
 
 
 def refuse_updating(atoms: Any) -> None:
@@ -322,27 +248,9 @@ def _refuse_alternate_locations(atoms: AtomGroup, select: str) -> None:
         )
 
 
-def atom_label(atom: Any) -> str:
-    residue = f"{getattr(atom, 'resname', '')}{getattr(atom, 'resid', '')}"
-    return f"{residue} {getattr(atom, 'name', '')} (atom {atom.index})".strip()
-
-
-def few(items: Iterable[str], count: int) -> str:
-    items = list(items)
-    return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
-
-
 def _describe(atoms: AtomGroup) -> str:
     described = f"{len(atoms)} atoms"
     for what, attribute in (("residue names", "resnames"), ("atom names", "names")):
         if hasattr(atoms, attribute):
             described += f", {what} {few(sorted(set(map(str, getattr(atoms, attribute)))), 12)}"
     return described
-
-
-def _file(atoms: AtomGroup) -> str:
-    return str(getattr(atoms.universe, "filename", None) or "in memory")
-
-
-def in_frame(frame: int | None) -> str:
-    return "" if frame is None else f"frame {frame}: "

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from MDAnalysis.lib.distances import self_capped_distance
 from scipy.sparse import coo_matrix
-from scipy.spatial import cKDTree
 
 from ..errors import DataError, UsageError
-from .geometry import bonded_neighbours, radius_of_gyration, runs_of_four
+from .geometry import bond_lengths, bonded_neighbours, radius_of_gyration, runs_of_four
+from .neighbors import contacts
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -162,7 +161,7 @@ def check_frames(
         out[finite] = values
         return out  # (F,)
 
-    deviation = np.abs(_lengths(good, pairs) - _lengths(start, pairs))  # (G, B)
+    deviation = np.abs(bond_lengths(good, pairs) - bond_lengths(start, pairs))  # (G, B)
     near = _near_in_bonds(pairs, n_atoms)
     clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None)
     clashes = np.zeros(n_frames, dtype=np.int64)
@@ -196,10 +195,6 @@ def check_frames(
     )
 
 
-def _lengths(xyz: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.linalg.norm(xyz[..., pairs[:, 0], :] - xyz[..., pairs[:, 1], :], axis=-1)
-
-
 def _near_in_bonds(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
     """Keys ``i * N + j`` (i < j) of the pairs one or two bonds apart, sorted."""
     ones = np.ones(len(pairs), dtype=np.int64)
@@ -214,12 +209,7 @@ def _contacts(
     xyz: NDArray[np.float64], cutoff: float, near: NDArray[np.int64], box: NDArray[np.float32] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Pairs (i < j) within the cutoff that are more than two bonds apart, ``(P, 2)``, and their distances, ``(P,)``."""
-    if box is None:
-        pairs = cKDTree(xyz).query_pairs(cutoff, output_type="ndarray").astype(np.int64).reshape(-1, 2)
-        distances = np.linalg.norm(xyz[pairs[:, 0]] - xyz[pairs[:, 1]], axis=-1)
-    else:
-        pairs, distances = self_capped_distance(xyz.astype(np.float32), cutoff, box=box)
-        pairs = np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1)
+    pairs, distances = contacts(xyz, cutoff, box)
     far = ~np.isin(pairs[:, 0] * len(xyz) + pairs[:, 1], near)
     return pairs[far], distances[far]
 
@@ -227,7 +217,7 @@ def _contacts(
 def _clash_distance(
     start: NDArray[np.float64], pairs: NDArray[np.int64], near: NDArray[np.int64], box: NDArray[np.float32] | None
 ) -> float:
-    lengths = _lengths(start, pairs)
+    lengths = bond_lengths(start, pairs)
     if lengths.min(initial=np.inf) < HYDROGEN_BOND:
         limit = CLASH_HYDROGENS
     else:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-from MDAnalysis.lib.distances import calc_dihedrals
 from numpy.typing import ArrayLike, NDArray
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 def bond_lengths(positions: NDArray[np.floating], bonds: NDArray[np.integer]) -> NDArray[np.floating]:
@@ -87,12 +81,30 @@ def aligned(mobile: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
     return (np.asarray(mobile, np.float64) - centre) @ rotation  # (..., N, 3)
 
 
-def dihedrals(frames: np.ndarray, quadruples: np.ndarray) -> np.ndarray:
-    if not len(quadruples):
-        return np.zeros((len(frames), 0))
-    corners = [np.ascontiguousarray(frames[:, q].reshape(-1, 3), np.float32) for q in quadruples.T]
-    return calc_dihedrals(*corners).reshape(len(frames), -1)  # (F, K)
+def dihedrals(frames: ArrayLike, quadruples: ArrayLike) -> NDArray[np.float64]:
+    """Torsions of four atoms each, 0 for cis, positive clockwise along the middle bond (IUPAC).
+
+    Parameters
+    ----------
+    frames : array_like (..., N, 3)
+        Angstrom; molecules whole.
+    quadruples : array_like (K, 4)
+        Indices of the atoms.
+
+    Returns
+    -------
+    ndarray (..., K)
+        Radians from -pi to pi.
+    """
+    frames = np.asarray(frames, np.float64)
+    quadruples = np.asarray(quadruples, np.int64).reshape(-1, 4)
+    corners = frames[..., quadruples, :]  # (..., K, 4, 3)
+    first, middle, last = np.moveaxis(np.diff(corners, axis=-2), -2, 0)  # (..., K, 3) each
+    left, right = np.cross(first, middle), np.cross(middle, last)  # (..., K, 3)
+    along = np.sum(first * right, axis=-1) * np.linalg.norm(middle, axis=-1)  # (..., K)
+    return np.arctan2(along, np.sum(left * right, axis=-1))
 
 
-def radius_of_gyration(xyz: NDArray[np.float64]) -> NDArray[np.float64]:
+def radius_of_gyration(xyz: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Of every frame ``(..., N, 3)``, all atoms of one weight, Angstrom."""
     return np.sqrt(((xyz - xyz.mean(axis=-2, keepdims=True)) ** 2).sum(axis=-1).mean(axis=-1))

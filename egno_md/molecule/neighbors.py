@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from MDAnalysis.lib.mdamath import triclinic_vectors
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 from vesin import NeighborList
@@ -40,15 +39,27 @@ def box_vectors(box: ArrayLike | None) -> NDArray[np.float64] | None:
     box = np.asarray(box, dtype=np.float64)
     if box.shape == (6,) and not box[:3].any():
         return None
-    # triclinic_vectors answers a box that cannot be built (one zero length, impossible angles) with zeros.
-    valid = box.shape == (6,) and bool(np.isfinite(box).all())
-    vectors = triclinic_vectors(box, dtype=np.float64) if valid else np.zeros((3, 3))
-    if not vectors.any():
+    vectors = _cell(box) if box.shape == (6,) and (box > 0).all() and np.isfinite(box).all() else None
+    if vectors is None:
         raise DataError(
             f"the box {box.tolist()} is none: expected three lengths in Angstrom and three angles in degrees. "
             f"{DROP_BOX}."
         )
     return vectors
+
+
+def _cell(box: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Vectors of a box: a along x, b in the plane of x and y; None for angles that no box has."""
+    lengths, angles = box[:3], box[3:]
+    cosine = np.where(angles == 90, 0.0, np.cos(np.deg2rad(angles)))  # alpha, beta, gamma
+    alpha, beta, gamma = cosine
+    sine = np.sin(np.deg2rad(angles[2]))
+    slant = (alpha - beta * gamma) / sine if sine else np.inf
+    height = 1 - beta**2 - slant**2
+    if (angles >= 180).any() or not height > 0:
+        return None
+    rows = [[1, 0, 0], [gamma, sine, 0], [beta, slant, np.sqrt(height)]]
+    return np.array(rows, dtype=np.float64) * lengths[:, None]
 
 
 def box_widths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -110,3 +121,37 @@ def radius_graph(
     keys = i.astype(np.int64) * n_atoms + j.astype(np.int64)
     order = np.lexsort((*images.T, images.any(axis=1), keys))
     return np.stack(np.divmod(keys[order], n_atoms)), images[order] @ vectors
+
+
+def contacts(
+    positions: NDArray[np.floating], cutoff: float, box: ArrayLike | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs of different atoms within a radius, in a box by their nearest images, each once.
+
+    Parameters
+    ----------
+    positions : ndarray (N, 3)
+        Angstrom, finite.
+    cutoff : float
+        Angstrom.
+    box : array_like (6,), optional
+        Lengths (Angstrom) and angles (degrees); zero lengths are no box.
+
+    Returns
+    -------
+    pairs : ndarray (P, 2), int64
+        The smaller index first, sorted.
+    distances : ndarray (P,)
+        Angstrom.
+    """
+    edges, shift = radius_graph(positions, cutoff, box)
+    once = edges[0] < edges[1]
+    pairs = edges[:, once].T  # (P', 2)
+    delta = np.asarray(positions, np.float64)[pairs[:, 0]] - np.asarray(positions, np.float64)[pairs[:, 1]]  # (P', 3)
+    if shift is not None:
+        delta = delta - shift[once]
+    distances = np.linalg.norm(delta, axis=1)  # (P',)
+    if shift is None or not len(pairs):
+        return pairs, distances
+    starts = np.flatnonzero(np.append(True, (np.diff(pairs, axis=0) != 0).any(axis=1)))  # one for each pair
+    return pairs[starts], np.minimum.reduceat(distances, starts)

@@ -10,6 +10,7 @@ import numpy as np
 from MDAnalysis.exceptions import NoDataError
 
 from ..errors import DataError
+from ..molecule.atoms import atom_elements, topology_bonds
 from .clock import trajectory_name
 from .universe import attach
 
@@ -70,7 +71,7 @@ def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
     resindices = group.resindices
     topology = mdtraj.Topology()
     chain = residue = last_chain = last_residue = None
-    for i, symbol in enumerate(_elements(group)):
+    for i, symbol in enumerate(atom_elements(group)):
         if (segids[i], chains[i]) != last_chain:
             last_chain, last_residue = (segids[i], chains[i]), None
             chain = topology.add_chain(chain_id=chains[i] or segids[i] or None)
@@ -83,34 +84,9 @@ def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
             element = virtual
         topology.add_atom(str(names[i]), element, residue)
     atom = list(topology.atoms)
-    for i, j in _bonds_among(group):
+    for i, j in topology_bonds(group):
         topology.add_bond(atom[i], atom[j])
     return topology
-
-
-def _elements(group: mda.AtomGroup) -> list[str]:
-    """Element symbols, those that the topology does not have guessed from the names."""
-    from MDAnalysis.guesser.default_guesser import DefaultGuesser
-
-    guesser = DefaultGuesser(None)
-    known = getattr(group, "elements", None)
-    names = getattr(group, "names", [""] * len(group))
-    return [
-        str(symbol).capitalize() if symbol else guesser.guess_atom_element(name).capitalize()
-        for symbol, name in zip([""] * len(group) if known is None else known, names, strict=True)
-    ]
-
-
-def _bonds_among(group: mda.AtomGroup) -> NDArray[np.int64]:
-    """Bonds with both ends in the group, as positions in it, ``(B, 2)``."""
-    try:
-        bonds = np.asarray(group.bonds.indices, dtype=np.int64).reshape(-1, 2)  # (B', 2)
-    except (AttributeError, NoDataError):
-        return np.empty((0, 2), dtype=np.int64)
-    place = np.full(len(group.universe.atoms), -1, dtype=np.int64)
-    place[group.indices] = np.arange(len(group))
-    inside = place[bonds]
-    return inside[(inside >= 0).all(axis=1)]  # (B, 2)
 
 
 def from_mdtraj(trajectory: mdtraj.Trajectory) -> mda.Universe:

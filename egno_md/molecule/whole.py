@@ -1,0 +1,95 @@
+"""Molecules that the periodic box cuts, or that jumped through it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import DataError, in_frame
+from .geometry import bond_lengths
+from .molecule import Molecule, atom_label
+from .neighbors import DROP_BOX, box_vectors, box_widths
+
+
+def check_whole(
+    atoms: Any,
+    positions: NDArray[np.floating],
+    bonds: NDArray[np.integer],
+    box: ArrayLike | None,
+    *,
+    frame: int | None = None,
+) -> None:
+    """Refuse molecules that the periodic box cuts in two.
+
+    Parameters
+    ----------
+    atoms : Molecule or AtomGroup
+        The N atoms, for the message.
+    positions : ndarray (N, 3)
+        Angstrom.
+    bonds : ndarray (B, 2)
+        Pairs of atoms that belong together (bonds; for C-alpha atoms the chain).
+    box : array_like (6,) or None
+        Lengths and angles; without a box nothing can be broken.
+    frame : int, optional
+        For the message.
+
+    Raises
+    ------
+    DataError
+        A bond is longer than half the smallest (perpendicular) width of the box.
+    """
+    vectors = box_vectors(box)
+    if vectors is None or not len(bonds):
+        return
+    half = box_widths(vectors).min() / 2
+    lengths = bond_lengths(positions, bonds)  # (B,)
+    if lengths.max() > half:
+        worst = int(lengths.argmax())
+        first, second = (_label(atoms, int(k)) for k in bonds[worst])
+        raise DataError(
+            f"{in_frame(frame)}{first} and {second} belong together but are {lengths[worst]:.1f} A apart, more than "
+            f"half the box ({half:.1f} A): the molecule is broken by the periodic box. Make it whole with "
+            "`universe.trajectory.add_transformations(MDAnalysis.transformations.unwrap(universe.atoms))` (it needs "
+            f"bonds: `universe.guess_TopologyAttrs(to_guess=['bonds'])`). {DROP_BOX}."
+        )
+
+
+def check_jump(
+    atoms: Any, displacements: NDArray[np.floating], box: ArrayLike | None, *, frame: int | None = None
+) -> None:
+    """Refuse atoms that were put back into the box since the frame before.
+
+    Parameters
+    ----------
+    atoms : Molecule or AtomGroup
+        The N atoms, for the message.
+    displacements : ndarray (N, 3)
+        Angstrom since the frame before.
+    box : array_like (6,) or None
+        Lengths and angles; without a box nothing can jump.
+    frame : int, optional
+        For the message.
+
+    Raises
+    ------
+    DataError
+        An atom moved more than half the smallest (perpendicular) width of the box.
+    """
+    vectors = box_vectors(box)
+    if vectors is None:
+        return
+    half = box_widths(vectors).min() / 2
+    moved = np.linalg.norm(displacements, axis=1)  # (N,)
+    if moved.max() > half:
+        raise DataError(
+            f"{in_frame(frame)}{_label(atoms, int(moved.argmax()))} moved {moved.max():.1f} A since the frame before, "
+            f"more than half the box ({half:.1f} A): the molecule was wrapped back into the box. Undo it with "
+            "`universe.trajectory.add_transformations(MDAnalysis.transformations.nojump.NoJump())`."
+        )
+
+
+def _label(atoms: Any, k: int) -> str:
+    return atoms.label(k) if isinstance(atoms, Molecule) else atom_label(atoms[k])
