@@ -19,6 +19,7 @@ from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.graph import builder as graph
 from egno_md.graph.builder import GraphBuilder, radial_basis
 from egno_md.graph.graph import Graph, collate
+from egno_md.molecule import atoms as atoms_of_a_model
 from egno_md.molecule.atoms import atom_elements, select_atoms
 from egno_md.molecule.neighbors import box_vectors
 from egno_md.specs import AMINO_ACIDS, NUCLEOTIDES, GraphSpec
@@ -508,8 +509,10 @@ def test_frames_are_independent_and_the_static_work_is_done_once(
 ) -> None:
     atoms = select_atoms(adk, "ca")
     builder = GraphBuilder(atoms, GraphSpec())
-    for static in ("find_bonds", "chain_numbers", "_covalent_hops", "_node_features", "atom_elements"):
+    for static in ("_covalent_hops", "_node_features", "canonical_residue"):
         monkeypatch.setattr(graph, static, None)
+    for static in ("molecule_of", "find_bonds", "chain_numbers", "atom_elements"):
+        monkeypatch.setattr(atoms_of_a_model, static, None)
     graphs, frames = [], []
     for ts in adk.trajectory[[0, 97, 0]]:
         graphs.append(builder(ts.positions[atoms.indices], np.zeros((214, 3))))

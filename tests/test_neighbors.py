@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from MDAnalysis.lib.distances import capped_distance
+from MDAnalysis.lib.distances import capped_distance, self_capped_distance
+from MDAnalysis.lib.mdamath import triclinic_vectors
 
 from egno_md.errors import DataError
-from egno_md.molecule.neighbors import box_vectors, box_widths, radius_graph
+from egno_md.molecule.neighbors import box_vectors, box_widths, contacts, radius_graph
 
 ORTHORHOMBIC = [21.0, 18.0, 25.0, 90.0, 90.0, 90.0]
 TRICLINIC = [22.0, 20.0, 24.0, 70.0, 80.0, 65.0]
@@ -120,3 +121,35 @@ def test_widths_of_a_box() -> None:
     np.testing.assert_allclose(box_widths(box_vectors(ORTHORHOMBIC)), ORTHORHOMBIC[:3])
     # Rhombic dodecahedron: the planes of the faces are a / sqrt(2) apart.
     np.testing.assert_allclose(box_widths(box_vectors(DODECAHEDRON)).min(), 20 / np.sqrt(2))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_vectors_are_those_of_mdanalysis(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for _ in range(50):
+        box = np.concatenate([rng.uniform(1, 200, 3), rng.choice([rng.uniform(20, 160), 90.0], 3)])
+        expected = triclinic_vectors(box, dtype=np.float64)
+        if expected.any():
+            np.testing.assert_allclose(box_vectors(box), expected, rtol=1e-12, atol=1e-11)
+        else:
+            with pytest.raises(DataError):
+                box_vectors(box)
+
+
+@pytest.mark.parametrize("box", [None, ORTHORHOMBIC, TRICLINIC, [150.0, 150, 150, 90, 90, 90]])
+def test_contacts_are_those_of_mdanalysis(box) -> None:
+    positions = atoms(300).astype(np.float32)
+    given = None if box is None else np.array(box, np.float32)
+    if given is not None:
+        given.flags.writeable = False  # what a broadcast box is
+    pairs, distances = contacts(positions, 4.0, given)
+    expected, there = self_capped_distance(positions, 4.0, box=None if box is None else np.array(box, np.float32))
+    expected = np.sort(expected, axis=1)
+    order = np.lexsort(expected.T[::-1])
+    np.testing.assert_array_equal(pairs, expected[order])
+    np.testing.assert_allclose(distances, there[order], atol=1e-4)
+
+
+def test_a_pair_that_meets_two_images_is_one_contact() -> None:
+    pairs, distances = contacts(np.array([[0.0, 0, 0], [4, 0, 0]]), 7.0, [10, 30, 30, 90, 90, 90])
+    assert pairs.tolist() == [[0, 1]] and distances.tolist() == [4.0]

@@ -299,9 +299,7 @@ def _known(molecule: Molecule, attribute: str, feature: str) -> NDArray[Any]:
     return values
 
 
-def _one_hot(
-    molecule: Molecule, feature: str, words: Iterable[str], vocabulary: Sequence[str]
-) -> NDArray[np.float64]:
+def _one_hot(molecule: Molecule, feature: str, words: Iterable[str], vocabulary: Sequence[str]) -> NDArray[np.float64]:
     words = np.array(list(words), dtype=str)
     index = {word: k for k, word in enumerate(vocabulary)}
     unknown = np.array([word not in index for word in words])

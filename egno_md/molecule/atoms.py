@@ -26,6 +26,7 @@ WATER = (
     "HOH H2O DOD WAT SOL SPC SPCE TIP TIP2 TIP3 TIP3P TIP4 TIP4P TIP5 TIP5P T3P T4P T5P OPC OPC3 OH2 OHH HHO".split()
 )
 
+
 def select_atoms(source: Any, select: str) -> AtomGroup:
     """The atoms that a model sees: unique, in the order of the topology, the same in every frame.
 
@@ -178,9 +179,7 @@ def _all_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
     return universe.bonds.to_indices().reshape(-1, 2) if hasattr(universe, "bonds") else np.zeros((0, 2), np.int64)
 
 
-def find_bonds(
-    atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def find_bonds(atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64]) -> NDArray[np.int64]:
     """Bonds, or links of the chain, as pairs of indices into `atoms` (B, 2)."""
     topology = _all_bonds(atoms)
     bonds = topology_bonds(atoms)

@@ -14,10 +14,11 @@ from ..errors import ModelError
 from ..forecast.chain import forecast
 from ..forecast.model import Model
 from ..graph.builder import GraphBuilder
-from ..molecule.atoms import atom_elements, check_whole
+from ..molecule.atoms import atom_elements, topology_bonds
 from ..molecule.checks import check_frames
 from ..molecule.geometry import bond_lengths, rmsd
 from ..molecule.local import keep_bonds
+from ..molecule.whole import check_whole
 from .common import in_nm
 from .dynamics import Dynamics
 from .guide import GUIDE, add_guide, find_guide
@@ -73,7 +74,7 @@ class Jumper:
         self._lead_steps = max(1, round(lead_ps / dynamics.step_ps))
         self._relax_steps = max(1, round(relax_ps / dynamics.step_ps))
         self._solute = _heavy_atoms(beads)
-        self._solute_bonds = _bonds_within(self._solute)
+        self._solute_bonds = topology_bonds(self._solute)
         self.guide = self._guided()
 
     def _guided(self) -> openmm.CustomExternalForce:
@@ -234,16 +235,6 @@ def _heavy_atoms(beads: AtomGroup) -> AtomGroup:
     atoms = sum(beads.fragments).unique if bonded else beads.residues.atoms
     elements = atom_elements(atoms)
     return atoms[(elements != "H") & (elements != "")] | beads
-
-
-def _bonds_within(atoms: AtomGroup) -> NDArray[np.int64]:
-    """Bonds of the topology among `atoms` as indices into it, (B, 2)."""
-    if not hasattr(atoms.universe, "bonds"):
-        return np.zeros((0, 2), np.int64)
-    local = np.full(len(atoms.universe.atoms), -1)
-    local[atoms.indices] = np.arange(len(atoms))
-    bonds = local[atoms.universe.bonds.to_indices().reshape(-1, 2)]
-    return bonds[(bonds >= 0).all(axis=1)].astype(np.int64)
 
 
 class _Clock:
