@@ -26,10 +26,10 @@ import MDAnalysis as mda
 import numpy as np
 
 from egno_md.errors import ModelError
-from egno_md.evaluation.evaluate import Part
 from egno_md.evaluation.quality import quality
+from egno_md.evaluation.score import Part
 from egno_md.forecast.chain import forecast
-from egno_md.forecast.forecasters import InternalMotion, PathRegression
+from egno_md.forecast.forecasters import Known, PathRegression
 from egno_md.forecast.model import Model, new_model
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run, TrajectoryWindows, frames_back, segments, window_starts
@@ -96,7 +96,7 @@ def windows(source: Source, graph: GraphSpec, window: WindowSpec) -> Data:
         for run, starts in zip(train_runs, parts["train"], strict=True)
         for a, b in segments(starts, window, every)
     ]
-    motion = InternalMotion.fit(pieces, every)
+    known = Known(pieces, window.targets, every)
     test = [Run(x, builder, every, name=f"test-{k}") for k, x in enumerate(source.test)]
     thin = -(-sum(map(len, parts["validation"])) // 300)
     # The same starts whatever the history, so that state and trajectory as input are judged on the same windows.
@@ -106,9 +106,9 @@ def windows(source: Source, graph: GraphSpec, window: WindowSpec) -> Data:
     return Data(
         TrajectoryWindows(train_runs, window, parts["train"]),
         TrajectoryWindows(train_runs, window, [starts[::thin] for starts in parts["validation"]]),
-        [Part(run, starts[::apart], motion) for run, starts in zip(test, judged, strict=True)],
+        [Part(run, starts[::apart], known) for run, starts in zip(test, judged, strict=True)],
         {builder.identity: LocalGeometry.fit(pieces, builder.bonds)},
-        {builder.identity: PathRegression.fit(pieces, motion.mean, window.targets, every)},
+        {builder.identity: PathRegression.fitted(known)},
         {"runs": [], "frames": [len(x) for x in (*source.train, *source.test)]},
     )
 

@@ -16,7 +16,7 @@ from egno_md.evaluation.statistics import (
     jensen_shannon,
     relaxation_time,
 )
-from egno_md.forecast.forecasters import InternalMotion, PathRegression, baselines, linear, static
+from egno_md.forecast.forecasters import InternalMotion, Known, PathRegression, baselines, linear, static
 from egno_md.molecule.geometry import aligned, rmsd
 
 STEPS = np.arange(1, 5)
@@ -92,11 +92,11 @@ def test_mean_structure_and_ar1_are_recovered_from_a_tumbling_run():
 def test_errors_of_the_baselines_on_an_autoregression():
     sigma, phi = 0.2, 0.8
     frames = autoregression(6000, 60, phi, sigma=sigma)
-    motion = InternalMotion.fit([frames[:3000]])
+    forecasts = baselines(Known([frames[:3000]], tuple(STEPS))).forecasts
     starts = np.arange(3001, 5990, 3)
     true = frames[starts[:, None] + STEPS]  # (S, T, N, 3)
-    paths = baselines(frames[starts], frames[starts] - frames[starts - 1], STEPS, motion)
-    errors = {name: mse_per_step(path, true) for name, path in paths.items()}
+    past = np.stack([frames[starts - 1], frames[starts]], axis=1)  # (S, 2, N, 3)
+    errors = {name: mse_per_step(forecast(past, STEPS), true) for name, forecast in forecasts.items()}
     memory = phi**STEPS
     np.testing.assert_allclose(errors["static"], 2 * sigma**2 * (1 - memory), rtol=0.05)
     # (x_k - x_0) - k (x_0 - x_-1): variance by the covariances phi^|i - j|.
@@ -144,8 +144,12 @@ def test_regression_beats_on_its_own_run_what_it_contains():
     starts = np.arange(1, 600 - 4)
     start, velocity, true = frames[starts], frames[starts] - frames[starts - 1], frames[starts[:, None] + STEPS]
     error = mse_per_step(fitted.path(start, velocity, STEPS), true)
-    for name, path in baselines(start, velocity, STEPS, motion).items():
-        assert (error < mse_per_step(path, true)).all(), name
+    forecasts = baselines(Known([frames], tuple(STEPS))).forecasts
+    past = np.stack([start - velocity, start], axis=1)  # (S, 2, N, 3)
+    np.testing.assert_allclose(mse_per_step(forecasts.pop("regression")(past, STEPS), true), error)
+    assert {"static", "linear", "mean structure", "AR(1)"} <= set(forecasts)
+    for name, forecast in forecasts.items():
+        assert (error < mse_per_step(forecast(past, STEPS), true)).all(), name
     # Every other frame is a stride: the same coefficients as of the run thinned out by hand, up to its fewer windows.
     halved = PathRegression.fit([frames[::2]], motion.mean, STEPS)
     np.testing.assert_allclose(PathRegression.fit([frames], motion.mean, STEPS, 2).position, halved.position, atol=0.25)

@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import OutputError, UsageError
-from .evaluate import Evaluation
 from .quality import TORSION_CELLS, Quality
+from .result import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-#: One colour for each forecast, told apart by the colour blind as well (Okabe and Ito).
+#: One colour for each forecast, told apart by the colour blind as well (Okabe and Ito); those of other packages share
+#: the last one and differ in their lines.
 COLOURS = {
     "model": "#D55E00",
     "static": "#0072B2",
     "linear": "#999999",
     "mean structure": "#009E73",
     "AR(1)": "#CC79A7",
+    "smoothed history": "#56B4E9",
+    "regression": "#E69F00",
 }
+OTHER, LINES = "#000000", ("-", "--", ":", "-.")
 
 SETS = {"chains": "#D55E00", "run": "#000000", "floor": "#56B4E9"}
 
@@ -129,9 +133,12 @@ def _png(draw: Callable[[Any], None]) -> bytes:
 
 def _errors(axes: Axes, evaluation: Evaluation) -> None:
     others = [e for name, e in evaluation.errors.items() if name != "linear"]
+    unknown = [name for name in evaluation.errors if name not in COLOURS]
     for name, errors in evaluation.errors.items():
-        axes.plot(evaluation.times, errors, marker=".", color=COLOURS[name], label=name)
-        axes.fill_between(evaluation.times, *evaluation.intervals[name].T, color=COLOURS[name], alpha=0.15, lw=0)
+        colour = COLOURS.get(name, OTHER)
+        line = LINES[unknown.index(name) % len(LINES)] if name in unknown else "-"
+        axes.plot(evaluation.times, errors, line, marker=".", color=colour, label=name)
+        axes.fill_between(evaluation.times, *evaluation.intervals[name].T, color=colour, alpha=0.15, lw=0)
     # Straight lines leave the picture where atoms do not fly straight.
     axes.set(xlabel="time after the start (ps)", ylabel="mean squared error (Å²)", ylim=(0, 1.3 * np.max(others) or 1))
     axes.legend(frameon=False)

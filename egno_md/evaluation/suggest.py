@@ -16,7 +16,7 @@ from ..molecule.atoms import select_atoms
 from ..molecule.geometry import aligned
 from ..trajectory.clock import frame_spacing, same_spacing
 from ..trajectory.universe import open_sources
-from .evaluate import plain
+from .result import plain
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,20 @@
 """Who predicts: the free forecasts, models, and chains of windows."""
 
-from .chain import apply_operator, check_request, forecast, forecast_times
+from .chain import ModelForecaster, apply_operator, check_request, forecast, forecast_times, roll
 from .device import check_precision, resolve_device
+from .forecasters import Forecaster, Known, baselines, free_forecasts
 
-__all__ = ["apply_operator", "check_precision", "check_request", "forecast", "forecast_times", "resolve_device"]
+__all__ = [
+    "Forecaster",
+    "Known",
+    "ModelForecaster",
+    "apply_operator",
+    "baselines",
+    "check_precision",
+    "check_request",
+    "forecast",
+    "forecast_times",
+    "free_forecasts",
+    "resolve_device",
+    "roll",
+]

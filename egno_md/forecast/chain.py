@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ModelError, UsageError
 from ..graph.builder import GraphBuilder
@@ -18,6 +24,7 @@ from ..nn.captured import CapturedEGNO
 from ..nn.edges.block import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
+from .forecasters import Forecaster
 from .model import Model
 
 #: Nodes of one batch of start frames. More gains nothing on a CPU and only costs memory.
@@ -149,7 +156,322 @@ def forecast_times(model: Model, horizon: int, substeps: int = 1) -> np.ndarray:
     return np.arange(1, horizon + 1) * window.stride_ps / substeps
 
 
-@torch.inference_mode()
+def window_times(model: Model, substeps: int = 1) -> np.ndarray:
+    """Strides after the start that one window predicts, shape (T * substeps,)."""
+    if substeps == 1:
+        return np.asarray(model.window.targets, float)
+    # The window's own grid, read more finely: the last point is always the last trained one, so chains line up.
+    return np.arange(1, model.window.n_times * substeps + 1) / substeps
+
+
+class OperatorWindow:
+    """One window of a model as its operator gives it: a forecaster of the steps in `model.window` and between them.
+
+    Parameters
+    ----------
+    model : Model
+        Its network stays where it is; on another device a copy is used.
+    builder : GraphBuilder
+        Of the atoms that are forecast.
+    device, precision, max_memory
+        See :func:`forecast`.
+    n_windows : int
+        Windows that will be asked for one after the other; a long chain on a GPU is worth a recording.
+
+    Raises
+    ------
+    UsageError
+        See :func:`egno_md.forecast.check_precision`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        builder: GraphBuilder,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "float32",
+        max_memory: int | str | None = "auto",
+        n_windows: int = 1,
+    ) -> None:
+        device = resolve_device(device)
+        check_precision(precision, device)
+        if precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
+            warnings.warn("this processor has no bf16 arithmetic: precision 'float32' is faster here", stacklevel=4)
+        if next(model.network.parameters()).device != device:
+            model = dataclasses.replace(model, network=copy.deepcopy(model.network).to(device))
+        self.model, self.builder, self.name = model, builder, model.name
+        self.device, self.precision, self.max_memory = device, precision, max_memory
+        self.n_past = frames_back(model.window) + 1
+        self._network = _recordable(model, device, n_windows)
+
+    def __call__(self, past, times, samples=1, generator=None, *, boxes=None):
+        model, n_starts, n_atoms = self.model, *past.shape[::2]
+        targets = np.asarray(model.window.targets, float)
+        asked = np.asarray(times, float)
+        chosen, points = slice(None), None
+        if not np.array_equal(asked, targets):
+            place = np.searchsorted(targets, asked).clip(max=len(targets) - 1)
+            if np.array_equal(targets[place], asked):
+                chosen = place
+            else:
+                points = torch.tensor(asked, dtype=torch.float32, device=self.device) - 1  # (T,)
+        batch = graphs(model, [self.builder] * n_starts, past[:, -self.n_past :], boxes).to(self.device)
+        with torch.inference_mode(), in_precision(self.precision, self.device):
+            pos = apply_operator(
+                model, batch, times=points, max_memory=self.max_memory, network=self._network
+            ).pos  # (T, S * N, 3)
+        frames = pos.cpu().numpy().reshape(len(pos), n_starts, n_atoms, 3).swapaxes(0, 1)  # (S, T, N, 3)
+        return frames[:, None, chosen]  # (S, 1, T, N, 3)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A forecaster whose frames are brought back to a local geometry.
+
+    Attributes
+    ----------
+    inner : Forecaster
+    keep : callable
+        ``keep(frames (S, T, N, 3), start (S, 1, N, 3))`` gives the frames with the geometry that is kept. In a chain
+        the start is that of the chain.
+    """
+
+    inner: Forecaster
+    keep: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+    @property
+    def name(self) -> str:
+        """Of the forecaster inside."""
+        return self.inner.name
+
+    def __call__(self, past, times, samples=1, generator=None, **options):
+        return _kept(self.keep, self.inner(past, times, samples, generator, **options), past[:, -1])
+
+
+def _kept(keep: Callable, frames: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Frames (S, K, T, N, 3) brought back to the geometry of their starts (S, N, 3)."""
+    n_starts, samples = frames.shape[:2]
+    starts = np.repeat(start, samples, axis=0)[:, None]  # (S * K, 1, N, 3)
+    return keep(frames.reshape(-1, *frames.shape[2:]), starts).reshape(n_starts, samples, *frames.shape[2:])
+
+
+class ChainState(NamedTuple):
+    """All that the next window of a chain depends on.
+
+    Attributes
+    ----------
+    past : ndarray, shape (S, K, P, N, 3), float64
+        The last P frames, about `centre`, in Angstrom.
+    start : ndarray, shape (S, N, 3), float64
+        The start of the chain, about `centre`: what geometry is brought back to.
+    centre : ndarray, shape (S, 1, 3), float64
+        Of the start in Angstrom.
+    done : int
+        Frames predicted so far.
+    generator : dict, optional
+        State of the random numbers, as ``numpy.random.Generator.bit_generator.state`` gives it.
+    """
+
+    past: np.ndarray
+    start: np.ndarray
+    centre: np.ndarray
+    done: int
+    generator: dict[str, Any] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Ready for ``numpy.savez``."""
+        return {**self._asdict(), "done": np.asarray(self.done), "generator": np.asarray(json.dumps(self.generator))}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> ChainState:
+        """From what :meth:`arrays` gave; ``numpy.load`` of a file will do."""
+        past, start, centre = (np.asarray(arrays[name]) for name in ("past", "start", "centre"))
+        return cls(past, start, centre, int(arrays["done"]), json.loads(str(arrays["generator"])))
+
+
+class Window(NamedTuple):
+    """One window of a chain: frames (S, K, T, N, 3) in Angstrom, and the state after them."""
+
+    positions: np.ndarray
+    state: ChainState
+
+
+def roll(
+    forecaster: Forecaster,
+    past: np.ndarray | None,
+    times: ArrayLike,
+    *,
+    boxes: Sequence[np.ndarray | None] | None = None,
+    samples: int = 1,
+    generator: np.random.Generator | None = None,
+    state: ChainState | None = None,
+) -> Iterator[Window]:
+    """Windows of a chain, one after the other and without end: what was predicted is the past of the next window.
+
+    Parameters
+    ----------
+    forecaster : Forecaster
+        Of one window. That of a model: ``ModelForecaster(model, builder).inner``.
+    past : ndarray, shape (S, P, N, 3), optional
+        Frames up to the start in Angstrom, one stride apart; not needed with `state`.
+    times : array_like, shape (T,)
+        Strides after its start that each window predicts; whole strides must be among them, up to the last.
+    boxes : sequence of S arrays (6,) or None, optional
+        For forecasters that read them; kept for the whole chain.
+    samples : int
+        Members of each chain, which go on by themselves after the first window.
+    generator : numpy.random.Generator, optional
+        What they are drawn with. With `state`, it goes on where that of the state stood.
+    state : ChainState, optional
+        Go on from here instead of `past`, to the same bits.
+
+    Yields
+    ------
+    Window
+
+    Raises
+    ------
+    ModelError
+        The prediction is not finite.
+    """
+    inner, keep = (forecaster.inner, forecaster.keep) if isinstance(forecaster, Restored) else (forecaster, None)
+    if state is None:
+        state = _beginning(past, generator)
+    elif state.generator is not None:
+        generator = np.random.default_rng() if generator is None else generator
+        generator.bit_generator.state = state.generator
+    asked = np.asarray(times, float)
+    # What the next window reads: the frames at whole strides, without a gap.
+    whole = np.flatnonzero(asked % 1 == 0)
+    if not np.array_equal(asked[whole], np.arange(1, len(whole) + 1)) or whole[-1:] != len(asked) - 1:
+        whole = None
+    while True:
+        n_starts, members, n_past, n_atoms = state.past.shape[:4]
+        options: dict[str, Any] = {}
+        if boxes is not None:
+            options["boxes"] = [box for box in boxes for _ in range(members)]
+        predicted = inner(
+            state.past.reshape(-1, n_past, n_atoms, 3), asked, 1 if state.done else samples, generator, **options
+        ).reshape(n_starts, -1, len(asked), n_atoms, 3)  # (S, K, T, N, 3)
+        members = predicted.shape[1]
+        if not np.isfinite(predicted).all():
+            raise ModelError(
+                f"model {forecaster.name!r} predicted coordinates that are not finite in frames {state.done + 1} to "
+                f"{state.done + len(asked)}; shorten the horizon or use a model made for this system"
+            )
+        if keep is not None:
+            predicted = _kept(keep, predicted, state.start)  # (S, K, T, N, 3)
+        before = np.repeat(state.past, members // state.past.shape[1], axis=1)  # (S, K, P, N, 3)
+        if whole is not None:
+            before = np.concatenate([before, predicted[:, :, whole]], axis=2)[:, :, -n_past:]
+        bits = None if generator is None else generator.bit_generator.state
+        state = state._replace(past=before, done=state.done + len(asked), generator=bits)
+        yield Window(predicted + state.centre[:, None, None], state)
+        if whole is None:
+            raise ModelError(
+                f"forecaster {forecaster.name!r} predicts frames {asked.tolist()} after the start, not every stride: "
+                "there is no past from which its next window could start"
+            )
+
+
+def _beginning(past: np.ndarray, generator: np.random.Generator | None) -> ChainState:
+    frames = np.asarray(past, np.float64)  # (S, P, N, 3)
+    # float32 holds a coordinate of 1000 A to 1e-4 A only; the operator does not mind where it is: centre it.
+    centre = frames[:, -1:].mean(axis=2, keepdims=True)  # (S, 1, 1, 3)
+    frames = frames - centre
+    bits = None if generator is None else generator.bit_generator.state
+    return ChainState(frames[:, None], frames[:, -1], centre[:, 0], 0, bits)
+
+
+class Chained:
+    """A forecaster of one window as one of any time: window after window, and starts in batches.
+
+    Parameters
+    ----------
+    inner : Forecaster
+    times : array_like, shape (T,)
+        Strides after its start that each window predicts.
+    batch_nodes : int
+        Atoms of all starts that go through at a time.
+    """
+
+    def __init__(self, inner: Forecaster, times: ArrayLike, batch_nodes: int = NODES_PER_BATCH["cpu"]) -> None:
+        self.inner, self.times, self.batch_nodes = inner, np.asarray(times, float), batch_nodes
+        self.name: str = inner.name
+
+    def __call__(self, past, times, samples=1, generator=None, **options):
+        asked = np.asarray(times, float)
+        n_windows = max(1, -(-float(asked.max(initial=0)) // self.times[-1]))
+        there = (self.times + self.times[-1] * np.arange(n_windows)[:, None]).ravel()  # (windows * T,)
+        place = np.searchsorted(there, asked - 1e-9).clip(max=len(there) - 1)
+        if np.abs(there[place] - asked).max(initial=0) > 1e-6:
+            raise UsageError(
+                f"{self.name!r} predicts strides {self.times.tolist()} of each window, not all of {asked.tolist()}"
+            )
+        horizon = int(place.max(initial=-1)) + 1
+        return self.collect(past, horizon, samples, generator, **options)[:, :, place]  # (S, K, T, N, 3)
+
+    def collect(
+        self,
+        past: np.ndarray,
+        horizon: int,
+        samples: int = 1,
+        generator: np.random.Generator | None = None,
+        *,
+        boxes: Sequence[np.ndarray | None] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> NDArray[np.float32]:
+        """The first `horizon` frames of the chains, (S, K, horizon, N, 3); see :func:`forecast`."""
+        n_starts, _, n_atoms = past.shape[:3]
+        out = np.empty((n_starts, samples, horizon, n_atoms, 3), np.float32)
+        members = 1
+        batch_size = max(1, self.batch_nodes // max(n_atoms * samples, 1))
+        for first in range(0, n_starts, batch_size):
+            chosen = slice(first, min(first + batch_size, n_starts))
+            some = None if boxes is None else boxes[chosen]
+            chain = roll(self.inner, past[chosen], self.times, boxes=some, samples=samples, generator=generator)
+            for done in range(0, horizon, len(self.times)):
+                positions = next(chain).positions  # (B, K, T, N, 3)
+                keep, members = min(len(self.times), horizon - done), positions.shape[1]
+                out[chosen, :members, done : done + keep] = positions[:, :, :keep]
+                if progress is not None:
+                    progress(keep * len(positions))
+        return out[:, : members if n_starts else samples]
+
+
+class ModelForecaster(Chained):
+    """A model as a forecaster: its windows, brought back to the geometry that it keeps, one after the other.
+
+    ``inner`` is the forecaster of one window; ``as_predicted`` the same chain of what the operator gives before it is
+    brought back to a geometry, or None where the model keeps none.
+
+    Parameters
+    ----------
+    model : Model
+    builder : GraphBuilder
+        Of the atoms that are forecast.
+    substeps : int
+        Predicted frames per stride.
+    **options
+        Of :class:`OperatorWindow`.
+
+    Raises
+    ------
+    UsageError, ModelError
+        See :func:`check_request` and :func:`egno_md.forecast.check_precision`.
+    """
+
+    def __init__(self, model: Model, builder: GraphBuilder, *, substeps: int = 1, **options: Any) -> None:
+        check_request(model, 1, substeps)
+        operator = OperatorWindow(model, builder, **options)
+        self.n_past = operator.n_past
+        nodes, times = NODES_PER_BATCH.get(operator.device.type, 2048), window_times(model, substeps)
+        keep = local_geometry(model, builder)
+        super().__init__(operator if keep is None else Restored(operator, keep), times, nodes)
+        self.as_predicted = None if keep is None else Chained(operator, times, nodes)
+
+
 def forecast(
     model: Model,
     builder: GraphBuilder,
@@ -200,51 +522,15 @@ def forecast(
         See :func:`check_request` and :func:`check_precision`; or the prediction is not finite.
     """
     check_request(model, horizon, substeps)
-    device = resolve_device(device)
-    check_precision(precision, device)
-    if precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
-        warnings.warn("this processor has no bf16 arithmetic: precision 'float32' is faster here", stacklevel=3)
-    network_device = next(model.network.parameters()).device
-    if network_device != device:
-        model.network.to(device)
-    window = model.window
-    n_starts, n_input, n_atoms = history.shape[:3]
-    if n_input != frames_back(window) + 1:
-        raise UsageError(f"history must hold {frames_back(window) + 1} frames per start, found {n_input}")
-    per_window = window.n_times * substeps
-    # The window's own grid, read more finely: the last point is always the last trained one, so chains line up.
-    times = torch.arange(1, per_window + 1, device=device) / substeps - 1 if substeps > 1 else None
-    network = _recordable(model, device, -(-horizon // per_window))
-    out = np.empty((n_starts, horizon, n_atoms, 3), np.float32)
-    batch_size = max(1, NODES_PER_BATCH.get(device.type, 2048) // max(n_atoms, 1))
-    for first in range(0, n_starts, batch_size):
-        chosen = slice(first, min(first + batch_size, n_starts))
-        frames = np.asarray(history[chosen], np.float64)  # (B, n_input, N, 3)
-        # float32 holds a coordinate of 1000 A to 1e-4 A only; the operator does not mind where it is: centre it.
-        centre = frames[:, -1:].mean(axis=2, keepdims=True)  # (B, 1, 1, 3)
-        frames = frames - centre
-        start = frames[:, -1:]  # (B, 1, N, 3)
-        for done in range(0, horizon, per_window):
-            batch = graphs(model, [builder] * len(frames), frames, None if boxes is None else boxes[chosen]).to(device)
-            with in_precision(precision, device):
-                pos = apply_operator(
-                    model, batch, times=times, max_memory=max_memory, network=network
-                ).pos  # (T, B * N, 3)
-            predicted = pos.cpu().numpy().reshape(per_window, -1, n_atoms, 3).swapaxes(0, 1)  # (B, T, N, 3)
-            if not np.isfinite(predicted).all():
-                raise ModelError(
-                    f"model {model.name!r} predicted coordinates that are not finite in frames {done + 1} to "
-                    f"{done + per_window}; shorten the horizon or use a model made for this system"
-                )
-            predicted = restored(model, builder, predicted, start)  # (B, T, N, 3)
-            keep = min(per_window, horizon - done)
-            out[chosen, done : done + keep] = predicted[:, :keep] + centre
-            frames = np.concatenate([frames, predicted[:, substeps - 1 :: substeps]], axis=1)[
-                :, -n_input:
-            ]  # (B, n_input, N, 3)
-            if progress is not None:
-                progress(keep * len(frames))
-    return out
+    n_windows = -(-horizon // (model.window.n_times * substeps))
+    forecaster = ModelForecaster(
+        model, builder, substeps=substeps, device=device, precision=precision, max_memory=max_memory,
+        n_windows=n_windows,
+    )  # fmt: skip
+    n_input = history.shape[1]
+    if n_input != forecaster.n_past:
+        raise UsageError(f"history must hold {forecaster.n_past} frames per start, found {n_input}")
+    return forecaster.collect(history, horizon, boxes=boxes, progress=progress)[:, 0]  # (S, horizon, N, 3)
 
 
 def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
@@ -253,16 +539,23 @@ def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedE
     return CapturedEGNO(model.network) if fits else None
 
 
-def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Predicted frames (..., N, 3) with the local geometry that the model keeps.
+def local_geometry(model: Model, builder: GraphBuilder) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """What brings frames (..., N, 3) back to the local geometry that the model keeps, given their start; or None.
 
-    That of the runs it was trained on where it knows the molecule, else the bond lengths of `start` (..., N, 3).
+    The geometry is that of the runs it was trained on where it knows the molecule, else the bond lengths of the start.
     """
     if not model.spec.keep_bonds:
-        return predicted
-    if builder.identity in model.geometry:
-        return model.geometry[builder.identity].project(predicted)
-    return keep_bonds(predicted, builder.bonds, bond_lengths(start, builder.bonds))
+        return None
+    known = model.geometry.get(builder.identity)
+    if known is not None:
+        return lambda frames, start: known.project(frames)
+    return lambda frames, start: keep_bonds(frames, builder.bonds, bond_lengths(start, builder.bonds))
+
+
+def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Predicted frames (..., N, 3) with the local geometry that the model keeps; `start` is (..., N, 3)."""
+    keep = local_geometry(model, builder)
+    return predicted if keep is None else keep(predicted, start)
 
 
 def graphs(

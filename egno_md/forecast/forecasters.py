@@ -1,21 +1,153 @@
-"""What a user has for nothing: forecasts that need no network."""
+"""What a user has for nothing: forecasts that need no network, and the register of them.
+
+A *forecaster* is anything that is called with some past and gives frames (:class:`Forecaster`); the models of this
+package are forecasters too, see :class:`egno_md.forecast.chain.ModelForecaster`.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.interpolate import interp1d
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..molecule.geometry import aligned, superposition
 
 #: Frames that a mean structure and its memory are estimated from, at most.
 MOTION_FRAMES = 5000
 
-_CHUNK = 256  # frames worked on at a time
+#: Windows in which the length of a smoothed history is chosen, at most, and the longest one that is tried.
+HISTORY_WINDOWS, LONGEST_HISTORY = 1000, 16
+
+#: Entry point group in which other packages name their free forecasts.
+ENTRY_POINTS = "egno_md.forecasters"
+
+_CHUNK, _NUMBERS = 256, 2**21  # frames, and numbers of whole windows, worked on at a time
+
+
+@runtime_checkable
+class Forecaster(Protocol):
+    """Who predicts. Free forecasts, models, and what is wrapped around them are all called in this way.
+
+    Called with ``(past, times, samples=1, generator=None)``:
+
+    - past : ndarray, shape (S, P, N, 3). Angstrom; the last P frames of S histories, one stride apart, the start last.
+      There may be more of them than the forecaster reads (:attr:`n_past`), or fewer: it uses those that are there.
+    - times : array_like, shape (T,). Strides after the start, above 0.
+    - samples : int. Futures to draw from each start.
+    - generator : numpy.random.Generator, optional. What they are drawn with.
+
+    It returns an ndarray of shape (S, K, T, N, 3), in Angstrom and in the frame of reference of the start. K is
+    `samples`, or 1 for a forecaster that knows one future only.
+    """
+
+    name: str
+
+    def __call__(
+        self, past: np.ndarray, times: ArrayLike, samples: int = 1, generator: np.random.Generator | None = None
+    ) -> NDArray[np.floating]: ...
+
+
+class FreeForecast(Forecaster, Protocol):
+    """A forecaster that is fitted to runs of the molecule in an instant: what a model has to beat.
+
+    Attributes
+    ----------
+    name : str
+        Of its column in every table.
+    n_past : int
+        Frames of past that it can use, the start among them.
+    """
+
+    n_past: int
+
+    @classmethod
+    def fitted(cls, known: Known) -> FreeForecast:
+        """The forecast for a molecule of which some runs are known.
+
+        Raises
+        ------
+        DataError
+            The runs are too short; the forecast is then left out, and the message is shown.
+        """
+        ...
+
+
+class Baselines(NamedTuple):
+    """Free forecasts by name, and by name why others could not be fitted."""
+
+    forecasts: dict[str, Forecaster]
+    left_out: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What free forecasts are fitted to: runs of one molecule, other frames than those that are forecast.
+
+    Attributes
+    ----------
+    segments : sequence of ndarray, shape (F, N, 3)
+        Angstrom; without a gap, molecules whole.
+    steps : tuple of int
+        Strides ahead that will be asked for, increasing.
+    every : int
+        Frames per stride.
+    """
+
+    segments: Sequence[np.ndarray]
+    steps: tuple[int, ...] = (1,)
+    every: int = 1
+
+    @functools.cached_property
+    def motion(self) -> InternalMotion:
+        """Mean structure and memory, fitted once for all that need them."""
+        return InternalMotion.fit(self.segments, self.every)
+
+    @functools.cached_property
+    def baselines(self) -> Baselines:
+        """Every registered forecast, fitted once."""
+        return baselines(self)
+
+    def windows(self, n_past: int, at_most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Windows of these runs, evenly spread, some at a time.
+
+        Parameters
+        ----------
+        n_past : int
+            Frames of past, the start among them.
+        at_most : int
+            Of more windows, evenly spread ones are used.
+
+        Yields
+        ------
+        past, future : ndarray, shape (C, n_past, N, 3) and (C, T, N, 3), float64
+
+        Raises
+        ------
+        DataError
+            No run holds a window.
+        """
+        steps = np.asarray(self.steps, int)
+        back, ahead = (n_past - 1) * self.every, int(steps.max()) * self.every
+        starts = [(k, f) for k, x in enumerate(self.segments) for f in range(back, len(x) - ahead)]
+        if not starts:
+            raise DataError(
+                f"a window of {n_past} frames of past and {steps.max()} strides ahead needs a run of more than "
+                f"{back + ahead} frames; the longest found has {max((len(x) for x in self.segments), default=0)}"
+            )
+        starts = starts[:: -(-len(starts) // at_most)]
+        offsets = np.r_[np.arange(1 - n_past, 1), steps] * self.every
+        chunk = max(1, min(_CHUNK, _NUMBERS // (len(offsets) * self.segments[0][0].size)))
+        for first in range(0, len(starts), chunk):
+            some = starts[first : first + chunk]
+            frames = np.stack([np.asarray(self.segments[k])[f + offsets] for k, f in some]).astype(np.float64)
+            yield frames[:, :n_past], frames[:, n_past:]
 
 
 def static(start: np.ndarray, steps: ArrayLike) -> np.ndarray:
@@ -27,6 +159,42 @@ def linear(start: np.ndarray, velocity: np.ndarray, steps: ArrayLike) -> np.ndar
     """Baseline: every atom keeps its velocity (Angstrom per stride) for `steps` (T,) strides; ``(S, T, N, 3)``."""
     ahead = np.asarray(steps, dtype=start.dtype)[:, None, None]  # (T, 1, 1)
     return start[:, None] + velocity[:, None] * ahead  # (S, T, N, 3)
+
+
+def _start_and_velocity(past: np.ndarray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The last frame and the displacement that led to it, (S, N, 3); zero where there is one frame alone."""
+    start = np.asarray(past[:, -1], np.float64)  # (S, N, 3)
+    return start, start - past[:, max(-2, -past.shape[1])]
+
+
+class Static:
+    """The start frame stands still."""
+
+    name: ClassVar[str] = "static"
+    n_past: ClassVar[int] = 1
+
+    @classmethod
+    def fitted(cls, known: Known) -> Static:
+        """Nothing is fitted."""
+        return cls()
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return static(_start_and_velocity(past)[0], times)[:, None]  # (S, 1, T, N, 3)
+
+
+class Linear:
+    """Every atom keeps the displacement of the last stride."""
+
+    name: ClassVar[str] = "linear"
+    n_past: ClassVar[int] = 2
+
+    @classmethod
+    def fitted(cls, known: Known) -> Linear:
+        """Nothing is fitted."""
+        return cls()
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return linear(*_start_and_velocity(past), times)[:, None]  # (S, 1, T, N, 3)
 
 
 @dataclass(frozen=True)
@@ -102,9 +270,17 @@ class InternalMotion:
         rotation, centre = superposition(start, self.mean)
         displaced = (start - centre) @ rotation - self.mean  # (S, N, 3)
         decay = np.broadcast_to(self.decay if decay is None else decay, len(self.mean))
-        factor = decay ** np.asarray(steps)[:, None]  # (T, N)
+        steps = np.asarray(steps)[:, None]  # (T, 1)
+        # A memory that changes its sign from stride to stride says nothing between two strides.
+        factor = np.where(steps % 1 == 0, decay, np.maximum(decay, 0.0)) ** steps  # (T, N)
         path = self.mean + factor[None, :, :, None] * displaced[:, None]  # (S, T, N, 3)
         return path @ np.swapaxes(rotation, -1, -2)[:, None] + centre[:, None]  # (S, T, N, 3)
+
+
+def _chunks(segments: Sequence[np.ndarray], pairs: list[tuple[int, int]], offset: int) -> Iterator[np.ndarray]:
+    """The frames of `pairs` (segment, frame), moved on by `offset`, some at a time (C, N, 3)."""
+    for first in range(0, len(pairs), _CHUNK):
+        yield np.stack([segments[k][f + offset] for k, f in pairs[first : first + _CHUNK]])
 
 
 @dataclass(frozen=True)
@@ -135,6 +311,16 @@ class PathRegression:
     offset: NDArray[np.float64]
     position: NDArray[np.float64]
     velocity: NDArray[np.float64]
+    name: ClassVar[str] = "regression"
+    n_past: ClassVar[int] = 2
+
+    @classmethod
+    def fitted(cls, known: Known) -> PathRegression:
+        """About the mean structure of the known runs, for the steps that will be asked for."""
+        return cls.fit(known.segments, known.motion.mean, known.steps, known.every)
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return self.path(*_start_and_velocity(past), times)[:, None]  # (S, 1, T, N, 3)
 
     @classmethod
     def fit(
@@ -225,29 +411,135 @@ class PathRegression:
         return path @ np.swapaxes(rotation, -1, -2)[:, None] + centre[:, None]
 
 
-def _chunks(segments: Sequence[np.ndarray], pairs: list[tuple[int, int]], offset: int) -> Iterator[np.ndarray]:
-    """The frames of `pairs` (segment, frame), moved on by `offset`, some at a time (C, N, 3)."""
-    for first in range(0, len(pairs), _CHUNK):
-        yield np.stack([segments[k][f + offset] for k, f in pairs[first : first + _CHUNK]])
+@dataclass(frozen=True)
+class MeanStructure:
+    """The mean structure, superposed on the start."""
+
+    motion: InternalMotion
+    name: ClassVar[str] = "mean structure"
+    n_past: ClassVar[int] = 1
+
+    @classmethod
+    def fitted(cls, known: Known) -> MeanStructure:
+        """The mean structure of the known runs."""
+        return cls(known.motion)
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return self.motion.relax(past[:, -1], times, decay=0.0)[:, None]  # (S, 1, T, N, 3)
 
 
-def baselines(
-    start: np.ndarray, velocity: np.ndarray, steps: ArrayLike, motion: InternalMotion
-) -> dict[str, np.ndarray]:
-    """All that a user has for nothing, each (S, T, N, 3).
+@dataclass(frozen=True)
+class AR1:
+    """Displacements from the mean structure decay in the aligned frame, with one factor for each atom."""
+
+    motion: InternalMotion
+    name: ClassVar[str] = "AR(1)"
+    n_past: ClassVar[int] = 1
+
+    @classmethod
+    def fitted(cls, known: Known) -> AR1:
+        """Mean structure and memory of the known runs."""
+        return cls(known.motion)
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return self.motion.relax(past[:, -1], times)[:, None]  # (S, 1, T, N, 3)
+
+
+@dataclass(frozen=True)
+class SmoothedHistory:
+    """The mean of the last frames, each superposed on the start: fast noise averages out, slow motion stays.
+
+    Attributes
+    ----------
+    n_past : int
+        Frames in the mean, the start among them. Where the past is shorter, all that is there.
+    """
+
+    n_past: int
+    name: ClassVar[str] = "smoothed history"
+
+    @classmethod
+    def fitted(cls, known: Known) -> SmoothedHistory:
+        """With the number of frames, up to 16 and a quarter of the longest run, that errs least in the known runs."""
+        longest = max((len(x) for x in known.segments), default=0)
+        room = (longest - 1) // known.every - max(known.steps) + 1
+        most = int(np.clip(min(room, longest // known.every // 4), 1, LONGEST_HISTORY))
+        errors = np.zeros(most)
+        for past, future in known.windows(most, HISTORY_WINDOWS):
+            means = _running_means(past)  # (C, most, N, 3)
+            for m in range(most):
+                errors[m] += np.sum((means[:, m, None] - future) ** 2)
+        return cls(1 + int(np.argmin(errors)))
+
+    def __call__(self, past, times, samples=1, generator=None):
+        past = np.asarray(past[:, -self.n_past :], np.float64)  # (S, m, N, 3)
+        return static(_running_means(past)[:, -1], times)[:, None]  # (S, 1, T, N, 3)
+
+
+def _running_means(past: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means of the last 1, 2, ..., m of m frames (C, m, N, 3), each superposed on the last one; (C, m, N, 3)."""
+    start = past[:, -1:]  # (C, 1, N, 3)
+    centre = start.mean(axis=2, keepdims=True)  # (C, 1, 1, 3)
+    earlier = aligned(past[:, -2::-1], start) + centre  # (C, m - 1, N, 3), the latest first
+    frames = np.concatenate([start, earlier], axis=1)  # (C, m, N, 3)
+    return np.cumsum(frames, axis=1) / np.arange(1, frames.shape[1] + 1)[:, None, None]
+
+
+_REGISTER: dict[str, type[FreeForecast]] = {
+    cls.name: cls for cls in (Static, Linear, MeanStructure, AR1, SmoothedHistory, PathRegression)
+}
+
+
+def free_forecasts() -> dict[str, type[FreeForecast]]:
+    """Every free forecast by its name: those of this package, and those that other packages name as entry points.
+
+    Another package adds a class with ``name``, ``n_past`` and ``fitted`` (:class:`FreeForecast`) by an entry point in
+    the group ``egno_md.forecasters``; it is then a column in every evaluation.
+
+    Raises
+    ------
+    UsageError
+        An entry point that cannot be loaded, or a name that is taken.
+    """
+    found = dict(_REGISTER)
+    for point in entry_points(group=ENTRY_POINTS):
+        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
+        try:
+            cls = point.load()
+        except Exception as error:  # whatever another package raises while it is imported
+            raise UsageError(
+                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
+            ) from error
+        if not callable(getattr(cls, "fitted", None)) or not isinstance(getattr(cls, "name", None), str):
+            raise UsageError(f"{where} must be a class with a name and a class method fitted(known)")
+        if found.get(cls.name, cls) is not cls or cls.name in RESERVED:
+            raise UsageError(f"{where} has the name {cls.name!r}, which is taken: give it another one")
+        found[cls.name] = cls
+    return found
+
+
+#: Columns of a table that are not free forecasts.
+RESERVED = ("model", "skill")
+
+
+def baselines(known: Known) -> Baselines:
+    """All that a user has for nothing: every registered free forecast, fitted to what is known.
 
     Parameters
     ----------
-    start, velocity : ndarray, shape (S, N, 3)
-        Angstrom, Angstrom per stride.
-    steps : array_like, shape (T,)
-        Strides ahead.
-    motion : InternalMotion
-        Of other frames than those that are predicted.
+    known : Known
+        Runs of the same molecule, of other frames than those that are predicted.
+
+    Returns
+    -------
+    Baselines
+        ``forecasts`` by name, in the order of the register; ``left_out``: why the others could not be fitted.
     """
-    return {
-        "static": static(start, steps),
-        "linear": linear(start, velocity, steps),
-        "mean structure": motion.relax(start, steps, decay=0.0),
-        "AR(1)": motion.relax(start, steps),
-    }
+    forecasts: dict[str, Forecaster] = {}
+    left_out: dict[str, str] = {}
+    for name, cls in free_forecasts().items():
+        try:
+            forecasts[name] = cls.fitted(known)
+        except DataError as error:
+            left_out[name] = str(error)
+    return Baselines(forecasts, left_out)

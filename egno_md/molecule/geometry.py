@@ -58,17 +58,17 @@ def rmsd(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def superposition(mobile: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The rotation that brings `mobile` (..., N, 3) onto `target` (N, 3) best, all atoms of one weight (Kabsch).
+    """The rotation that brings `mobile` onto `target` (..., N, 3) best, all atoms of one weight (Kabsch).
 
     Returns
     -------
     rotation : ndarray, shape (..., 3, 3)
-        Proper; ``(mobile - centre) @ rotation`` is nearest to ``target - target.mean(0)``.
+        Proper; ``(mobile - centre) @ rotation`` is nearest to the target about its own centre.
     centre : ndarray, shape (..., 1, 3)
     """
     mobile, target = np.asarray(mobile, np.float64), np.asarray(target, np.float64)
     centre = mobile.mean(axis=-2, keepdims=True)  # (..., 1, 3)
-    covariance = np.swapaxes(mobile - centre, -1, -2) @ (target - target.mean(axis=0))  # (..., 3, 3)
+    covariance = np.swapaxes(mobile - centre, -1, -2) @ (target - target.mean(axis=-2, keepdims=True))  # (..., 3, 3)
     left, _, right = np.linalg.svd(covariance)
     # Without this a mirror image could be superposed perfectly.
     left[..., -1] *= np.sign(np.linalg.det(left @ right))[..., None]
@@ -76,7 +76,7 @@ def superposition(mobile: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.floa
 
 
 def aligned(mobile: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
-    """`mobile` (..., N, 3) superposed on `target` (N, 3), about the origin."""
+    """`mobile` superposed on `target`, both (..., N, 3), about the origin."""
     rotation, centre = superposition(mobile, target)
     return (np.asarray(mobile, np.float64) - centre) @ rotation  # (..., N, 3)
 

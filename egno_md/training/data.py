@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
-from ..evaluation.evaluate import Part
-from ..forecast.forecasters import InternalMotion, PathRegression
+from ..evaluation.score import Part
+from ..forecast.forecasters import Known, PathRegression
 from ..graph.builder import GraphBuilder
 from ..graph.windows import MEMORY_LIMIT, Run, TrajectoryWindows, read_runs, segments, split_blocks, window_starts
 from ..molecule.atoms import select_atoms
@@ -218,12 +218,13 @@ def load_data(
         training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
         # A system that is only tested has no training part: its baselines then come from the test's own first half.
         stride = own[0][0].every
-        motion = InternalMotion.fit(training or [run.positions[: len(run.positions) // 2] for run, _, _ in own], stride)
+        seen = training or [run.positions[: len(run.positions) // 2] for run, _, _ in own]
+        known = Known(seen, window.targets, stride)
         if training and builder is not None:
             geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
             if window.velocity == "backward":  # it is for windows that know where they come from
-                regression[builder.identity] = PathRegression.fit(training, motion.mean, window.targets, stride)
-        test += [Part(run, starts, motion) for run, _, starts in own if len(starts)]
+                regression[builder.identity] = PathRegression.fitted(known)
+        test += [Part(run, starts, known) for run, _, starts in own if len(starts)]
     if not runs:
         raise UsageError("every trajectory is held out; none is left to train on")
     thin = -(-sum(map(len, chosen["validation"])) // validation_windows)

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..errors import OutputError, UsageError
-from ..evaluation.evaluate import Evaluation, score
+from ..evaluation.result import Evaluation
+from ..evaluation.score import score
 from ..forecast.model import Model, load_model, new_model
 from ..graph.windows import MEMORY_LIMIT
 from ..specs import PRESETS, ModelSpec, TrainSpec, WindowSpec

@@ -1,0 +1,231 @@
+"""What an evaluation found: errors, intervals and a verdict, as a table and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .quality import Quality
+
+#: Fewer independent blocks than this give no interval.
+MIN_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Errors of a model beside those of the baselines; Angstrom squared and ps.
+
+    Attributes
+    ----------
+    model : str
+        Its name.
+    times : ndarray, shape (T,)
+        ps after the start.
+    errors : dict of str to ndarray (T,)
+        Mean squared error per coordinate at every step: ``"model"`` and every registered free forecast, such as
+        ``"static"``, ``"AR(1)"`` and ``"regression"``; see :func:`egno_md.forecast.free_forecasts`.
+    intervals : dict of str to ndarray (T, 2)
+        95 % intervals of the errors; nan where the data hold fewer than four independent blocks.
+    skill : ndarray, shape (T,)
+        ``1 - error / error of the best free forecast`` at every step.
+    skill_interval : ndarray, shape (T, 2)
+        From the same resamples for model and baselines; the best baseline is chosen anew in each of them.
+    f_skill, a_skill : tuple of float
+        Skill of F-MSE and A-MSE with the ends of its interval.
+    n_windows, n_runs, n_atoms : int
+        What was judged; `n_atoms` of the largest system.
+    block : int
+        Windows per block of the bootstrap.
+    n_blocks : int
+        Independent blocks in the data.
+    quality : Quality, optional
+        Of chains, if any were asked for.
+    as_predicted : ndarray, shape (T,), optional
+        Errors of the model's frames before they are brought back to a local geometry (``ModelSpec.keep_bonds``), where
+        the steps are those of one window: what physical frames cost.
+    prior : ndarray, shape (T,), optional
+        Errors of the regression alone that the model corrects (``ModelSpec.prior``), for the steps of one window.
+    network_gain : tuple of float, optional
+        What the network takes off the A-MSE of that regression, as a share of it, with the ends of its interval; of the
+        frames as predicted.
+    notes : tuple of str
+        What to know before the numbers are believed.
+    """
+
+    model: str
+    times: NDArray[np.float64]
+    errors: dict[str, NDArray[np.float64]]
+    intervals: dict[str, NDArray[np.float64]]
+    skill: NDArray[np.float64]
+    skill_interval: NDArray[np.float64]
+    f_skill: tuple[float, float, float]
+    a_skill: tuple[float, float, float]
+    n_windows: int
+    n_runs: int
+    n_atoms: int
+    block: int
+    n_blocks: int
+    quality: Quality | None = None
+    as_predicted: NDArray[np.float64] | None = None
+    prior: NDArray[np.float64] | None = None
+    network_gain: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def f_mse(self) -> dict[str, float]:
+        """Error at the last step, of the model and of every baseline."""
+        return {name: float(e[-1]) for name, e in self.errors.items()}
+
+    @property
+    def a_mse(self) -> dict[str, float]:
+        """Mean error of all steps."""
+        return {name: float(e.mean()) for name, e in self.errors.items()}
+
+    @property
+    def best_baseline(self) -> list[str]:
+        """The best baseline at every step."""
+        names = [name for name in self.errors if name != "model"]
+        return [names[int(k)] for k in np.argmin([self.errors[name] for name in names], axis=0)]
+
+    @property
+    def outcome(self) -> list[str]:
+        """At every step ``"better"`` or ``"worse"`` than the best baseline; ``"undecided"``: 0 is in the interval."""
+        low, high = self.skill_interval.T
+        return np.where(low > 0, "better", np.where(high < 0, "worse", "undecided")).tolist()
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: is the forecast better than what is there for nothing, or worse?"""
+        n = len(self.times)
+        if np.isnan(self.skill_interval).any():
+            better, worse = int((self.skill > 0).sum()), int((self.skill < 0).sum())
+            return (
+                f"better than every baseline at {better} of {n} steps and worse than the best one at {worse}, but the "
+                f"data are too few for an interval: {self.n_blocks} independent block(s), {MIN_BLOCKS} are needed"
+            )
+        steps = {name: np.flatnonzero(np.asarray(self.outcome) == name) for name in ("better", "worse", "undecided")}
+        if len(steps["better"]) == n:
+            return "better than every baseline at every step, beyond the interval"
+
+        def where(name: str) -> str:
+            if len(steps[name]) == n:
+                return "at every step"
+            return f"at {len(steps[name])} of {n} (t/ps = {', '.join(f'{t:g}' for t in self.times[steps[name]])})"
+
+        said = [f"better than every baseline at {len(steps['better'])} of {n} steps"]
+        if len(steps["worse"]):
+            best = dict.fromkeys(self.best_baseline[k] for k in steps["worse"])
+            said.append(
+                f"worse than the best one {where('worse')}, beyond the interval: take {' or '.join(best)} there"
+            )
+        if len(steps["undecided"]):
+            said.append(f"not beyond the interval, for better or worse, {where('undecided')}")
+        return "; ".join(said)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON; not a number is None."""
+        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "quality"}
+        out.update(f_mse=self.f_mse, a_mse=self.a_mse, best_baseline=self.best_baseline)
+        out.update(outcome=self.outcome, verdict=self.verdict)
+        out["quality"] = None
+        if self.quality is not None:
+            out["quality"] = {
+                "n_chains": self.quality.n_chains,
+                "chain_length": self.quality.chain_length,
+                "rows": {name: dict(chains=a, run=b, floor=c) for name, a, b, c in self.quality.rows()},
+            }
+        return plain(out)
+
+    def _network(self) -> str:
+        """What the network adds to its regression, in words."""
+        if self.network_gain is None:
+            return ""
+        gain, low, high = self.network_gain
+        said = f"; the network takes {gain:+.2%} off it"
+        if np.isnan(low):
+            return said
+        return f"{said} [{low:+.2%}, {high:+.2%}]{'' if low > 0 else ': nothing beyond the interval'}"
+
+    def table(self) -> str:
+        """For people."""
+        names = list(self.errors)
+        lines = [
+            f"model      {self.model}",
+            f"data       {self.n_windows} windows of {self.n_runs} run(s), up to {self.n_atoms} atoms; "
+            f"{self.n_blocks} independent block(s) of {self.block} windows",
+            "error      mean squared, per coordinate, A^2 (95 % interval); nothing is superposed",
+            "",
+            *_heads(names[1:]),
+        ]
+        wide = [_width(name) for name in names[1:]]
+
+        def columns(values: dict[str, float]) -> str:
+            return "".join(f"{values[name]:>{w}.4f}" for name, w in zip(names[1:], wide, strict=True))
+
+        for k, t in enumerate(self.times):
+            low, high = self.intervals["model"][k]
+            row = f"{t:>8g}  {self.errors['model'][k]:>9.4f}{_interval(low, high, '.4f'):>17}"
+            row += columns({name: values[k] for name, values in self.errors.items()})
+            lines.append(row + _percent(self.skill[k], *self.skill_interval[k]))
+        for label, values, gain in (("F-MSE", self.f_mse, self.f_skill), ("A-MSE", self.a_mse, self.a_skill)):
+            row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
+            lines.append(row + columns(values) + _percent(*gain))
+        lines += ["", f"verdict    {self.verdict}"]
+        if self.as_predicted is not None:
+            lines.append(
+                f"geometry   brought back in every frame: A-MSE {self.a_mse['model']:.4f}, as predicted "
+                f"{self.as_predicted.mean():.4f}"
+            )
+        if self.prior is not None:
+            lines.append(
+                f"prior      the regression that the operator corrects: A-MSE {self.prior.mean():.4f} by itself"
+                f"{self._network()}"
+            )
+        if self.quality is not None:
+            q = self.quality
+            lines += [
+                "",
+                f"chains     {q.n_chains} of {q.chain_length} frames; floor: second half of the run beside its first",
+                f"{'':<42}{'chains':>12}{'run':>12}{'floor':>12}",
+                *(
+                    f"{name:<42}" + "".join(f"{'-' if np.isnan(v) else format(v, '.3f'):>12}" for v in values)
+                    for name, *values in q.rows()
+                ),
+            ]
+        return "\n".join(lines + [f"note       {note}" for note in self.notes])
+
+
+def _width(name: str) -> int:
+    """Of a column: as wide as its numbers or the longest word of its head."""
+    return max(12, 2 + max(map(len, name.split())))
+
+
+def _heads(names: Sequence[str]) -> list[str]:
+    """Two lines of heads: a name of two words stands on both."""
+    upper, lower = f"{'':>8}  {'':>26}", f"{'t/ps':>8}  {'model':>26}"
+    for name in names:
+        first, _, last = name.rpartition(" ")
+        upper, lower = upper + f"{first:>{_width(name)}}", lower + f"{last:>{_width(name)}}"
+    return [upper.rstrip(), lower + f"{'skill':>27}"]
+
+
+def _interval(low: float, high: float, how: str) -> str:
+    return "" if np.isnan(low) else f"[{low:{how}}, {high:{how}}]"
+
+
+def _percent(value: float, low: float, high: float) -> str:
+    return f"{value:>+10.1%}" + (f"{'':>17}" if np.isnan(low) else f"{f'[{low:+.1%}, {high:+.1%}]':>17}")
+
+
+def plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
