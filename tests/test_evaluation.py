@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -81,6 +82,40 @@ def test_errors_are_those_of_the_definition_and_the_skill_is_against_the_best_ba
     assert (low < result.errors["static"]).all() and (result.errors["static"] < high).all()
     assert (result.skill_interval[:, 0] < result.skill).all() and (result.skill < result.skill_interval[:, 1]).all()
     assert "better than every baseline at 0 of 4" in result.verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome", "words"),
+    [
+        ([0.1] * 4, [0.2] * 4, ["better"] * 4, "better than every baseline at every step, beyond the interval"),
+        (
+            [-0.3] * 4,
+            [-0.1] * 4,
+            ["worse"] * 4,
+            "better than every baseline at 0 of 4 steps; worse than the best one at every step, beyond the interval: "
+            "take AR(1) there",
+        ),
+        ([-0.1] * 4, [0.1] * 4, ["undecided"] * 4, "0 of 4 steps; not beyond the interval, for better or worse, at ev"),
+        (
+            [0.1, -0.1, -0.3, -0.3],
+            [0.2, 0.1, -0.1, -0.1],
+            ["better", "undecided", "worse", "worse"],
+            "better than every baseline at 1 of 4 steps; worse than the best one at 2 of 4 (t/ps = 3, 4), beyond the "
+            "interval: take AR(1) there; not beyond the interval, for better or worse, at 1 of 4 (t/ps = 2)",
+        ),
+    ],
+)
+def test_verdict_tells_worse_from_undecided(low, high, outcome, words):
+    result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
+    judged = dataclasses.replace(result, skill_interval=np.stack([low, high], axis=1))
+    assert judged.outcome == outcome == judged.as_dict()["outcome"]
+    assert words in judged.verdict and words in judged.table()
+
+
+def test_a_model_that_is_worse_everywhere_is_said_to_be():
+    result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
+    assert (result.skill_interval[:, 1] < 0).all()
+    assert "worse than the best one at every step" in result.verdict and "not beyond" not in result.verdict
 
 
 def test_baselines_have_not_seen_what_they_predict():

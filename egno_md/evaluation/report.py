@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,7 @@ OTHER, LINES = "#000000", ("-", "--", ":", "-.")
 
 SETS = {"chains": "#D55E00", "run": "#000000", "floor": "#56B4E9"}
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "pre{background:#f5f5f5;padding:1rem;overflow-x:auto;font-size:12px}"
-    "img{max-width:100%}figure{margin:1.5rem 0}figcaption{color:#555}"
-)
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bool = False) -> list[Path]:
@@ -99,16 +96,16 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
         raise OutputError(f"{found} exists; choose another folder or replace it (force=True, --force)")
     figures = {name: (_png(draw), caption) for name, (draw, caption) in plots.items()}
     body = "".join(
-        f'<figure><img alt="{name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        _filled("figure.html", name=name, png=base64.b64encode(png).decode(), caption=html.escape(caption))
         for name, (png, caption) in figures.items()
     )
-    verdict = evaluation.verdict[0].upper() + evaluation.verdict[1:]
-    title = f"Evaluation of {html.escape(evaluation.model)}"
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><h1>{title}</h1>'
-        f"<p>{html.escape(verdict)}.</p><pre>{html.escape(evaluation.table())}</pre>{body}</body></html>\n"
+    page = _filled(
+        "report.html",
+        title=f"Evaluation of {html.escape(evaluation.model)}",
+        style=(TEMPLATES / "report.css").read_text(),
+        verdict=html.escape(evaluation.verdict[0].upper() + evaluation.verdict[1:]),
+        table=html.escape(evaluation.table()),
+        figures=body,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +114,11 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
     except OSError as error:
         raise OutputError(f"cannot write the report in {folder} ({error}); choose a folder with room") from error
     return files
+
+
+def _filled(template: str, **values: str) -> str:
+    """A template with its places filled in; values are HTML already."""
+    return Template((TEMPLATES / template).read_text()).substitute(values)
 
 
 def _png(draw: Callable[[Any], None]) -> bytes:
