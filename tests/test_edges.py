@@ -18,7 +18,8 @@ from torch import nn
 from egno_md.errors import UsageError
 from egno_md.nn import egnn
 from egno_md.nn.edges import block as edges
-from egno_md.nn.edges import reference
+from egno_md.nn.edges import products, reference
+from egno_md.nn.edges import torch as torch_backend
 
 T, N, H, A = 3, 24, 12, 3
 
@@ -69,7 +70,7 @@ def backend(request, monkeypatch):
         compiled = pytest.importorskip("egno_md.nn.edges.numba", reason="Numba is not installed", exc_type=ImportError)
         monkeypatch.setattr(edges, "_backend", lambda *_: compiled)
     else:
-        monkeypatch.setattr(edges, "_backend", lambda *_: edges)
+        monkeypatch.setattr(edges, "_backend", lambda *_: torch_backend)
     return request.param
 
 
@@ -116,9 +117,9 @@ def test_reference_reproduces_the_original(official, name, monkeypatch):
 @pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "BLAS"])
 def test_float32(onednn, n_attr, backend, monkeypatch):
     """Both libraries of products, against the reference in float64."""
-    if onednn and not edges._has_onednn():
+    if onednn and not products._has_onednn():
         pytest.skip("this torch comes without oneDNN")
-    monkeypatch.setattr(edges, "_has_wide_vectors", lambda: onednn)
+    monkeypatch.setattr(products, "_has_wide_vectors", lambda: onednn)
     expected = run(reference.edge_block, graph(n_attr=n_attr), *networks(n_attr=n_attr))
     inputs = {k: v.detach().float() if v.requires_grad else v for k, v in graph(n_attr=n_attr).items()}
     inputs = {k: v.requires_grad_(v.is_floating_point()) for k, v in inputs.items()}
@@ -320,7 +321,7 @@ def test_refuses_a_bound_that_is_none(max_memory):
 def test_out_of_memory_halves_the_block_and_says_so_once(monkeypatch):
     inputs, nets = graph(), networks()
     expected = run(reference.edge_block, inputs, *nets)
-    linear, rows = edges.linear, []
+    linear, rows = torch_backend.linear, []
 
     def small_gpu(x, *args, **kwargs):
         rows.append(len(x))
@@ -328,7 +329,7 @@ def test_out_of_memory_halves_the_block_and_says_so_once(monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return linear(x, *args, **kwargs)
 
-    monkeypatch.setattr(edges, "linear", small_gpu)
+    monkeypatch.setattr(torch_backend, "linear", small_gpu)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         got = run(edges.edge_block, inputs, *nets)
@@ -342,7 +343,7 @@ def test_out_of_memory_halves_the_block_and_says_so_once(monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return linear(x, *args, **kwargs)
 
-    monkeypatch.setattr(edges, "linear", no_gpu)
+    monkeypatch.setattr(torch_backend, "linear", no_gpu)
     with pytest.raises(torch.OutOfMemoryError), pytest.warns(UserWarning, match="smaller blocks"):
         run(edges.edge_block, inputs, *nets)
 
@@ -446,7 +447,7 @@ def test_triton_kernels_compile():
 @pytest.mark.parametrize("triton", [pytest.param(True, marks=needs_triton), False], ids=["kernels", "torch"])
 def test_gpu_equals_reference(triton, monkeypatch):
     if not triton:
-        monkeypatch.setattr(edges, "_backend", lambda *_: edges)
+        monkeypatch.setattr(edges, "_backend", lambda *_: torch_backend)
     expected = run(reference.edge_block, graph(shift=True), *networks())
     inputs = {k: v.detach().cuda() for k, v in graph(shift=True).items()}
     inputs = {k: v.float().requires_grad_() if v.is_floating_point() else v for k, v in inputs.items()}

@@ -21,7 +21,7 @@ from ..graph.windows import displacements, frames_back, nodes_first
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
 from ..nn.captured import CapturedEGNO
-from ..nn.edges.block import has_fast_bf16
+from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
 from .forecasters import Forecaster

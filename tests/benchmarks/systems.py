@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 
 from egno_md.nn import EGNO, egnn
 from egno_md.nn.edges import block as edges
-from egno_md.nn.edges import reference
+from egno_md.nn.edges import products, reference
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 #: With one thread the processor's time, which is the wall time of a machine that does nothing else.
@@ -129,13 +129,13 @@ def arithmetic(shape: Shape, n_edges: int) -> Callable[[], None]:
         product()
         return CLOCK() - start
 
-    products = [lambda: torch.mm(x, w, out=out)]
-    if edges._has_onednn():
-        products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    ways = [lambda: torch.mm(x, w, out=out)]
+    if products._has_onednn():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     with torch.no_grad():
-        times = [[seconds(product) for product in products] for _ in range(50)]
+        times = [[seconds(product) for product in ways] for _ in range(50)]
     medians = [statistics.median(each) for each in zip(*times, strict=True)]
-    product = products[medians.index(min(medians))]
+    product = ways[medians.index(min(medians))]
 
     def run() -> None:
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """The blocks of :mod:`egno_md.nn.edges` on the CPU, compiled by Numba: all but the products with matrices.
 
-The symbols are those of :mod:`egno_md.nn.edges`; arrays along the edges have rows (edge, time). The products stay
+The symbols are those of :mod:`egno_md.nn.edges.block`; arrays along the edges have rows (edge, time). The products stay
 torch's. Between two of them a kernel goes over the rows once: what torch's operators would read and write five times
 is done while it is in the level-1 cache, and the SiLU takes two thirds of the time. The machine code is stored
 beside this file, or where Numba may write, and made again for another processor.
@@ -22,7 +22,8 @@ from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
 from egno_md.errors import UsageError
-from egno_md.nn.edges.block import Edges, Gradients, linear
+from egno_md.nn.edges.backend import Edges, Gradients
+from egno_md.nn.edges.products import linear
 
 # A Python number beside a float32 would make the result a float64: there is none below.
 #: A product and a sum may become one instruction; sums keep their order, on which the sigmoid relies.
@@ -257,14 +258,14 @@ class _Inputs:
 
 
 def add_rows(total: Tensor, index: Tensor, rows: Tensor) -> None:
-    """See :class:`egno_md.nn.edges.Backend`."""
+    """See :class:`egno_md.nn.edges.backend.Backend`."""
     _add_rows(total.view(len(total), -1).numpy(), _array(index), rows.view(len(index), -1).numpy())
 
 
 def forward_blocks(
     edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[int, int], Callable[[], None]]:
-    """See :class:`egno_md.nn.edges.Backend`."""
+    """See :class:`egno_md.nn.edges.backend.Backend`."""
     w2, _, w3, *_ = edges.weights
     _, b2, _, b3, w4, b4 = map(_array, edges.weights)
     inputs, none = _Inputs(edges), np.empty((0, 0), b2.dtype)
@@ -292,7 +293,7 @@ def forward_blocks(
 def backward_blocks(
     edges: Edges, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor, need_weights: bool
 ) -> Callable[[int, int], Gradients]:
-    """See :class:`egno_md.nn.edges.Backend`."""
+    """See :class:`egno_md.nn.edges.backend.Backend`."""
     w2, _, w3, *_ = edges.weights
     _, b2, _, b3, w4, b4 = map(_array, edges.weights)
     inputs = _Inputs(edges)

@@ -1,11 +1,11 @@
 """The blocks of :mod:`egno_md.nn.edges` as Triton kernels: one for the forward pass, one for the backward pass.
 
 A program takes BLOCK edges at one time point from the gathers to the end; the symbols are those of
-:mod:`egno_md.nn.edges`. The forward kernel writes no temporary. The backward kernel writes the factors of the weights'
-gradients, whose products and sums torch does. Hidden channels run in chunks of CHUNK, so that only tiles of the weights
-must fit beside the messages. Sums over receivers use atomics: two runs on a GPU may differ in the last digits. Products
-are in float32, or in tf32 after ``torch.set_float32_matmul_precision("high")``, or in autocast's dtype under
-``torch.autocast``.
+:mod:`egno_md.nn.edges.block`. The forward kernel writes no temporary. The backward kernel writes the factors of the
+weights' gradients, whose products and sums torch does. Hidden channels run in chunks of CHUNK, so that only tiles of
+the weights must fit beside the messages. Sums over receivers use atomics: two runs on a GPU may differ in the last
+digits. Products are in float32, or in tf32 after ``torch.set_float32_matmul_precision("high")``, or in autocast's dtype
+under ``torch.autocast``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from egno_md.nn.edges.block import Edges, Gradients, add_rows, weight_gradients
+from egno_md.nn.edges.backend import Edges, Gradients, weight_gradients
+from egno_md.nn.edges.torch import add_rows
 
 __all__ = ["add_rows", "backward_blocks", "fits", "forward_blocks"]
 
@@ -201,14 +202,14 @@ def _launch(
 def forward_blocks(
     edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[int, int], Callable[[], None]]:
-    """See :class:`egno_md.nn.edges.Backend`."""
+    """See :class:`egno_md.nn.edges.backend.Backend`."""
     return lambda start, stop: lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
 
 
 def backward_blocks(
     edges: Edges, low: torch.dtype | None, g_push: Tensor, g_agg: Tensor, need_weights: bool
 ) -> Callable[[int, int], Gradients]:
-    """See :class:`egno_md.nn.edges.Backend`."""
+    """See :class:`egno_md.nn.edges.backend.Backend`."""
     g_push, g_agg, width = g_push.contiguous(), g_agg.contiguous(), edges.projected.shape[1]
 
     def block(start: int, stop: int) -> Gradients:
