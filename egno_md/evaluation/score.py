@@ -93,7 +93,7 @@ def score(
         spacings += list(np.diff(starts))
         forecaster = ModelForecaster(model, run.builder, device=device)
         bare = forecaster.as_predicted if one_window else None
-        prior = model.regression.get(run.builder.identity) if one_window and model.spec.prior == "regression" else None
+        prior = forecaster.prior if one_window else None
         chunk = max(1, _CHUNK_BYTES // (8 * 3 * run.builder.n_atoms * (horizon + window.n_times)))
         for first in range(0, len(starts), chunk):
             some = starts[first : first + chunk]

@@ -444,7 +444,8 @@ class ModelForecaster(Chained):
     """A model as a forecaster: its windows, brought back to the geometry that it keeps, one after the other.
 
     ``inner`` is the forecaster of one window; ``as_predicted`` the same chain of what the operator gives before it is
-    brought back to a geometry, or None where the model keeps none.
+    brought back to a geometry, or None where the model keeps none; ``prior`` the forecast that the operator corrects, or
+    None.
 
     Parameters
     ----------
@@ -470,6 +471,8 @@ class ModelForecaster(Chained):
         keep = local_geometry(model, builder)
         super().__init__(operator if keep is None else Restored(operator, keep), times, nodes)
         self.as_predicted = None if keep is None else Chained(operator, times, nodes)
+        corrects = model.spec.prior == "regression"
+        self.prior: Forecaster | None = model.regression.get(builder.identity) if corrects else None
 
 
 def forecast(

@@ -22,8 +22,8 @@ from ..molecule.geometry import aligned, superposition
 #: Frames that a mean structure and its memory are estimated from, at most.
 MOTION_FRAMES = 5000
 
-#: Windows in which the length of a smoothed history is chosen, at most, and the longest one that is tried.
-HISTORY_WINDOWS, LONGEST_HISTORY = 1000, 16
+#: The length of a smoothed history is chosen in so many windows and atoms of all of them, at most, up to so many frames.
+HISTORY_WINDOWS, HISTORY_ATOMS, LONGEST_HISTORY = 1000, 500_000, 16
 
 #: Entry point group in which other packages name their free forecasts.
 ENTRY_POINTS = "egno_md.forecasters"
@@ -464,11 +464,13 @@ class SmoothedHistory:
         longest = max((len(x) for x in known.segments), default=0)
         room = (longest - 1) // known.every - max(known.steps) + 1
         most = int(np.clip(min(room, longest // known.every // 4), 1, LONGEST_HISTORY))
-        errors = np.zeros(most)
-        for past, future in known.windows(most, HISTORY_WINDOWS):
-            means = _running_means(past)  # (C, most, N, 3)
-            for m in range(most):
-                errors[m] += np.sum((means[:, m, None] - future) ** 2)
+        errors = np.zeros(most)  # squared, but for what is the same for all of them
+        n_atoms = next((len(x[0]) for x in known.segments if len(x)), 1)
+        for past, future in known.windows(most, min(HISTORY_WINDOWS, max(1, HISTORY_ATOMS // n_atoms))):
+            start = past[:, -1:]  # (C, 1, N, 3)
+            moved = (future - start).sum(axis=1, keepdims=True)  # (C, 1, N, 3)
+            means = _running_means(past) - start  # (C, most, N, 3)
+            errors += np.sum(means * (future.shape[1] * means - 2 * moved), axis=(0, 2, 3))
         return cls(1 + int(np.argmin(errors)))
 
     def __call__(self, past, times, samples=1, generator=None):
