@@ -444,8 +444,8 @@ class ModelForecaster(Chained):
     """A model as a forecaster: its windows, brought back to the geometry that it keeps, one after the other.
 
     ``inner`` is the forecaster of one window; ``as_predicted`` the same chain of what the operator gives before it is
-    brought back to a geometry, or None where the model keeps none; ``prior`` the forecast that the operator corrects, or
-    None.
+    brought back to a geometry, or None where the model keeps none; ``prior`` the forecast that the operator corrects,
+    or None.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from ..molecule.geometry import aligned, superposition
 #: Frames that a mean structure and its memory are estimated from, at most.
 MOTION_FRAMES = 5000
 
-#: The length of a smoothed history is chosen in so many windows and atoms of all of them, at most, up to so many frames.
+#: A smoothed history is chosen in so many windows, and atoms of all of them, at most, and is up to so many frames long.
 HISTORY_WINDOWS, HISTORY_ATOMS, LONGEST_HISTORY = 1000, 500_000, 16
 
 #: Entry point group in which other packages name their free forecasts.
