@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from egno_md.forecast.chain import apply_operator
 from egno_md.forecast.model import Model, new_model
+from egno_md.forecast.operator import apply_operator
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.graph import Graph, collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks, window_starts

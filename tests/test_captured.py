@@ -14,7 +14,8 @@ from test_egno import small_egno
 from test_forecast import histories
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from egno_md.forecast import chain as forecast_module
+from egno_md.forecast import forecast
+from egno_md.forecast import operator as forecast_module
 from egno_md.graph.builder import GraphBuilder
 from egno_md.nn import captured
 from egno_md.nn.captured import CapturedEGNO
@@ -162,12 +163,10 @@ def test_chain_is_the_same(history, box, runs, monkeypatch):
         torch.nn.init.normal_(layer.coord[-1].weight, std=0.02)
     builder, past = GraphBuilder(u.atoms, model.graph), histories(u, [6, 9], history + 1)
     boxes = [box, box]
-    plain = forecast_module.forecast(model, builder, past, 26, boxes=boxes, device="cpu")
+    plain = forecast(model, builder, past, 26, boxes=boxes, device="cpu")
     assert not runs
     monkeypatch.setattr(forecast_module, "_recordable", lambda model, *_: CapturedEGNO(model.network))
-    np.testing.assert_allclose(
-        forecast_module.forecast(model, builder, past, 26, boxes=boxes, device="cpu"), plain, atol=1e-4
-    )
+    np.testing.assert_allclose(forecast(model, builder, past, 26, boxes=boxes, device="cpu"), plain, atol=1e-4)
     assert len(runs) == 1
 
 
@@ -249,7 +248,7 @@ def test_chain_on_a_gpu_is_the_same(precision, monkeypatch):
     model = make_model()
     builder, past = GraphBuilder(u.atoms, model.graph), histories(u, [6, 9])
     options = {"device": "cuda", "precision": precision}
-    found = forecast_module.forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
+    found = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
     monkeypatch.setattr(forecast_module, "_recordable", lambda *_: None)
-    expected = forecast_module.forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
+    expected = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
     np.testing.assert_allclose(found, expected, atol=0.01)

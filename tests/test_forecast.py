@@ -188,7 +188,7 @@ def test_bf16_leaves_atoms_in_place_that_do_not_move(operator):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_warns_where_it_is_slower(ballistic, fast, monkeypatch):
-    monkeypatch.setattr("egno_md.forecast.chain.has_fast_bf16", lambda: fast)
+    monkeypatch.setattr("egno_md.forecast.operator.has_fast_bf16", lambda: fast)
     u = make_universe(8)
     builder = GraphBuilder(u.atoms, ballistic.graph)
     with warnings.catch_warnings(record=True) as caught:

@@ -1,8 +1,9 @@
 """Who predicts: the free forecasts, models, and chains of windows."""
 
-from .chain import ModelForecaster, apply_operator, check_request, forecast, forecast_times, roll
+from .chain import ModelForecaster, check_request, forecast, forecast_times, roll
 from .device import check_precision, resolve_device
 from .forecasters import Forecaster, Known, baselines, free_forecasts
+from .operator import apply_operator
 
 __all__ = [
     "Forecaster",

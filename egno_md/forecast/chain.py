@@ -1,11 +1,8 @@
-"""From start frames to predicted frames: one window, chains of windows, batches of starts."""
+"""From start frames to predicted frames: chains of windows, batches of starts."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,105 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ModelError, UsageError
 from ..graph.builder import GraphBuilder
-from ..graph.graph import Graph, collate
-from ..graph.windows import displacements, frames_back, nodes_first
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
-from ..nn.captured import CapturedEGNO
-from ..nn.edges.products import has_fast_bf16
-from ..nn.egno import EGNO
-from .device import check_precision, in_precision, resolve_device
 from .forecasters import Forecaster
 from .model import Model
+from .operator import OperatorWindow
 
 #: Nodes of one batch of start frames. More gains nothing on a CPU and only costs memory.
 NODES_PER_BATCH = {"cpu": 2048, "cuda": 65536, "mps": 16384}
-
-#: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
-CAPTURE_FROM = 16
-
-
-def apply_operator(
-    model: Model,
-    graph: Graph,
-    *,
-    times: torch.Tensor | None = None,
-    max_memory: int | str | None = None,
-    network: Callable | None = None,
-):
-    """Run the operator on graphs in Angstrom; the only place where the network's own unit of length appears.
-
-    Parameters
-    ----------
-    model : Model
-    graph : Graph
-        From a GraphBuilder or TrajectoryWindows, one or a batch; Angstrom, Angstrom per stride.
-    times : Tensor, shape (T,), optional
-        Time points in strides, 0 being the first predicted frame (spec: 0, 1, ..., T - 1).
-    max_memory : int or "auto", optional
-        Bound of the edge temporaries in bytes; "auto" and None leave it to the operator.
-    network : callable, optional
-        Called in place of ``model.network``, in the same way.
-
-    Returns
-    -------
-    EGNOOutput or EGHNOOutput
-        With ``pos`` (T, N, 3) and ``vel`` (T, N, 3) in Angstrom.
-    """
-    scale = model.spec.length_scale
-    pos, vel = graph.pos, graph.vel  # (N, 3)
-    if model.spec.prior == "regression":
-        pos = prior_path(model, graph, times)  # (T, N, 3)
-        vel = vel.expand_as(pos)  # (T, N, 3)
-    if model.window.history > 1:
-        pos = graph.pos_history.transpose(0, 1)  # (T, N, 3)
-        vel = graph.vel_history.transpose(0, 1)  # (T, N, 3)
-    options = {}
-    if model.spec.operator == "eghno":
-        options = {"local_index": graph.local_index, "local_attr": graph.local_attr}
-    out = (network or model.network)(
-        graph.x,
-        pos / scale,
-        vel / scale,
-        graph.edge_index,
-        graph.edge_attr,
-        times=times,
-        batch=graph.batch,
-        edge_shift=None if graph.edge_shift is None else graph.edge_shift / scale,
-        max_memory=None if max_memory == "auto" else max_memory,
-        **options,
-    )
-    return out._replace(pos=out.pos * scale, vel=out.vel * scale)
-
-
-def prior_path(model: Model, graph: Graph, times: torch.Tensor | None = None) -> torch.Tensor:
-    """What the model's regression says of some graphs, (T, N, 3) in Angstrom.
-
-    Raises
-    ------
-    ModelError
-        A molecule that the model does not know.
-    """
-    if times is None:
-        ahead = np.asarray(model.window.targets, float)  # (T,)
-    else:
-        ahead = times.cpu().numpy() + 1.0  # (T,); only a window of every stride is asked for other times
-    names = graph.identity
-    starts, velocities = (x.cpu().double().split(graph.sizes) for x in (graph.pos, graph.vel))
-    out: list[torch.Tensor] = [torch.empty(0)] * len(names)
-    for name in set(names):
-        if name not in model.regression:
-            raise ModelError(
-                f"model {model.name!r} corrects a regression of the {len(model.regression)} molecule(s) that it was "
-                "trained on, and this is none of them (atoms, names and bonds must agree): train a model on runs of "
-                "this one, or a general one with --set prior=static"
-            )
-        here = [k for k, other in enumerate(names) if other == name]
-        start, velocity = (torch.stack([x[k] for k in here]).numpy() for x in (starts, velocities))  # (B, N, 3)
-        paths = model.regression[name].path(start, velocity, ahead)  # (B, T, N, 3)
-        for k, path in zip(here, torch.from_numpy(paths), strict=True):
-            out[k] = path
-    return torch.cat(out, dim=1).to(graph.pos)  # (T, N, 3)
 
 
 def check_request(model: Model, horizon: int, substeps: int) -> None:
@@ -162,67 +68,6 @@ def window_times(model: Model, substeps: int = 1) -> np.ndarray:
         return np.asarray(model.window.targets, float)
     # The window's own grid, read more finely: the last point is always the last trained one, so chains line up.
     return np.arange(1, model.window.n_times * substeps + 1) / substeps
-
-
-class OperatorWindow:
-    """One window of a model as its operator gives it: a forecaster of the steps in `model.window` and between them.
-
-    Parameters
-    ----------
-    model : Model
-        Its network stays where it is; on another device a copy is used.
-    builder : GraphBuilder
-        Of the atoms that are forecast.
-    device, precision, max_memory
-        See :func:`forecast`.
-    n_windows : int
-        Windows that will be asked for one after the other; a long chain on a GPU is worth a recording.
-
-    Raises
-    ------
-    UsageError
-        See :func:`egno_md.forecast.check_precision`.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        builder: GraphBuilder,
-        *,
-        device: str | torch.device = "auto",
-        precision: str = "float32",
-        max_memory: int | str | None = "auto",
-        n_windows: int = 1,
-    ) -> None:
-        device = resolve_device(device)
-        check_precision(precision, device)
-        if precision == "bf16" and device.type == "cpu" and not has_fast_bf16():
-            warnings.warn("this processor has no bf16 arithmetic: precision 'float32' is faster here", stacklevel=4)
-        if next(model.network.parameters()).device != device:
-            model = dataclasses.replace(model, network=copy.deepcopy(model.network).to(device))
-        self.model, self.builder, self.name = model, builder, model.name
-        self.device, self.precision, self.max_memory = device, precision, max_memory
-        self.n_past = frames_back(model.window) + 1
-        self._network = _recordable(model, device, n_windows)
-
-    def __call__(self, past, times, samples=1, generator=None, *, boxes=None):
-        model, n_starts, n_atoms = self.model, *past.shape[::2]
-        targets = np.asarray(model.window.targets, float)
-        asked = np.asarray(times, float)
-        chosen, points = slice(None), None
-        if not np.array_equal(asked, targets):
-            place = np.searchsorted(targets, asked).clip(max=len(targets) - 1)
-            if np.array_equal(targets[place], asked):
-                chosen = place
-            else:
-                points = torch.tensor(asked, dtype=torch.float32, device=self.device) - 1  # (T,)
-        batch = graphs(model, [self.builder] * n_starts, past[:, -self.n_past :], boxes).to(self.device)
-        with torch.inference_mode(), in_precision(self.precision, self.device):
-            pos = apply_operator(
-                model, batch, times=points, max_memory=self.max_memory, network=self._network
-            ).pos  # (T, S * N, 3)
-        frames = pos.cpu().numpy().reshape(len(pos), n_starts, n_atoms, 3).swapaxes(0, 1)  # (S, T, N, 3)
-        return frames[:, None, chosen]  # (S, 1, T, N, 3)
 
 
 @dataclass(frozen=True)
@@ -536,12 +381,6 @@ def forecast(
     return forecaster.collect(history, horizon, boxes=boxes, progress=progress)[:, 0]  # (S, horizon, N, 3)
 
 
-def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
-    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO."""
-    fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) is EGNO
-    return CapturedEGNO(model.network) if fits else None
-
-
 def local_geometry(model: Model, builder: GraphBuilder) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
     """What brings frames (..., N, 3) back to the local geometry that the model keeps, given their start; or None.
 
@@ -559,17 +398,3 @@ def restored(model: Model, builder: GraphBuilder, predicted: np.ndarray, start: 
     """Predicted frames (..., N, 3) with the local geometry that the model keeps; `start` is (..., N, 3)."""
     keep = local_geometry(model, builder)
     return predicted if keep is None else keep(predicted, start)
-
-
-def graphs(
-    model: Model, builders: Sequence[GraphBuilder], frames: Sequence[np.ndarray], boxes: Sequence | None = None
-) -> Graph:
-    """Graphs of B starts as one batch; `frames` are B histories (n_input, N, 3)."""
-    graphs = []
-    for b, (builder, past) in enumerate(zip(builders, frames, strict=True)):
-        velocities = displacements(past, model.window)  # (history, N, 3)
-        graph = builder(past[-1], velocities[-1], None if boxes is None else boxes[b])
-        if model.window.history > 1:
-            graph = graph._replace(pos_history=nodes_first(past[1:]), vel_history=nodes_first(velocities))
-        graphs.append(graph)
-    return collate(graphs)

@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DataError, ModelError, OutputError, UsageError
-from ..forecast.chain import apply_operator, graphs, restored
+from ..forecast.chain import restored
 from ..forecast.model import Model
+from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
 from ..specs import TrainSpec
 
