@@ -15,7 +15,7 @@ from ..graph.builder import GraphBuilder
 from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
 from ..nn.captured import CapturedEGNO
-from ..nn.edges.block import has_fast_bf16
+from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
 from .model import Model
