@@ -192,17 +192,28 @@ def _readable(summary: dict[str, Any]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL (a bundled name or a file) was made for, trained on and is worth."""
-    from egno_md.forecast.model import load_model
+    from egno_md.models.header import read_header
+    from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
-    loaded = load_model(model)
+    from .errors import ModelError
+
+    header = read_header(model)
+    try:
+        specs = {
+            name: kind(**header.content[name]).model_dump(mode="json")
+            for name, kind in (("graph", GraphSpec), ("window", WindowSpec), ("model", ModelSpec))
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{header.path} does not describe a model that egno_md {__version__} knows ({error}); if it was made by a "
+            "newer one: pip install --upgrade egno_md"
+        ) from error
     content = {
-        "name": loaded.name,
-        "parameters": loaded.n_parameters,
-        "graph": loaded.graph.model_dump(mode="json"),
-        "window": loaded.window.model_dump(mode="json"),
-        "model": loaded.spec.model_dump(mode="json"),
-        "molecules": {"geometry": len(loaded.geometry), "regression": len(loaded.regression)},
-        "provenance": loaded.provenance,
+        "name": header.name,
+        "parameters": header.n_parameters,
+        **specs,
+        "molecules": header.known,
+        "provenance": header.content["provenance"],
     }
     click.echo(json.dumps(content, indent=2) if as_json else _readable_info(content))
 
@@ -244,20 +255,20 @@ def _indented(content: dict[str, Any], depth: int) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
     """List the models that come with egno_md."""
-    from egno_md.forecast.model import load_model
     from egno_md.models import DEFAULT_MODEL, bundled_models
+    from egno_md.models.header import read_header
 
     rows = []
     for name in bundled_models():
-        model = load_model(name)
+        content = read_header(name).content
         rows.append(
             {
                 "name": name,
                 "default": name == DEFAULT_MODEL,
-                "stride_ps": model.window.stride_ps,
-                "frames": model.window.n_times,
-                "select": model.graph.select,
-                "about": model.provenance.get("about", ""),
+                "stride_ps": content["window"]["stride_ps"],
+                "frames": content["window"]["n_times"],
+                "select": content["graph"]["select"],
+                "about": content["provenance"].get("about", ""),
             }
         )
     if as_json:

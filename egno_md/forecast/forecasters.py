@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import interp1d
 
 from ..errors import DataError, UsageError
 from ..molecule.geometry import aligned, superposition
@@ -401,6 +400,8 @@ class PathRegression:
         -------
         ndarray, shape (S, T, N, 3)
         """
+        from scipy.interpolate import interp1d  # brings half of scipy, which a forecast without it need not load
+
         offset, by_d, by_v = (
             interp1d(self.steps, values, axis=0, fill_value="extrapolate")(np.asarray(times, float))
             for values in (self.offset, self.position, self.velocity)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from .._version import __version__
 from ..errors import ModelError, OutputError, UsageError
-from ..models import DEFAULT_MODEL, bundled_models
+from ..models.header import FORMAT, FORMAT_VERSION, digest, read_header
 from ..molecule.local import LocalGeometry
 from ..nn.eghno import EGHNO
 from ..nn.egno import EGNO
 from ..specs import GraphSpec, ModelSpec, WindowSpec
 from .forecasters import PathRegression
 
-FORMAT = "egno_md"
-
-#: 2: what is known of molecules beside the weights. Older files are read as they are.
-FORMAT_VERSION = 2
-
-#: What is known of molecules: fields of Model, stored as ``<field>.<identity>.<array>``.
+#: What is known of molecules, and how it is built from its arrays.
 KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
 
 
@@ -148,7 +143,7 @@ class Model:
             "format_version": str(FORMAT_VERSION),
             "egno_md": __version__,
             "content": content,
-            "sha256": _digest(tensors, content),
+            "sha256": digest(_entries(tensors), content),
         }
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -168,14 +163,10 @@ def new_model(graph: GraphSpec, window: WindowSpec, spec: ModelSpec, *, seed: in
         return Model(build_network(graph, window, spec).eval(), graph, window, spec)
 
 
-def _digest(tensors: dict[str, torch.Tensor], content: str) -> str:
-    """SHA-256 over the specs and every tensor with its name, type and shape."""
-    sha = hashlib.sha256(content.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
+def _entries(tensors: dict[str, torch.Tensor]) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
+    """What the hash is made of."""
+    for name, tensor in tensors.items():
+        yield name, str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes()
 
 
 def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
@@ -199,33 +190,10 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
     """
     if isinstance(name_or_path, Model):
         return name_or_path
-    bundled = bundled_models()
-    name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
-    path = bundled.get(name, Path(name))
-    if not path.is_file():
-        raise ModelError(f"no model {name!r}: neither a file nor a bundled model; bundled are {', '.join(bundled)}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} is not a readable safetensors file ({error}); it is damaged or no model: copy it again"
-        ) from error
-    if metadata.get("format") != FORMAT:
-        raise ModelError(
-            f"{path} holds tensors but was not written by egno_md (format {metadata.get('format')!r}); "
-            "weights of the original code are read by egno_md.nn.from_official"
-        )
-    version = int(metadata.get("format_version", 0))
-    if version > FORMAT_VERSION:
-        raise ModelError(
-            f"{path} has format version {version}, this egno_md {__version__} reads up to {FORMAT_VERSION}: "
-            "pip install --upgrade egno_md"
-        )
-    if _digest(tensors, metadata.get("content", "")) != metadata.get("sha256"):
-        raise ModelError(f"{path} does not match its own checksum: it was changed or damaged; copy it again")
-    content = json.loads(metadata["content"])
+    header = read_header(name_or_path)
+    path, content = header.path, header.content
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
     try:
         graph = GraphSpec(**content["graph"])
         window = WindowSpec(**content["window"])
@@ -241,5 +209,4 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
         known = {name: {i: KNOWLEDGE[name](**a) for i, a in found.items()} for name, found in arrays.items()}
     except (ValidationError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model that egno_md {__version__} can build: {error}") from error
-    name = name if name in bundled else path.stem
-    return Model(network.eval(), graph, window, spec, content["provenance"], name, **known)
+    return Model(network.eval(), graph, window, spec, content["provenance"], header.name, **known)

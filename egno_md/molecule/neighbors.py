@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
-from vesin import NeighborList
 
 from ..errors import DataError
 
@@ -114,6 +113,8 @@ def radius_graph(
         keys = np.concatenate([i * n_atoms + j, j * n_atoms + i])
         keys.sort()
         return np.stack(np.divmod(keys, n_atoms)), None
+
+    from vesin import NeighborList
 
     i, j, images = NeighborList(cutoff=cutoff, full_list=True).compute(
         points=positions, box=vectors, periodic=True, quantities="ijS"
