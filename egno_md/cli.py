@@ -315,7 +315,8 @@ def models(as_json: bool) -> None:
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of the training states. Default: <output>_work.")
 @click.option("--resume", is_flag=True, help="Go on from the last state in the work folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--devices", default=1, show_default=True, help="Number of GPUs.")
+@click.option("--devices", default=1, show_default=True, help="GPUs, or processes on a CPU, per node.")
+@click.option("--nodes", default=1, show_default=True, help="Nodes of a cluster, each of which runs this command.")
 @click.option("--precision", default="32-true", show_default=True, help="32-true, bf16-mixed or 16-mixed.")
 @click.option("--force", is_flag=True, help="Replace the model file if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the test errors as JSON.")
@@ -328,6 +329,7 @@ def train(
     every epoch; after an interruption the same command with --resume goes on.
     """
     from egno_md.training.data import read_manifest, system_of_files
+    from egno_md.training.process import process_rank
     from egno_md.training.train import train_files
 
     from .errors import OutputError
@@ -354,6 +356,8 @@ def train(
             **options,
         )
     except KeyboardInterrupt:
+        if process_rank(options["devices"], options["nodes"]):
+            sys.exit(0)  # the first process says it
         again = (work / "last.ckpt").exists()
         click.echo(
             f"interrupted; the last whole epoch is saved in {work}: go on with the same command and --resume"
@@ -362,6 +366,8 @@ def train(
             err=True,
         )
         sys.exit(130)
+    if result is None:
+        return  # of several processes the first alone writes and prints
     model.save(output, force=force)
     if as_json:
         click.echo(json.dumps({**result.as_dict(), "files": [str(output)]}, indent=2))

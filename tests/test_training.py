@@ -27,7 +27,8 @@ from egno_md.graph.graph import collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.specs import PRESETS, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import System, load_data, read_manifest
-from egno_md.training.loop import _Module, _pair_error, _Varied, fit
+from egno_md.training.loop import _Module, _pair_error, fit
+from egno_md.training.order import Varied
 from egno_md.training.train import train_files
 
 torch.set_num_threads(1)
@@ -124,7 +125,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, options):
 def test_noise_is_on_the_input_alone_and_follows_from_seed_and_epoch():
     model = make_model()
     train, _ = harmonic_windows(model)
-    noisy = _Varied(train, TrainSpec(noise=0.2, seed=3))
+    noisy = Varied(train, TrainSpec(noise=0.2, seed=3))
     clean, first = train[4], noisy[4]
     added = (first.pos - clean.pos).numpy()
     assert 0.1 < added.std() < 0.3
@@ -134,15 +135,15 @@ def test_noise_is_on_the_input_alone_and_follows_from_seed_and_epoch():
     assert torch.equal(noisy[4].pos, first.pos)
     noisy.epoch = 1
     assert not torch.equal(noisy[4].pos, first.pos)
-    assert torch.equal(_Varied(train, TrainSpec())[4].pos, clean.pos)
+    assert torch.equal(Varied(train, TrainSpec())[4].pos, clean.pos)
     with pytest.raises(UsageError, match="give TrajectoryWindows, found list"):
-        _Varied([clean], TrainSpec(noise=0.1))
+        Varied([clean], TrainSpec(noise=0.1))
 
 
 def further(model, train, spec, batch):
     """The batch that a chained training step learns from, in the epoch and step that go furthest."""
     module = _Module(model, spec, train)
-    varied = _Varied(train, spec)
+    varied = Varied(train, spec)
     module._trainer = SimpleNamespace(train_dataloader=SimpleNamespace(dataset=varied), current_epoch=0, world_size=1)
     draws = [int(np.random.default_rng((spec.seed, 0, n)).integers(spec.unroll)) for n in range(20)]
     assert set(draws) == set(range(spec.unroll))
@@ -169,7 +170,7 @@ def test_a_chained_step_begins_where_the_chain_has_come_and_aims_at_the_frames_a
         assert (batch.edge_shift is not None) == (side is not None)
         np.testing.assert_allclose(batch.y[:, -1], np.concatenate([run.positions[s + 4] for s in starts]), atol=1e-5)
     with pytest.raises(DataError, match="unroll"):
-        _Varied(TrajectoryWindows([run], model.window, [[3, 4, 5]]), spec)
+        Varied(TrajectoryWindows([run], model.window, [[3, 4, 5]]), spec)
 
 
 def test_step_weights_and_pair_errors_in_closed_form():

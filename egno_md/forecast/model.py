@@ -198,7 +198,8 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
         graph = GraphSpec(**content["graph"])
         window = WindowSpec(**content["window"])
         spec = ModelSpec(**content["model"])
-        network = build_network(graph, window, spec)
+        with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced
+            network = build_network(graph, window, spec)
         arrays: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in KNOWLEDGE}
         for key in list(tensors):
             first, _, rest = key.partition(".")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +16,25 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset, Sampler
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import DataError, ModelError, OutputError, UsageError
+from ..errors import ModelError, OutputError, UsageError
 from ..forecast.chain import restored
 from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
 from ..specs import TrainSpec
+from .order import Batches, Varied
+from .process import check_processes, unchanged_process
+from .reference import learned, listed, reference_errors
 
 WARMUP = 0.05  # share of all steps
 
-
-class _Shuffled(Sampler):
-    """A new order every epoch that depends on seed and epoch alone, so that a resumed training repeats it."""
-
-    def __init__(self, data: Dataset, seed: int, at_most: int = 0) -> None:
-        self.data, self.length, self.seed, self.epoch = data, len(data), seed, 0  # type: ignore[arg-type]
-        self.taken = min(self.length, at_most or self.length)
-
-    def set_epoch(self, epoch: int) -> None:  # lightning calls this
-        self.epoch = self.data.epoch = epoch  # type: ignore[attr-defined]
-
-    def __len__(self) -> int:
-        return self.taken
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(self.length, generator=generator)[: self.taken].tolist())
-
-
-class _Varied(Dataset):
-    """Training windows with noise on their input, and later windows of a chain; both follow from seed and epoch."""
-
-    def __init__(self, windows: Dataset, spec: TrainSpec) -> None:
-        if (spec.noise or spec.unroll > 1) and not hasattr(windows, "sample"):
-            raise UsageError(
-                f"noise and unroll change windows of runs: give TrajectoryWindows, found {type(windows).__name__}"
-            )
-        self.windows, self.spec, self.epoch = windows, spec, 0
-        self.items = list(range(len(windows)))  # type: ignore[arg-type]
-        if spec.unroll > 1:
-            self.items = [item for item in self.items if windows.ahead(item, spec.unroll - 1) is not None]
-            if not self.items:
-                raise DataError(
-                    f"no stretch of the training runs is as long as unroll = {spec.unroll} windows; lower it, or use "
-                    "longer runs"
-                )
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, k: int) -> Graph:
-        rng = np.random.default_rng((self.spec.seed, self.epoch, k))
-        if self.spec.noise:
-            graph = self.windows.sample(self.items[k], functools.partial(rng.normal, 0.0, self.spec.noise))
-        else:
-            graph = self.windows[self.items[k]]
-        return graph._replace(item=torch.tensor([self.items[k]])) if self.spec.unroll > 1 else graph
+#: Validation windows that are asked which parameters the loss reaches.
+ASKED = 8
 
 
 class _Diverged(Exception):
@@ -84,16 +42,24 @@ class _Diverged(Exception):
 
 
 class _Epochs(Callback):
-    """One line per epoch on stderr, and a bar inside the epoch where someone watches."""
+    """One line per epoch on stderr, and a bar inside the epoch where someone watches; the first process alone speaks.
+
+    Beside the validation error stand those of forecasts without a network: a loss that falls is no sign that anything
+    was learned.
+    """
 
     best = math.inf
 
+    def __init__(self, references: Mapping[str, float]) -> None:
+        self.beside = listed(references)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
-        self.bar = tqdm(total=trainer.num_training_batches, unit="batch", leave=False, disable=not sys.stderr.isatty())
+        quiet = not (trainer.is_global_zero and sys.stderr.isatty())
+        self.bar = tqdm(total=trainer.num_training_batches, unit="batch", leave=False, disable=quiet)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.loss, self.seen = self.loss + float(outputs["loss"]), self.seen + 1
+        self.loss, self.seen = self.loss + module.last_loss, self.seen + 1
         self.bar.update()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -103,7 +69,8 @@ class _Epochs(Callback):
         if trainer.is_global_zero:
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss / max(self.seen, 1):.4g}  "
-                f"validation F-MSE {value:.4g} (best {self.best:.4g})  {time.monotonic() - self.began:.1f} s",
+                f"validation F-MSE {value:.4g} (best {self.best:.4g}; {self.beside})  "
+                f"{time.monotonic() - self.began:.1f} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -127,23 +94,44 @@ class _Module(pl.LightningModule):
         if spec.step_weights == "static":
             weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
         self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
+        self.last_loss = math.nan  # of the last batch, all processes together
+        self.validation_share = True  # whether the validation windows of this process are its own
 
     def _errors(self, batch: Graph):
         out = apply_operator(self.model, batch)
         squared = (out.pos - batch.y.transpose(0, 1)) ** 2  # (T, N, 3)
         return out, squared.mean(dim=(1, 2))  # (T,)
 
+    def _terms(self, batch: Graph) -> list[tuple[torch.Tensor, int]]:
+        """The loss: terms that add up, and over how many things of this batch each of them is a mean."""
+        out, per_step = self._errors(batch)
+        terms = [((self.step_weights * per_step).mean(), batch.n_nodes)]
+        if self.spec.pair_weight:
+            error = _pair_error(out.pos, batch.y.transpose(0, 1), batch.edge_index)
+            terms.append((self.spec.pair_weight * error, int((batch.edge_index[0] < batch.edge_index[1]).sum())))
+        if self.model.spec.operator == "eghno":
+            terms.append((self.model.spec.cut_weight * out.cut_loss, batch.n_graphs))
+        return terms
+
     def training_step(self, batch: Graph, number: int) -> torch.Tensor:
         if self.spec.unroll > 1:
             batch = self._further(batch, number)
-        out, per_step = self._errors(batch)
-        loss = (self.step_weights * per_step).mean()
-        if self.spec.pair_weight:
-            loss = loss + self.spec.pair_weight * _pair_error(out.pos, batch.y.transpose(0, 1), batch.edge_index)
-        if self.model.spec.operator == "eghno":
-            loss = loss + self.model.spec.cut_weight * out.cut_loss
-        self._require_finite(loss, f"the loss of batch {number + 1}")
-        self.log("train", loss.detach(), prog_bar=True, batch_size=batch.n_graphs)
+        terms = self._terms(batch)
+        if self.trainer.world_size == 1:
+            loss = sum(term for term, _ in terms)
+            whole = loss.detach()
+        else:
+            # The mean over all processes, as one process would take it: shares differ in size, and may be empty.
+            counts = torch.tensor([float(count) for _, count in terms], device=self.device)  # (K,)
+            if not self.trainer.train_dataloader.batch_sampler.own(number):
+                counts = torch.zeros_like(counts)
+            total = self.trainer.strategy.reduce(counts.clone(), reduce_op="sum")
+            share = counts * self.trainer.world_size / total.clamp(min=1)
+            loss = sum(term * weight for (term, _), weight in zip(terms, share, strict=True))
+            whole = self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean")
+        # Of all processes together: all of them stop, or none.
+        self._require_finite(whole, f"the loss of batch {number + 1}")
+        self.last_loss = float(whole)
         return loss
 
     def _further(self, batch: Graph, number: int) -> Graph:
@@ -175,11 +163,24 @@ class _Module(pl.LightningModule):
         targets = [windows[windows.ahead(item, steps)].y for item in items]  # B of (N, T, 3)
         return last._replace(y=torch.cat(targets).to(device))  # (N, T, 3)
 
+    def on_validation_epoch_start(self) -> None:
+        self.sums = torch.zeros(self.model.window.n_times + 1, dtype=torch.float64)  # errors at every step, and nodes
+
     def validation_step(self, batch: Graph, number: int) -> None:
-        per_step = self._errors(batch)[1]
-        self._require_finite(per_step.mean(), f"the validation error of batch {number + 1}")
-        self.log("F-MSE", per_step[-1], prog_bar=True, batch_size=batch.n_nodes)
-        self.log("A-MSE", per_step.mean(), batch_size=batch.n_nodes)
+        if self.validation_share:
+            per_step = self._errors(batch)[1]  # (T,)
+            self.sums[:-1] += per_step.double().cpu() * batch.n_nodes
+            self.sums[-1] += batch.n_nodes
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.sums
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+        per_step = (sums[:-1] / sums[-1]).float()  # (T,)
+        self._require_finite(per_step.mean(), "the validation error")
+        # The same number in every process already.
+        self.log("F-MSE", per_step[-1].to(self.device), sync_dist=True)
+        self.log("A-MSE", per_step.mean().to(self.device), sync_dist=True)
 
     def _require_finite(self, value: torch.Tensor, what: str) -> None:
         if not torch.isfinite(value):
@@ -216,6 +217,26 @@ def _pair_error(predicted: torch.Tensor, true: torch.Tensor, edges: torch.Tensor
     return (lengths[0] - lengths[1]).square().mean()
 
 
+def _freeze_unreached(module: _Module, windows: Dataset) -> list[torch.nn.Parameter]:
+    """Take the parameters that the loss never reaches out of the training, and give them back.
+
+    An operator may have some: the loss is that of positions, which do not depend on the scalars after the last layer.
+    Processes that exchange gradients would wait for theirs. They get no gradient whatever the weights, so that without
+    them the training is the same; that DistributedDataParallel looks for them in every step is not needed.
+    """
+    parameters = [p for p in module.network.parameters() if p.requires_grad]
+    reached: set[int] = set()
+    length = len(windows)  # type: ignore[arg-type]
+    for k in range(0, length, -(-length // ASKED)):
+        loss = sum(term for term, _ in module._terms(collate([windows[k]])))
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        reached |= {id(p) for p, g in zip(parameters, found, strict=True) if g is not None}
+    unreached = [p for p in parameters if id(p) not in reached]
+    for parameter in unreached:
+        parameter.requires_grad_(False)
+    return unreached
+
+
 def fit(
     model: Model,
     train: Dataset,
@@ -229,31 +250,43 @@ def fit(
     nodes: int = 1,
     precision: str = "32-true",
     progress: bool = True,
+    references: Mapping[str, float] | None = None,
 ) -> Model:
     """Train a model and return the state with the lowest validation F-MSE.
+
+    Nothing of it stays in the process: generators, loggers, warnings and signal handlers are as before.
+
+    With several processes every step sees the windows that one process would see, shared out between them, and the
+    gradient is that of their mean: the training is the same but for rounding, whatever their number. All of them
+    return the model; the first alone writes.
 
     Parameters
     ----------
     model : Model
-        Where to start: untrained from :func:`egno_md.checkpoint.new_model`, or trained, to fine-tune it. It is not
+        Where to start: untrained from :func:`egno_md.forecast.model.new_model`, or trained, to fine-tune it. It is not
         changed.
     train, validation : TrajectoryWindows
         Windows that share no frame; see :func:`egno_md.graph.windows.split_blocks`. Any dataset of graphs with targets
-        ``y`` (N, T, 3) will do, be they :class:`~egno_md.graph.Graph` or ``torch_geometric.data.Data``.
+        ``y`` (N, T, 3) will do.
     spec : TrainSpec, optional
         How; Adam, a warm-up and a cosine schedule over ``max_epochs``, an exponential moving average of the weights.
     work_dir : path
-        Folder of the training states (``last.ckpt`` after every epoch, ``best.ckpt``).
+        Folder of the training states (``last.ckpt`` after every epoch, ``best.ckpt``); all processes must see it.
     resume : bool
-        Go on from ``last.ckpt`` in `work_dir`. The epoch that was interrupted is repeated, in the same order.
+        Go on from ``last.ckpt`` in `work_dir`. The epoch that was interrupted is repeated, in the same order. The
+        number of processes may be another.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     devices, nodes : int
-        GPUs (or processes on a CPU) per node, and nodes.
+        GPUs (or processes on a CPU) per node, and nodes. The processes of one node are started by repeating the
+        program's own command, unless torchrun or srun has started them.
     precision : str
         As lightning names it: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``.
     progress : bool
         A line per epoch on stderr.
+    references : mapping of str to float, optional
+        Validation F-MSE of forecasts without a network in Angstrom squared, which are shown beside the model's; that
+        of the standing start frame when None.
 
     Returns
     -------
@@ -263,7 +296,7 @@ def fit(
     Raises
     ------
     UsageError
-        ``resume`` without a state, or a `work_dir` with the states of another training.
+        ``resume`` without a state, a `work_dir` with the states of another training, or devices that are not there.
     ModelError
         The loss is no number any more. The message says in which batch, and where the last good state is.
     OutputError
@@ -278,43 +311,23 @@ def fit(
         raise UsageError(f"nothing to resume: {last} does not exist; start without resume")
     if last.exists() and not resume:
         raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
-    pl.seed_everything(spec.seed, workers=True, verbose=False)
+    check_processes(devices, nodes)
+    if references is None:
+        references = {name: float(errors[-1]) for name, errors in reference_errors(validation).items()}
     trained = dataclasses.replace(model, network=copy.deepcopy(model.network).train())
-    varied = _Varied(train, spec)
-    module = _Module(trained, spec, varied)
-    best = ModelCheckpoint(work_dir, "best", monitor="F-MSE", save_last=True, enable_version_counter=False)
-    callbacks = [best, EarlyStopping("F-MSE", patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
-    if progress:
-        callbacks.append(_Epochs())
-    handler = signal.getsignal(signal.SIGINT)
-    with warnings.catch_warnings():
-        # Advice about worker processes, which cost more than they give for graphs of this size.
-        warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at above
-        trainer = pl.Trainer(
-            accelerator="gpu" if device == "cuda" else device,
-            devices=devices,
-            num_nodes=nodes,
-            precision=precision,
-            max_epochs=spec.max_epochs,
-            gradient_clip_val=spec.gradient_clip or None,
-            callbacks=callbacks,
-            logger=False,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            default_root_dir=work_dir,
-        )
-        order = _Shuffled(varied, spec.seed, spec.epoch_windows)
-        loaders = (
-            DataLoader(varied, batch_size=spec.batch_size, sampler=order, collate_fn=collate),
-            DataLoader(validation, batch_size=spec.batch_size, collate_fn=collate),
-        )
+    with unchanged_process(spec.seed):
+        windows = Varied(train, spec)
+        module = _Module(trained, spec, windows)
+        frozen = _freeze_unreached(module, validation) if devices * nodes > 1 else []
         try:
+            trainer = _trainer(spec, work_dir, device, devices, nodes, precision, references if progress else None)
             if not (resume and _stopped_early(last)):
-                trainer.fit(module, *loaders, ckpt_path=last if resume else None)
+                _run(trainer, module, windows, validation, last if resume else None)
+        except MisconfigurationException as error:
+            raise UsageError(f"device={device!r}, devices={devices}, nodes={nodes}: {error}") from error
         except _Diverged as error:
+            if not trainer.is_global_zero:
+                raise SystemExit(0) from None  # the first process says it, and is stopped by an exit code of another
             raise ModelError(f"the training diverged: {error}; {_last_good(trained, work_dir)}") from None
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
@@ -323,21 +336,81 @@ def fit(
                 f"cannot write the training state in {work_dir} ({error}); the last whole state is kept: make room "
                 "and go on with resume (--resume)"
             ) from error
-        except SystemExit:  # what lightning makes of Ctrl-C
-            raise KeyboardInterrupt from None
-        finally:
-            signal.signal(signal.SIGINT, handler)  # lightning leaves it ignored
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     state = torch.load(work_dir / "best.ckpt", weights_only=True, map_location="cpu")
     trained.network.load_state_dict(_weights(state))
+    if progress and trainer.is_global_zero:
+        print(learned(_best_score(state), references), file=sys.stderr, flush=True)
     training = {
         **spec.model_dump(),
-        "windows": len(train),
-        "validation_windows": len(validation),
+        "windows": len(train),  # type: ignore[arg-type]
+        "validation_windows": len(validation),  # type: ignore[arg-type]
         "epochs": trainer.current_epoch or int(state["epoch"]) + 1,
         "validation_f_mse": round(_best_score(state), 5),
+        "validation_f_mse_without_network": {name: round(float(value), 5) for name, value in references.items()},
     }
     provenance = {**model.provenance, "training": training}
     return dataclasses.replace(trained, network=trained.network.cpu().eval(), provenance=provenance)
+
+
+def _trainer(
+    spec: TrainSpec,
+    work_dir: Path,
+    device: str,
+    devices: int,
+    nodes: int,
+    precision: str,
+    references: Mapping[str, float] | None,
+) -> pl.Trainer:
+    best = ModelCheckpoint(work_dir, "best", monitor="F-MSE", save_last=True, enable_version_counter=False)
+    callbacks = [best, EarlyStopping("F-MSE", patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
+    if references is not None:
+        callbacks.append(_Epochs(references))
+    # Advice about worker processes, which cost more than they give for graphs of this size.
+    warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at before
+    return pl.Trainer(
+        accelerator="gpu" if device == "cuda" else device,
+        devices=devices,
+        num_nodes=nodes,
+        # Buffers are the same in every process, and validation has not the same number of batches everywhere.
+        strategy=DDPStrategy(broadcast_buffers=False) if devices * nodes > 1 else "auto",
+        use_distributed_sampler=False,  # Batches knows its share
+        precision=precision,
+        max_epochs=spec.max_epochs,
+        gradient_clip_val=spec.gradient_clip or None,
+        callbacks=callbacks,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=work_dir,
+    )
+
+
+def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Dataset, state: Path | None) -> None:
+    """Share the windows out and train, from a state if there is one."""
+    rank, world, spec = trainer.global_rank, trainer.world_size, module.spec
+    order = Batches(windows, lambda: trainer.current_epoch, rank, world)
+    own = range(rank, len(validation), world)  # type: ignore[arg-type]
+    module.validation_share = bool(own)
+    loaders = (
+        # With generators of their own, for a loader draws from torch's even where nothing is drawn.
+        DataLoader(windows, batch_sampler=order, collate_fn=collate, generator=torch.Generator()),
+        DataLoader(
+            validation,
+            batch_size=-(-spec.batch_size // world),
+            sampler=own or range(1),
+            collate_fn=collate,
+            generator=torch.Generator(),
+        ),
+    )
+    try:
+        trainer.fit(module, *loaders, ckpt_path=state)
+    except SystemExit:  # what lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
 
 
 def _weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ from ..graph.windows import MEMORY_LIMIT
 from ..specs import PRESETS, ModelSpec, TrainSpec, WindowSpec
 from .data import Data, System, common_stride, default_graph, load_data
 from .loop import fit
-
-# lightning advertises products and lists absent hardware at this level.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+from .process import process_rank
+from .reference import reference_errors
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -32,14 +30,8 @@ def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
     A regression of runs that were sampled well is the better start; where the run has moved on to another state since,
     it is worse than the standing frame.
     """
-    errors: dict[str, list[float]] = {"static": [], "regression": []}
-    ahead = np.asarray(window.targets, float)  # (T,)
-    for sample in data.validation:
-        start, velocity, true = (x.double().numpy() for x in (sample.pos, sample.vel, sample.y))
-        path = data.regression[sample.identity[0]].path(start[None], velocity[None], ahead)[0]  # (T, N, 3)
-        errors["static"].append(float(np.mean((true - start[:, None]) ** 2)))
-        errors["regression"].append(float(np.mean((true.swapaxes(0, 1) - path) ** 2)))
-    means = {name: round(float(np.mean(values)), 5) for name, values in errors.items()}
+    errors = reference_errors(data.validation, data.regression)
+    means = {name: round(float(values.mean()), 5) for name, values in errors.items()}
     return dict(sorted(means.items(), key=lambda item: item[1]))
 
 
@@ -50,8 +42,10 @@ def train(
     *,
     work_dir: str | Path,
     resume: bool = False,
+    devices: int = 1,
+    nodes: int = 1,
     **options: Any,
-) -> tuple[Model, Evaluation]:
+) -> tuple[Model, Evaluation | None]:
     """:func:`fit`, then the errors on the test windows beside the baselines; all of it goes into the provenance.
 
     Parameters
@@ -61,8 +55,13 @@ def train(
         the same.
     data : Data
         From :func:`load_data`.
-    **options
+    devices, nodes, **options
         Of :func:`fit`.
+
+    Returns
+    -------
+    Model, Evaluation
+        Of several processes the first alone judges: the others return None for the errors.
 
     Raises
     ------
@@ -70,6 +69,7 @@ def train(
         A resumed training with other settings or files.
     """
     work_dir = Path(work_dir)
+    rank = process_rank(devices, nodes)
     plan = {
         "graph": model.graph.model_dump(mode="json"),
         "window": model.window.model_dump(mode="json"),
@@ -91,7 +91,7 @@ def train(
                 f"the training in {work_dir} cannot be resumed with other settings: {'; '.join(changed)}; give the "
                 "same ones, or begin a new one in another folder"
             )
-    elif not (work_dir / "last.ckpt").exists():
+    elif rank == 0 and not (work_dir / "last.ckpt").exists():
         try:
             work_dir.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(plan, indent=1))
@@ -101,7 +101,15 @@ def train(
         model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
     if model.spec.prior == "regression":
         model = dataclasses.replace(model, regression={**model.regression, **data.regression})
-    trained = fit(model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, **options)
+    references = {
+        name: float(errors[-1]) for name, errors in reference_errors(data.validation, data.regression).items()
+    }
+    trained = fit(
+        model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, devices=devices, nodes=nodes,
+        references=references, **options,
+    )  # fmt: skip
+    if rank:
+        return trained, None
     result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
     history = [*model.provenance.get("history", [])]
     if "training" in model.provenance:

@@ -1,0 +1,77 @@
+"""What a training must not leave behind in the user's process, and which process of several this is."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ..errors import UsageError
+
+#: Where those who start processes say which one of all this is, in the order in which lightning asks.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+
+#: lightning advertises products and lists absent hardware below the level of warnings.
+LOGGERS = ("lightning.pytorch", "lightning.fabric")
+
+
+def process_rank(devices: int, nodes: int = 1) -> int:
+    """Number of this process among those of one training, from 0, before the processes know of each other."""
+    if devices * nodes == 1:
+        return 0
+    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))
+
+
+def check_processes(devices: int, nodes: int) -> None:
+    """Refuse numbers that are not those of the processes which torchrun started.
+
+    Raises
+    ------
+    UsageError
+        Less than one, or another number than torchrun's.
+    """
+    for name, value in (("devices", devices), ("nodes", nodes)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, found {value}")
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != devices * nodes:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        raise UsageError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, the training was told of {devices} on {nodes} "
+            f"node(s): pass --devices {here} --nodes {int(os.environ['WORLD_SIZE']) // here}"
+        )
+
+
+@contextlib.contextmanager
+def unchanged_process(seed: int) -> Iterator[None]:
+    """Inside, all generators start from `seed` and lightning is quiet; afterwards everything is as before.
+
+    Generators of ``random``, numpy and torch (all GPUs), levels of lightning's loggers, filters and hooks of
+    ``warnings``, and the handlers of SIGINT and SIGTERM.
+    """
+    generators = random.getstate(), np.random.get_state()
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    in_main = threading.current_thread() is threading.main_thread()  # no other can set handlers
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if in_main}
+    with warnings.catch_warnings(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
