@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -13,6 +13,9 @@ from .quality import Quality
 
 #: Fewer independent blocks than this give no interval.
 MIN_BLOCKS = 4
+
+#: Columns of the table.
+WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,12 @@ class Evaluation:
             f"{self.n_blocks} independent block(s) of {self.block} windows",
             "error      mean squared, per coordinate, A^2 (95 % interval); nothing is superposed",
             "",
-            *_heads(names[1:]),
+            f"{'t/ps':>8}  {'model':>26}" + "".join(f"{name:>{_width(name)}}" for name in names[1:]) + f"{'skill':>27}",
         ]
         wide = [_width(name) for name in names[1:]]
 
         def columns(values: dict[str, float]) -> str:
-            return "".join(f"{values[name]:>{w}.4f}" for name, w in zip(names[1:], wide, strict=True))
+            return "".join(f" {values[name]:>{w - 1}.4f}" for name, w in zip(names[1:], wide, strict=True))
 
         for k, t in enumerate(self.times):
             low, high = self.intervals["model"][k]
@@ -174,7 +177,7 @@ class Evaluation:
         for label, values, gain in (("F-MSE", self.f_mse, self.f_skill), ("A-MSE", self.a_mse, self.a_skill)):
             row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
             lines.append(row + columns(values) + _percent(*gain))
-        lines += ["", f"verdict    {self.verdict}"]
+        lines += ["", _wrapped("verdict", self.verdict)]
         if self.as_predicted is not None:
             lines.append(
                 f"geometry   brought back in every frame: A-MSE {self.a_mse['model']:.4f}, as predicted "
@@ -196,21 +199,17 @@ class Evaluation:
                     for name, *values in q.rows()
                 ),
             ]
-        return "\n".join(lines + [f"note       {note}" for note in self.notes])
+        return "\n".join(lines + [_wrapped("note", note) for note in self.notes])
 
 
 def _width(name: str) -> int:
-    """Of a column: as wide as its numbers or the longest word of its head."""
-    return max(12, 2 + max(map(len, name.split())))
+    """Of a column: as wide as its head, and as most numbers."""
+    return max(11, 2 + len(name))
 
 
-def _heads(names: Sequence[str]) -> list[str]:
-    """Two lines of heads: a name of two words stands on both."""
-    upper, lower = f"{'':>8}  {'':>26}", f"{'t/ps':>8}  {'model':>26}"
-    for name in names:
-        first, _, last = name.rpartition(" ")
-        upper, lower = upper + f"{first:>{_width(name)}}", lower + f"{last:>{_width(name)}}"
-    return [upper.rstrip(), lower + f"{'skill':>27}"]
+def _wrapped(head: str, text: str) -> str:
+    """A line of words beside the table, which is not to be wider than the table."""
+    return textwrap.fill(text, WIDTH, initial_indent=f"{head:<11}", subsequent_indent=" " * 11)
 
 
 def _interval(low: float, high: float, how: str) -> str:
