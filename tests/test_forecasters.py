@@ -281,3 +281,20 @@ def test_what_could_not_be_fitted_is_a_note():
     result = score(model, parts)
     assert list(result.errors) == ["model", *OURS[:5]]
     assert "without the baseline 'regression'" in result.table()
+
+
+def test_gaps_in_a_file_make_its_windows_no_more_independent():
+    u = make_universe(1)
+    model = make_model(Ballistic(4))
+    builder = GraphBuilder(u.atoms, model.graph)
+    frames = (u.atoms.positions + 0.05 * autoregression(240, 10, 0.9)).astype(np.float32)
+    known = Known([frames], tuple(STEPS))
+    pieces = [Run(frames[k : k + 6], builder) for k in range(0, 240, 6)]
+
+    def judged(source):
+        return score(model, [Part(piece, np.array([1]), known, source) for piece in pieces])
+
+    apart, together = judged(""), judged("run.xtc")
+    assert (apart.n_runs, together.n_runs) == (40, 1) and apart.n_windows == together.n_windows == 40
+    assert apart.n_blocks == 40 and together.n_blocks == 40 // together.block < 10
+    np.testing.assert_allclose(together.errors["model"], apart.errors["model"])

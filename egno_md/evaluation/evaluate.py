@@ -23,11 +23,20 @@ from .result import Evaluation
 from .score import Part, score
 
 
-def half_parts(runs: Sequence[Run], model: Model, horizon: int) -> list[Part]:
+def half_parts(runs: Sequence[Run], model: Model, horizon: int, sources: Sequence[str] = ()) -> list[Part]:
     """Every window of some runs of one system, those of either half with the baselines of the other half.
 
     The halves are those of all frames in order, so that no baseline has seen what it predicts and no window is lost
     but those across the middle.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    model : Model
+    horizon : int
+        Predicted frames.
+    sources : sequence of str, optional
+        The file that each run is from; see :class:`Part`.
 
     Raises
     ------
@@ -40,6 +49,7 @@ def half_parts(runs: Sequence[Run], model: Model, horizon: int) -> list[Part]:
     total = sum(len(run.positions) for run in runs)
     halves: list[list[tuple[Run, int, int]]] = [[], []]
     before = 0
+    origin = dict(zip(map(id, runs), sources, strict=bool(sources)))
     for run in runs:
         n = len(run.positions)
         middle = int(np.clip(total // 2 - before, 0, n))
@@ -61,7 +71,7 @@ def half_parts(runs: Sequence[Run], model: Model, horizon: int) -> list[Part]:
                 f"{need} frames in all; use a longer run or a shorter horizon"
             )
         known = Known([r.positions[lo:hi] for r, lo, hi in halves[other]], steps, runs[0].every)
-        parts += [Part(run, starts, known) for run, starts in chosen]
+        parts += [Part(run, starts, known, origin.get(id(run), "")) for run, starts in chosen]
     return parts
 
 
@@ -131,6 +141,7 @@ def evaluate(
     if chains < 0 or (chain_length is not None and chain_length < 2):
         raise UsageError(f"chains must be at least 0 and their length at least 2, found {chains} and {chain_length}")
     runs: list[Run] = []
+    sources: list[str] = []
     builder: GraphBuilder | None = None
     for k, whole in enumerate(open_sources(source, trajectories, dt)):
         atoms = select_atoms(whole, model.graph.select)
@@ -141,18 +152,20 @@ def evaluate(
         stride = frames_per_stride(whole.universe, model.window.stride_ps, every, what=f"model {model.name!r}")
         builder = builder or GraphBuilder(atoms, model.graph)
         name = os.path.basename(str(trajectories[k])) if trajectories else "run"
-        runs += read_runs(atoms, builder, stride, name=name, start=start, stop=stop)
+        found_runs = read_runs(atoms, builder, stride, name=name, start=start, stop=stop)
+        runs += found_runs
+        sources += [str(trajectories[k]) if trajectories else name] * len(found_runs)
     assert builder is not None
     result = score(
         model,
-        half_parts(runs, model, horizon),
+        half_parts(runs, model, horizon, sources),
         horizon=horizon,
         max_windows=max_windows,
         seed=seed,
         device=device,
         progress=progress,
     )
-    notes = [*result.notes, *_overlap(model, trajectories, runs)]
+    notes = [*result.notes, *_overlap(model, sources, runs)]
     found = None
     if chains:
         length = chain_length or 25 * model.window.n_times
@@ -184,15 +197,21 @@ def _chains(
     return out
 
 
-def _overlap(model: Model, trajectories: Sequence[str | os.PathLike], runs: Sequence[Run]) -> list[str]:
+def _overlap(model: Model, sources: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """A note for each file that the model was trained on; files are known by name and length."""
     data = model.provenance.get("data")
     entries = data.get("runs", []) if isinstance(data, dict) else []
     trained = {(e["file"], e["frames"]): e.get("test_from") for e in entries if e["part"] != "test"}
     notes = []
-    for name, run in zip(map(os.path.basename, map(str, trajectories)), runs, strict=False):
+    for file, run in zip(sources, runs, strict=True):
+        name = os.path.basename(file)
         if (name, len(run.positions)) in trained:
             free = trained[name, len(run.positions)]
-            cure = f"; frames from {free} on were not: --start {free}" if free is not None else ""
+            # Frames of a stretch are no frames of its file.
+            cure = (
+                f"; frames from {free} on were not: --start {free}"
+                if free is not None and sources.count(file) == 1
+                else ""
+            )
             notes.append(f"{name} seems to be a file that the model was trained on{cure}")
-    return notes
+    return list(dict.fromkeys(notes))

@@ -33,11 +33,20 @@ class Part:
         Start frames, increasing.
     known : Known
         What the free forecasts are fitted to: other frames than those that the windows predict.
+    source : str
+        File that the run is from. The stretches of one file are one run with frames missing: no more independent for
+        the gaps between them.
     """
 
     run: Run
     starts: np.ndarray
     known: Known
+    source: str = ""
+
+    @property
+    def origin(self) -> str | int:
+        """The same for the stretches of one file."""
+        return self.source or id(self.run)
 
 
 def score(
@@ -87,9 +96,13 @@ def score(
     one_window = horizon <= window.n_times
     errors: dict[str, list[np.ndarray]] = {}
     groups, spacings = [], []
-    for group, part in enumerate(parts):
+    before = None
+    for part in parts:
         run, starts = part.run, np.asarray(part.starts)[::thin]
-        groups += [group] * len(starts)
+        # Stretches that follow each other in one file are one series.
+        series = (part.origin, id(part.known))
+        groups += [(groups[-1] + (series != before)) if groups else 0] * len(starts)
+        before = series
         spacings += list(np.diff(starts))
         forecaster = ModelForecaster(model, run.builder, device=device)
         bare = forecaster.as_predicted if one_window else None
@@ -155,7 +168,7 @@ def score(
         f_skill=(float(gain[-2]), *gain_range[:, -2].tolist()),
         a_skill=(float(gain[-1]), *gain_range[:, -1].tolist()),
         n_windows=len(values),
-        n_runs=len({id(part.run) for part in parts}),
+        n_runs=len({part.origin for part in parts}),
         n_atoms=max(part.run.builder.n_atoms for part in parts),
         block=block,
         n_blocks=n_blocks,
