@@ -15,17 +15,15 @@ from tqdm import tqdm
 from egno_md.forecast.chain import check_request, forecast, forecast_times
 from egno_md.forecast.device import check_precision, resolve_device
 from egno_md.forecast.model import Model, load_model
-from egno_md.graph.builder import GraphBuilder
-from egno_md.graph.windows import frames_back
-from egno_md.molecule.atoms import select_atoms
+from egno_md.forecast.subject import Subject
 from egno_md.molecule.checks import check_frames
 from egno_md.molecule.geometry import rmsd
-from egno_md.trajectory.clock import frame_spacing
+from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
 from egno_md.trajectory.universe import in_memory_universe, input_files
 from egno_md.trajectory.writer import require_targets, write_forecast
 
-from .errors import DataError, ModelError, UsageError
+from .errors import EGNOError, UsageError
 
 
 class EGNOSurrogate(AnalysisBase):
@@ -149,50 +147,26 @@ class EGNOSurrogate(AnalysisBase):
         self.model = load_model(model)
         check_request(self.model, horizon, substeps)
         check_precision(precision, resolve_device(device))
-        if int(every) != every or every < 1:
-            raise UsageError(f"every must be a whole number of at least 1, found {every}")
-        self.horizon, self.substeps, self.every = int(horizon), int(substeps), int(every)
-        self.atoms = select_atoms(universe_or_atomgroup, select or self.model.graph.select)
-        if select is not None:
-            self._check_selection(select)
-        super().__init__(self.atoms.universe.trajectory, verbose=verbose)
-        self._check_stride()
-        self.builder = GraphBuilder(self.atoms, self.model.graph)
-        self.filename = None if filename is None else Path(filename)
-        self.with_input, self.force = with_input, force
-        self.device, self.precision, self.max_memory = device, precision, max_memory
-
-    def _check_selection(self, select: str) -> None:
-        known = self.model.graph.select
-        foreign = self.atoms - select_atoms(self.atoms.universe, known)
-        if len(foreign):
-            raise ModelError(
-                f"selection {select!r} has {len(foreign)} atoms, such as {foreign[0].resname} {foreign[0].name}, that "
-                f"model {self.model.name!r} was not made for: its selection is {known!r}; narrow the selection or use "
-                "another model (egno-md models)"
-            )
-
-    def _check_stride(self) -> None:
-        stride = self.model.window.stride_ps
-        if self._trajectory.n_frames < 2:
+        self.horizon, self.substeps = int(horizon), int(substeps)
+        self.subject = Subject.of(
+            universe_or_atomgroup,
+            self.model.graph,
+            self.model.window,
+            select=select,
+            every=every,
+            who=f"model {self.model.name!r}",
+        )
+        self.atoms, self.builder, self.every = self.subject.atoms, self.subject.builder, self.subject.every
+        if len(self.subject.clock.times) < 2:
             warnings.warn(
                 "the trajectory has one frame: its spacing in time cannot be checked and its velocities are taken as "
                 "zero; a forecast from two frames one stride apart is better",
-                stacklevel=3,
+                stacklevel=2,
             )
-            return
-        found = frame_spacing(self.atoms.universe) * self.every
-        if abs(found - stride) <= 1e-3 * stride:
-            return
-        ratio = stride / (found / self.every)
-        if round(ratio) > 1 and abs(ratio - round(ratio)) < 1e-3 * ratio:
-            cure = f"pass every={round(ratio)} (--every {round(ratio)}) to use every {round(ratio)}th frame"
-        else:
-            cure = "use a model with that stride (egno-md models), or save the run at the model's spacing"
-        raise ModelError(
-            f"the trajectory's frames are {found:g} ps apart, model {self.model.name!r} was made for {stride:g} ps: "
-            f"{cure}; if the file's header is wrong, load it with dt={stride:g} (--dt {stride:g})"
-        )
+        super().__init__(self.atoms.universe.trajectory, verbose=verbose)
+        self.filename = None if filename is None else Path(filename)
+        self.with_input, self.force = with_input, force
+        self.device, self.precision, self.max_memory = device, precision, max_memory
 
     def run(self, start=None, stop=None, step=None, frames=None, verbose=None, **kwargs) -> EGNOSurrogate:
         """Forecast from the frames chosen as in every MDAnalysis analysis; from the last one without arguments.
@@ -211,63 +185,51 @@ class EGNOSurrogate(AnalysisBase):
         EGNOSurrogate
             Itself, with `results` filled. The trajectory is left at the frame it was at.
         """
+        n_frames = self._trajectory.n_frames
         if start is stop is step is frames is None:
-            frames = [self._trajectory.n_frames - 1]
+            frames = [n_frames - 1]
+        elif frames is None:
+            frames = np.arange(*self._trajectory.check_slice_indices(start, stop, step))
+            start = stop = step = None
         if verbose is not None:
             self._verbose = verbose
-        before = self._trajectory.frame
+        # The numbers that were asked for count: some readers of one frame say that it is frame -1.
+        chosen = np.asarray(frames)
+        self._asked = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(int) % n_frames
+        self._next: int | None = None
+        before = max(self._trajectory.frame, 0)
         try:
-            return super().run(start, stop, step, frames, verbose, **kwargs)
+            return super().run(start, stop, step, self._asked, verbose, **kwargs)
+        except EGNOError:
+            raise
+        except Exception as error:
+            if self._next is None or self._next >= len(self._asked):
+                raise
+            raise unreadable(self._trajectory, int(self._asked[self._next]), error) from error
         finally:
             self._trajectory[before]
 
     def _prepare(self) -> None:
         self.results.frames = np.empty(self.n_frames, int)
-        self._back = frames_back(self.model.window)
-        self._history = np.empty((self.n_frames, self._back + 1, len(self.atoms), 3), np.float32)
+        self._history = np.empty((self.n_frames, self.subject.back + 1, len(self.atoms), 3), np.float32)
         self._boxes: list[np.ndarray | None] = []
         self.start_times = np.empty(self.n_frames)
-        self._seen: dict[int, np.ndarray] = {}
-        self._warned = False
+        self._seen: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        self._next = 0
 
     def _single_frame(self) -> None:
-        i, frame = self._frame_index, self._ts.frame
-        self.results.frames[i] = frame
-        self.start_times[i] = self._ts.time
+        i, self._next = self._frame_index, None  # what is raised from here on is not the reader's
+        frame = int(self._asked[i])
+        self.results.frames[i] = self.frames[i] = frame
+        self.start_times[i] = self.times[i] = self.subject.clock.times[frame]
         if self.filename is not None:  # before the work, not after it
             require_targets(
                 self._target(self.filename, frame), force=self.force, inputs=input_files(self.atoms.universe)
             )
-        box = self._ts.dimensions
-        self._boxes.append(None if box is None else box.copy())
-        self._history[i, -1] = self._remember(frame)
-        self.builder.check_whole(self._history[i, -1], box, frame=frame)
-        wanted = [frame - k * self.every for k in range(self._back, 0, -1)]
-        if wanted and wanted[0] < 0:
-            if self.model.window.history > 1:
-                raise DataError(
-                    f"frame {frame} has {frame // self.every} strides of past, model {self.model.name!r} reads "
-                    f"{self._back}: start at frame {self._back * self.every} or later"
-                )
-            if not self._warned and self._trajectory.n_frames > 1:
-                warnings.warn(
-                    f"frame {frame} has no frame one stride before it: its velocities are taken as zero", stacklevel=2
-                )
-                self._warned = True
-            wanted = [frame] * len(wanted)
-        for k, past in enumerate(wanted):
-            if past not in self._seen:
-                self._trajectory[past]
-                self._remember(past)
-                self._trajectory[frame]
-            self._history[i, k] = self._seen[past]
-        # Starts come in order mostly: a stride's worth of frames behind them can be asked for again.
-        self._seen = {f: x for f, x in self._seen.items() if f >= frame - self._back * self.every}
-
-    def _remember(self, frame: int) -> np.ndarray:
-        if frame not in self._seen:
-            self._seen[frame] = self.builder.checked("positions", self.atoms.positions, frame)
-        return self._seen[frame]
+        self._history[i : i + 1], boxes = self.subject.read([frame], self._seen)
+        self._boxes += boxes
+        self.builder.check_whole(self._history[i, -1], boxes[0], frame=frame)
+        self._next = i + 1
 
     def _conclude(self) -> None:
         results = self.results
@@ -306,12 +268,11 @@ class EGNOSurrogate(AnalysisBase):
         wanted: dict[int, list[tuple[int, int]]] = {}
         for i, frame in enumerate(self.results.frames):
             for k, ahead in enumerate(strides * self.every):
-                target = int(round(frame + ahead))
-                if abs(ahead - round(ahead)) < 1e-6 and target < self._trajectory.n_frames:
+                target = self.subject.clock.shifted(frame, ahead)
+                if target is not None:
                     wanted.setdefault(target, []).append((i, k))
         for target in sorted(wanted):
-            self._trajectory[target]
-            true = self.atoms.positions  # (N, 3)
+            true = self.subject.positions(target)  # (N, 3)
             for i, k in wanted[target]:
                 self.results.rmsd[i, k] = rmsd(self.results.positions[i, k], true)
                 self.results.rmsd_static[i, k] = rmsd(self._history[i, -1], true)
@@ -379,16 +340,13 @@ class EGNOSurrogate(AnalysisBase):
 
     def _with_input(self, frame: int, positions, times, boxes):
         """The run up to `frame`, one frame per stride, and the forecast."""
-        before = self._trajectory.frame
-        run, run_times, run_boxes = [], [], []
+        before = max(self._trajectory.frame, 0)
+        numbers = self.subject.before(frame)
         try:
-            for past in range(frame % self.every, frame + 1, self.every):
-                ts = self._trajectory[past]
-                run.append(self.atoms.positions)
-                run_times.append(ts.time)
-                run_boxes.append(ts.dimensions)
+            run, run_boxes = self.subject.frames(numbers)
         finally:
             self._trajectory[before]
+        run_times = self.subject.clock.times[numbers]
         all_boxes = None if boxes is None or any(b is None for b in run_boxes) else np.concatenate([run_boxes, boxes])
         return np.concatenate([run, positions]), np.concatenate([run_times, times]), all_boxes
 

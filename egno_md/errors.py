@@ -21,6 +21,10 @@ class ModelError(EGNOError, ValueError):
     """A model that is damaged, foreign, or does not fit the system or the trajectory."""
 
 
+class SpacingError(ModelError, DataError):
+    """Frames whose spacing in time does not fit a model's stride: the fault may lie with either."""
+
+
 class OutputError(EGNOError, OSError):
     """An output that exists already, or could not be written whole."""
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import MDAnalysis as mda
 import numpy as np
 import pytest
-import torch
 from conftest import make_model, make_universe
 from pydantic import ValidationError
 
-from egno_md.errors import DataError, OutputError
+from egno_md.errors import DataError
 from egno_md.graph.builder import GraphBuilder
-from egno_md.graph.windows import Run, TrajectoryWindows, frames_back, read_runs, segments, split_blocks, window_starts
+from egno_md.graph.windows import Run, TrajectoryWindows, frames_back, segments, split_blocks, window_starts
 from egno_md.specs import WindowSpec
 
 
@@ -82,57 +80,6 @@ def test_sample_holds_the_right_frames(history, velocity):
         if history > 1:
             for k in range(4):
                 np.testing.assert_allclose(data.pos_history[:, k], positions[start - 2 * (3 - k)])
-
-
-def write_run(path, n_frames, *, damage=None):
-    u = make_universe(n_frames)
-    with mda.Writer(str(path), 10) as writer:
-        for ts in u.trajectory:
-            if ts.frame == damage:
-                ts.positions = np.where(np.arange(30).reshape(10, 3) == 4, np.nan, ts.positions)
-            writer.write(u.atoms)
-    return u
-
-
-def opened(tmp_path, *names):
-    make_universe(1).atoms.write(str(tmp_path / "top.pdb"))
-    u = mda.Universe(str(tmp_path / "top.pdb"), *[str(tmp_path / name) for name in names])
-    return u, GraphBuilder(u.atoms, make_model().graph)
-
-
-def test_every_file_is_a_run_of_its_own(tmp_path):
-    write_run(tmp_path / "a.dcd", 7)
-    write_run(tmp_path / "b.dcd", 5)
-    u, builder = opened(tmp_path, "a.dcd", "b.dcd")
-    whole = np.stack([u.atoms.positions for _ in u.trajectory])
-    u.trajectory[3]
-    runs = read_runs(u.atoms, builder, 1, name="r")
-    assert [len(run.positions) for run in runs] == [7, 5] and u.trajectory.frame == 3
-    np.testing.assert_array_equal(np.concatenate([run.positions for run in runs]), whole)
-    assert [len(run.positions) for run in read_runs(u.atoms, builder, start=4, stop=9)] == [3, 2]
-    with pytest.raises(DataError, match="no frame between 12"):
-        read_runs(u.atoms, builder, start=12)
-
-
-def test_frames_that_do_not_fit_stream_from_a_file(tmp_path):
-    write_run(tmp_path / "a.dcd", 30)
-    u, builder = opened(tmp_path, "a.dcd")
-    (inside,) = read_runs(u.atoms, builder, name="a")
-    (mapped,) = read_runs(u.atoms, builder, name="a", folder=tmp_path, limit=100)
-    assert isinstance(mapped.positions, np.memmap) and (tmp_path / "a.f32").stat().st_size == 30 * 10 * 12
-    np.testing.assert_array_equal(mapped.positions, inside.positions)
-    window = make_model().window
-    for one, other in zip(TrajectoryWindows([inside], window), TrajectoryWindows([mapped], window), strict=True):
-        assert torch.equal(one.y, other.y) and torch.equal(one.vel, other.vel)
-    with pytest.raises(OutputError, match="more room"):
-        read_runs(u.atoms, builder, folder=tmp_path / "none", limit=100)
-
-
-def test_a_damaged_frame_is_named(tmp_path):
-    write_run(tmp_path / "a.dcd", 8, damage=5)
-    u, builder = opened(tmp_path, "a.dcd")
-    with pytest.raises(DataError, match="frame 5 .* not finite"):
-        read_runs(u.atoms, builder)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -13,11 +13,8 @@ from ..errors import DataError, ModelError, UsageError
 from ..forecast.chain import check_request, forecast, forecast_times
 from ..forecast.forecasters import Known
 from ..forecast.model import Model, load_model
-from ..graph.builder import GraphBuilder
-from ..graph.windows import Run, frames_back, read_runs
-from ..molecule.atoms import select_atoms
-from ..trajectory.clock import frames_per_stride
-from ..trajectory.universe import open_sources
+from ..forecast.subject import Subject
+from ..graph.windows import Run, frames_back
 from .quality import quality
 from .result import Evaluation
 from .score import Part, score
@@ -140,22 +137,16 @@ def evaluate(
     check_request(model, horizon, 1)
     if chains < 0 or (chain_length is not None and chain_length < 2):
         raise UsageError(f"chains must be at least 0 and their length at least 2, found {chains} and {chain_length}")
+    subjects = Subject.each(
+        source, trajectories, model.graph, model.window, dt=dt, select=select, every=every, who=f"model {model.name!r}"
+    )
+    builder = subjects[0].builder
     runs: list[Run] = []
     sources: list[str] = []
-    builder: GraphBuilder | None = None
-    for k, whole in enumerate(open_sources(source, trajectories, dt)):
-        atoms = select_atoms(whole, model.graph.select)
-        if select is not None:
-            atoms = atoms.intersection(select_atoms(whole, select))
-            if not len(atoms):
-                raise DataError(f"selection {select!r} holds none of the model's atoms ({model.graph.select!r})")
-        stride = frames_per_stride(whole.universe, model.window.stride_ps, every, what=f"model {model.name!r}")
-        builder = builder or GraphBuilder(atoms, model.graph)
-        name = os.path.basename(str(trajectories[k])) if trajectories else "run"
-        found_runs = read_runs(atoms, builder, stride, name=name, start=start, stop=stop)
+    for k, subject in enumerate(subjects):
+        found_runs = subject.runs(start, stop)
         runs += found_runs
-        sources += [str(trajectories[k]) if trajectories else name] * len(found_runs)
-    assert builder is not None
+        sources += [str(trajectories[k]) if trajectories else subject.name] * len(found_runs)
     result = score(
         model,
         half_parts(runs, model, horizon, sources),

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError
 from ..forecast.forecasters import InternalMotion
-from ..molecule.atoms import select_atoms
+from ..forecast.subject import Subject
 from ..molecule.geometry import aligned
-from ..trajectory.clock import frame_spacing, same_spacing
-from ..trajectory.universe import open_sources
+from ..trajectory.clock import same_spacing
 from .result import plain
 
 
@@ -116,23 +115,17 @@ def suggest(
     if n_times < 1:
         raise UsageError(f"n_times must be at least 1, found {n_times}")
     runs: list[np.ndarray] = []
-    spacing = None
-    for k, whole in enumerate(open_sources(source, trajectories, dt)):
-        atoms = select_atoms(whole, select)
-        here, name = frame_spacing(whole.universe), str(trajectories[k]) if trajectories else "the run"
-        spacing = same_spacing(spacing, (here, name))
-        trajectory = whole.universe.trajectory
-        stop, frame = min(trajectory.n_frames, SUGGEST_FRAMES), trajectory.frame
-        runs.append(np.stack([atoms.positions for _ in trajectory[:stop]]).astype(np.float32))  # (F, N, 3)
-        trajectory[frame]
-        if not np.isfinite(runs[-1]).all():
-            raise DataError(f"{name} has coordinates that are not finite; leave the damaged frames out")
+    spacing, n_atoms = None, 0
+    for k, subject in enumerate(Subject.each(source, trajectories, None, select=select, dt=dt)):
+        spacing = same_spacing(spacing, (subject.clock.spacing, str(trajectories[k]) if trajectories else "the run"))
+        runs += [run.positions for run in subject.runs(stop=SUGGEST_FRAMES)]  # (F, N, 3)
+        n_atoms = len(subject.atoms)
     assert spacing is not None
     longest = max(len(x) for x in runs)
     if longest < 20:
         raise DataError(f"the longest run has {longest} frames; at least 20 are needed to see how fast it forgets")
-    if atoms.n_atoms < 4:
-        raise DataError(f"the selection {select!r} has {atoms.n_atoms} atoms; internal motion needs at least 4")
+    if n_atoms < 4:
+        raise DataError(f"the selection {select!r} has {n_atoms} atoms; internal motion needs at least 4")
     mean = InternalMotion.fit(runs).mean
     fitted = [aligned(x, mean) - mean for x in runs]  # (F, N, 3)
     variance = float(np.mean(np.concatenate(fitted) ** 2))

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from MDAnalysis import AtomGroup
 
-from ..errors import DataError, OutputError
+from ..errors import DataError
 from ..specs import WindowSpec
 from .builder import GraphBuilder
 from .graph import Graph
@@ -42,106 +39,6 @@ class Run:
     every: int = 1
     boxes: np.ndarray | None = None
     name: str = "run"
-
-
-def read_runs(
-    atoms: AtomGroup,
-    builder: GraphBuilder,
-    every: int = 1,
-    *,
-    name: str = "run",
-    start: int = 0,
-    stop: int | None = None,
-    folder: Path | None = None,
-    limit: int = MEMORY_LIMIT,
-) -> list[Run]:
-    """Read the frames of some atoms; every trajectory file is a run of its own.
-
-    Parameters
-    ----------
-    atoms : AtomGroup
-        Its universe's trajectory is read once, and left where it was.
-    builder : GraphBuilder
-        Of these atoms.
-    every : int
-        Frames per stride.
-    name : str
-        For messages; a number is added where there are several files.
-    start, stop : int
-        Frames to read, as in a slice.
-    folder : Path, optional
-        Where frames of more than `limit` bytes are kept (as ``<name>.f32``); without it all stay in memory.
-    limit : int
-        Bytes per run.
-
-    Raises
-    ------
-    DataError
-        A frame with coordinates that are not finite, or no frame at all.
-    OutputError
-        The folder cannot take the frames.
-    """
-    trajectory = atoms.universe.trajectory
-    ends = np.cumsum([reader.n_frames for reader in getattr(trajectory, "readers", [trajectory])])
-    first, last, _ = slice(start, stop).indices(trajectory.n_frames)
-    if first >= last:
-        raise DataError(f"{name}: no frame between {start} and {stop}; it has {trajectory.n_frames}")
-    here, runs = trajectory.frame, []
-    for k, (low, high) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        low, high = max(int(low), first), min(int(high), last)
-        if low >= high:
-            continue
-        label = f"{name}-{k}" if len(ends) > 1 else name
-        file = None
-        if folder is not None and (high - low) * len(atoms) * 12 > limit:
-            file = folder / f"{label}.f32"
-        runs.append(_read_run(atoms, builder, every, label, low, high, file))
-    trajectory[here]
-    return runs
-
-
-def _read_run(
-    atoms: AtomGroup, builder: GraphBuilder, every: int, name: str, first: int, last: int, file: Path | None
-) -> Run:
-    shape = (last - first, len(atoms), 3)
-    frames = np.empty(shape if file is None else (0, *shape[1:]), np.float32)
-    boxes = np.zeros((len(frames) or shape[0], 6), np.float32)
-    # Written as a plain file and mapped afterwards: a mapped page for which there is no room ends the interpreter.
-    try:
-        stream = None if file is None else open(file, "wb")
-        with contextlib.nullcontext() if stream is None else stream:
-            for i, positions in enumerate(_frames(atoms, name, first, last, boxes)):
-                if stream is None:
-                    frames[i] = positions
-                else:
-                    stream.write(positions.tobytes())
-    except OSError as error:
-        if file is None:
-            raise
-        file.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot keep the frames of {name} in {file} ({error}); {np.prod(shape) * 4 / 2**30:.1f} GiB are needed: "
-            "choose a work folder with more room"
-        ) from error
-    if file is not None:
-        frames = np.memmap(file, np.float32, "r", shape=shape)
-    return Run(frames, builder, every, boxes if boxes[:, :3].any() else None, name)
-
-
-def _frames(atoms: AtomGroup, name: str, first: int, last: int, boxes: np.ndarray) -> Iterator[np.ndarray]:
-    """Positions (N, 3) of the frames first ... last - 1; their boxes are filled in."""
-    trajectory = atoms.universe.trajectory
-    for i in range(first, last):
-        try:
-            ts = trajectory[i]
-        except OSError as error:
-            raise DataError(f"{name}: frame {i} cannot be read ({error}); copy the file again") from error
-        positions = np.ascontiguousarray(atoms.positions, np.float32)  # (N, 3)
-        if not np.isfinite(positions).all():
-            raise DataError(f"{name}: frame {i} has coordinates that are not finite; leave the damaged frames out")
-        if ts.dimensions is not None:
-            boxes[i - first] = ts.dimensions
-        yield positions
 
 
 def segments(starts: np.ndarray, window: WindowSpec, every: int = 1) -> list[tuple[int, int]]:

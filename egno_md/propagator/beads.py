@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from typing import Any
 
@@ -15,14 +14,13 @@ from openmm.app.internal.unitcell import computePeriodicBoxVectors
 
 from egno_md.forecast.chain import forecast
 from egno_md.forecast.device import resolve_device
-from egno_md.forecast.model import Model
+from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import frames_back
 from egno_md.molecule.atoms import atom_elements
-from egno_md.trajectory.clock import frame_spacing
 
 from ..errors import DataError, ModelError, UsageError
-from .common import box_of, chainable_model, choose_beads, in_angstrom, in_nm
+from .common import box_of, chainable_model, in_angstrom, in_nm
 
 
 def _close(found: NDArray[np.floating], expected: NDArray[np.floating]) -> bool:
@@ -263,10 +261,14 @@ def surrogate_simulation(
     >>> simulation.step(8)                                                   # doctest: +SKIP
     """
     model = chainable_model(model)
-    if int(every) != every or every < 1:
-        raise UsageError(f"every must be a whole number of at least 1, found {every}")
-    atoms = choose_beads(universe_or_atomgroup, model, select)
-    history = _history(atoms, model, int(every))
+    subject = Subject.of(
+        universe_or_atomgroup, model.graph, model.window, select=select, every=every, who=f"model {model.name!r}"
+    )
+    atoms, trajectory = subject.atoms, subject.atoms.universe.trajectory
+    here = max(trajectory.frame, 0)
+    history = subject.history([here])[0]  # (n_input, N, 3)
+    if trajectory.frame != here:
+        trajectory[here]
     topology, masses = _bead_topology(atoms)
     integrator = EGNOIntegrator(model, atoms, device=device)
     particles = list(topology.atoms())
@@ -284,44 +286,8 @@ def surrogate_simulation(
     simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatform(platform))
     integrator.bind(simulation.context)
     integrator.set_history(history)
-    simulation.context.setTime(atoms.universe.trajectory.ts.time)
+    simulation.context.setTime(subject.clock.times[here])
     return simulation
-
-
-def _history(atoms: AtomGroup, model: Model, every: int) -> NDArray[np.float32]:
-    """The frames that the model reads, up to the current one, (n_input, N, 3)."""
-    trajectory = atoms.universe.trajectory
-    stride, back = model.window.stride_ps, frames_back(model.window)
-    if trajectory.n_frames > 1:
-        found = frame_spacing(atoms.universe) * every
-        if abs(found - stride) > 1e-3 * stride:
-            raise ModelError(
-                f"{every} frame(s) of the trajectory are {found:g} ps, model {model.name!r} was made for {stride:g} "
-                f"ps: pass every={stride / found * every:g} if that is a whole number, else use a model with that "
-                "stride (egno-md models)"
-            )
-    here = trajectory.frame
-    wanted = [here - k * every for k in range(back, -1, -1)]
-    if wanted[0] < 0:
-        if back > 1:
-            raise DataError(
-                f"frame {here} has {here // every} strides of past, model {model.name!r} reads {back}: start at frame "
-                f"{back * every} or later"
-            )
-        warnings.warn(f"frame {here} has no frame one stride before it: its velocities are taken as zero", stacklevel=3)
-        wanted = [here, here]
-    frames = []
-    try:
-        for frame in wanted:
-            if trajectory.frame != frame:
-                trajectory[frame]
-            if not np.isfinite(atoms.positions).all():
-                raise DataError(f"frame {frame} has coordinates that are not finite; start from an intact frame")
-            frames.append(atoms.positions.copy())
-    finally:
-        if trajectory.frame != here:
-            trajectory[here]
-    return np.stack(frames)
 
 
 def _bead_topology(atoms: AtomGroup) -> tuple[app.Topology, list[float]]:

@@ -13,9 +13,7 @@ from openmm import unit
 
 from egno_md.forecast.chain import check_request
 from egno_md.forecast.model import Model, load_model
-from egno_md.molecule.atoms import select_atoms
-
-from ..errors import ModelError
+from egno_md.forecast.subject import choose_atoms
 
 
 def in_nm(values: ArrayLike) -> NDArray[np.float64]:
@@ -37,17 +35,7 @@ def box_of(state: openmm.State) -> NDArray[np.float32]:
 
 def choose_beads(source: Any, model: Model, select: str | None) -> AtomGroup:
     """The atoms to forecast: the model's selection, which `select` can narrow, not leave."""
-    known = model.graph.select
-    atoms = select_atoms(source, select or known)
-    if select is not None:
-        foreign = atoms - select_atoms(atoms.universe, known)
-        if len(foreign):
-            raise ModelError(
-                f"selection {select!r} has {len(foreign)} atoms, such as {foreign[0].resname} {foreign[0].name}, that "
-                f"model {model.name!r} was not made for: its selection is {known!r}; narrow the selection or use "
-                "another model (egno-md models)"
-            )
-    return atoms
+    return choose_atoms(source, model.graph.select, select, who=f"model {model.name!r}")
 
 
 def chainable_model(model: Any) -> Model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ import numpy as np
 from ..errors import DataError, UsageError
 from ..evaluation.score import Part
 from ..forecast.forecasters import Known, PathRegression
+from ..forecast.subject import Subject
 from ..graph.builder import GraphBuilder
-from ..graph.windows import MEMORY_LIMIT, Run, TrajectoryWindows, read_runs, segments, split_blocks, window_starts
+from ..graph.windows import MEMORY_LIMIT, Run, TrajectoryWindows, segments, split_blocks, window_starts
 from ..molecule.atoms import select_atoms
 from ..molecule.local import LocalGeometry
 from ..specs import GraphSpec, WindowSpec
-from ..trajectory.clock import frame_spacing, frames_per_stride, same_spacing
+from ..trajectory.clock import Clock, same_spacing
 from ..trajectory.universe import open_universe
 
 
@@ -131,7 +133,9 @@ def common_stride(systems: Sequence[System], *, every: int = 1, dt: float | None
     spacing = None
     for system in systems:
         for file in (*system.trajectories, *system.hold_out):
-            spacing = same_spacing(spacing, (frame_spacing(open_universe(system.topology, [file], dt=dt)), str(file)))
+            spacing = same_spacing(
+                spacing, (Clock.of(open_universe(system.topology, [file], dt=dt)).spacing, str(file))
+            )
     if spacing is None:
         raise UsageError("no trajectory was given")
     if spacing[0] <= 0:
@@ -167,7 +171,7 @@ def load_data(
     dt : float, optional
         Spacing of the frames in ps, where the headers are wrong.
     folder, limit
-        See :func:`egno_md.windows.read_runs`.
+        See :meth:`egno_md.forecast.subject.Subject.runs`.
     validation_windows : int
         Of more, evenly spread ones are used.
 
@@ -188,33 +192,45 @@ def load_data(
         builder: GraphBuilder | None = None
         own: list[tuple[Run, np.ndarray, np.ndarray]] = []
         for file in (*system.trajectories, *system.hold_out):
-            universe = open_universe(system.topology, [file], dt=dt)
-            atoms = select_atoms(universe, graph.select)
-            stride = frames_per_stride(universe, window.stride_ps, every, what="training")
-            builder = builder or GraphBuilder(atoms, graph)
             name = f"{system.name}-{file.name}"
-            (run,) = read_runs(atoms, builder, stride, name=name, folder=folder, limit=limit)
-            n = len(run.positions)
-            entry = {"system": system.name, "file": file.name, "frames": n, "every": stride, "atoms": len(atoms)}
-            if file in system.hold_out:
-                starts = np.arange(n)[window_starts(n, window, stride).start : window_starts(n, window, stride).stop]
-                if not len(starts):
-                    raise DataError(f"{file} has {n} frames, too few for a window of the test")
-                own.append((run, np.zeros(0, int), starts))
-                entries.append({**entry, "part": "test"})
-                continue
-            try:
-                parts = split_blocks(n, window, every=stride, fractions=shares, blocks=blocks)
-            except DataError as error:
-                raise DataError(f"{file}: {error}") from error
-            runs.append(run)
-            chosen["train"].append(parts[0])
-            chosen["validation"].append(parts[1])
-            own.append((run, parts[0], parts[2]))
-            entry |= {"part": "all" if shares[2] else "train, validation"}
-            if shares[2] and blocks == 1:
-                entry["test_from"] = segments(parts[2], window, stride)[0][0]
-            entries.append(entry)
+            universe = open_universe(system.topology, [file], dt=dt)
+            subject = Subject.of(universe, graph, window, every=every, who="the training", name=name, builder=builder)
+            builder, stride = subject.builder, subject.every
+            found = subject.runs(folder=folder, limit=limit)  # one but where frames are missing
+            for run in found:
+                n = len(run.positions)
+                entry = {
+                    "system": system.name,
+                    "file": file.name,
+                    "frames": n,
+                    "every": stride,
+                    "atoms": builder.n_atoms,
+                }
+                if file in system.hold_out:
+                    starts = np.asarray(window_starts(n, window, stride), int)
+                    if len(starts):
+                        own.append((run, np.zeros(0, int), starts))
+                        entries.append({**entry, "part": "test"})
+                        continue
+                    error = DataError(f"{file} has {n} frames, too few for a window of the test")
+                else:
+                    try:
+                        parts = split_blocks(n, window, every=stride, fractions=shares, blocks=blocks)
+                    except DataError as short:
+                        error = DataError(f"{file}: {short}")
+                    else:
+                        runs.append(run)
+                        chosen["train"].append(parts[0])
+                        chosen["validation"].append(parts[1])
+                        own.append((run, parts[0], parts[2]))
+                        entry |= {"part": "all" if shares[2] else "train, validation"}
+                        if shares[2] and blocks == 1:
+                            entry["test_from"] = segments(parts[2], window, stride)[0][0]
+                        entries.append(entry)
+                        continue
+                if len(run.positions) == max(len(other.positions) for other in found):
+                    raise error  # even the longest stretch of the file is too short
+                warnings.warn(f"{run.name} is left out: {error}", UserWarning, stacklevel=2)
         training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
         # A system that is only tested has no training part: its baselines then come from the test's own first half.
         stride = own[0][0].every

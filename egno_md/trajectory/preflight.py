@@ -7,13 +7,17 @@ import math
 import mmap
 import os
 import struct
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 StrPath = str | os.PathLike[str]
 
@@ -27,6 +31,9 @@ _TRR_HEAD = struct.Struct(">iii12s13i")  # magic, string length twice, version, 
 
 INT32_MAX = 2**31 - 1
 
+#: The unit of time of CHARMM and of DCD files in ps.
+_AKMA_PS = 4.888821e-2
+
 
 class Scan(NamedTuple):
     """What a trajectory file holds by its own headers."""
@@ -34,24 +41,83 @@ class Scan(NamedTuple):
     n_atoms: int
     n_frames: int  # whole frames
     end: int  # byte after the last whole frame
+    times: NDArray[np.float64] | None = None  # (n_frames,) ps, where each frame has its own
+    steps: NDArray[np.int64] | None = None  # (n_frames,) integration steps
+    positions: NDArray[np.bool_] | None = None  # (n_frames,) whether the frame has positions; None: all have
 
 
 def file_suffix(name: str) -> str:
     return Path(name).suffix.lower()
 
 
+#: What compressed files start with, and the command that undoes it.
+_COMPRESSED = {b"\x1f\x8b": "gzip -dc", b"BZh": "bzip2 -dc", b"\xfd7zXZ": "xz -dc", b"(\xb5/\xfd": "zstd -dc"}
+
+_COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+
+#: Formats that MDAnalysis cannot read compressed.
+_BINARY = (".dcd", ".xtc", ".trr", ".nc", ".ncdf", ".trj", ".tng", ".h5", ".h5md", ".gsd", ".trz", ".tpr")
+
+#: Temporary copies of the whole frames of a truncated file, and the file.
+ORIGINALS: dict[str, str] = {}
+
+
+def original(name: str) -> str:
+    """The name that the user gave to a file of which a copy is read."""
+    return ORIGINALS.get(name, name)
+
+
 def require_file(name: str, kind: str) -> None:
+    """Refuse what is no file of bytes that can be read now.
+
+    Raises
+    ------
+    DataError
+        It is missing, a folder, a pipe or a device, empty, not to be read, compressed or begun by a byte-order mark;
+        the message has the cure.
+    """
     path = Path(name)
     try:
         if path.is_dir():
             raise DataError(f"{name} is a folder, but a {kind} file was expected; give the path of the file itself")
         if not path.exists():
             raise DataError(f"{kind} file {name} does not exist; check the path (it is looked up from {os.getcwd()})")
+        if not path.is_file():
+            raise DataError(
+                f"{kind} file {name} is not a regular file but a pipe, socket or device, which cannot be read twice; "
+                "write what comes out of it to a file and give that"
+            )
         with path.open("rb") as stream:
-            if not stream.read(1):
-                raise DataError(f"{kind} file {name} is empty (0 bytes); copy it again, or check that it was written")
+            head = stream.read(8)
     except OSError as exc:
         raise DataError(f"{kind} file {name} cannot be read ({exc.strerror}); check its permissions") from exc
+    if not head:
+        raise DataError(f"{kind} file {name} is empty (0 bytes); copy it again, or check that it was written")
+    _refuse_wrapped(name, kind, head)
+
+
+def _refuse_wrapped(name: str, kind: str, head: bytes) -> None:
+    """Refuse a compression that hides from, or is beyond, MDAnalysis, and marks that its parsers stumble over."""
+    path = Path(name)
+    named = path.suffix.lower() in _COMPRESSED_SUFFIXES
+    inner = Path(path.stem) if named else path
+    tool = next((tool for magic, tool in _COMPRESSED.items() if head.startswith(magic)), None)
+    readable = path.suffix.lower() in (".gz", ".bz2") and inner.suffix.lower() not in _BINARY
+    if tool is not None and not readable:
+        plain = inner.name if named else f"unpacked{path.suffix}"
+        raise DataError(
+            f"{kind} file {name} is compressed, which cannot be read here; unpack it first: {tool} {name} > {plain}"
+        )
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) and file_suffix(name) not in _BINARY:
+        raise DataError(
+            f"{kind} file {name} is UTF-16 text, as some editors write it; save it as plain text (UTF-8): "
+            f"iconv -f UTF-16 -t UTF-8 {name} > plain{path.suffix}"
+        )
+    if head.startswith(b"\xef\xbb\xbf"):
+        raise DataError(
+            f"{kind} file {name} starts with a byte-order mark (three bytes that some editors put first), which hides "
+            f"its first line; cut it off: tail -c +4 {name} > plain{path.suffix}"
+        )
 
 
 def preflight(name: str) -> Scan | None:
@@ -92,8 +158,9 @@ def _scan_xtc(name: str, data: mmap.mmap) -> Scan:
     """Walk the frames of an XTC file (XDR: big-endian, padded to four bytes)."""
     size = len(data)
     frame = offset = n_atoms = 0
+    times, steps = array("d"), array("q")
     while offset + _XTC_HEAD.size <= size:
-        magic, atoms, _step, time, *box, atoms_again = _XTC_HEAD.unpack_from(data, offset)
+        magic, atoms, step, time, *box, atoms_again = _XTC_HEAD.unpack_from(data, offset)
         if magic != 1995:
             raise damaged(name, frame, offset, f"starts with {magic}, not with the 1995 of an XTC frame")
         if atoms <= 0 or atoms_again != atoms or (frame and atoms != n_atoms):
@@ -124,11 +191,20 @@ def _scan_xtc(name: str, data: mmap.mmap) -> Scan:
             break
         if frame < 2 and not xtc_decodes(data[offset:end]):  # those that MDAnalysis reads to open the file
             raise damaged(name, frame, offset, "has packed coordinates that do not decode")
+        times.append(time)
+        steps.append(step)
         frame += 1
         offset = end
     if frame == 0 and size >= 4 and data[:4] != b"\x00\x00\x07\xcb":
         raise damaged(name, 0, 0, "does not start as an XTC file does")
-    return Scan(n_atoms, frame, offset)
+    return Scan(n_atoms, frame, offset, np.array(times), _unwrapped(steps))
+
+
+def _unwrapped(steps: array[int]) -> NDArray[np.int64]:
+    """Step numbers that go on where the 32 bits of the file start again."""
+    found = np.array(steps, np.int64)
+    found[1:] = found[:1] + np.cumsum((np.diff(found) + 2**31) % 2**32 - 2**31)
+    return found
 
 
 def xtc_decodes(frame: bytes) -> bool:
@@ -170,11 +246,12 @@ def _scan_trr(name: str, data: mmap.mmap) -> Scan:
     """Walk the frames of a TRR file."""
     size = len(data)
     frame = offset = n_atoms = 0
+    times, steps, positions = array("d"), array("q"), array("b")
     while offset + _TRR_HEAD.size <= size:
         magic, length, length_again, version, *fields = _TRR_HEAD.unpack_from(data, offset)
         if (magic, length, length_again, version) != (1993, 13, 12, b"GMX_trn_file"):
             raise damaged(name, frame, offset, "does not start as a TRR frame does")
-        ir, energy, box, virial, pressure, top, sym, x, v, f, atoms, _step, _nre = fields
+        ir, energy, box, virial, pressure, top, sym, x, v, f, atoms, step, _nre = fields
         if atoms <= 0 or (frame and atoms != n_atoms):
             raise damaged(name, frame, offset, f"says {atoms} atoms" + (f", not {n_atoms}" if frame else ""))
         real = box // 9 or max(x, v, f) // (3 * atoms)
@@ -189,11 +266,14 @@ def _scan_trr(name: str, data: mmap.mmap) -> Scan:
         end = offset + _TRR_HEAD.size + 2 * real + box + virial + pressure + x + v + f
         if end > size:
             break
+        times.append(struct.unpack_from(">f" if real == 4 else ">d", data, offset + _TRR_HEAD.size)[0])
+        steps.append(step)
+        positions.append(x > 0)
         frame += 1
         offset = end
     if frame == 0 and size >= 4 and data[:4] != b"\x00\x00\x07\xc9":
         raise damaged(name, 0, 0, "does not start as a TRR file does")
-    return Scan(n_atoms, frame, offset)
+    return Scan(n_atoms, frame, offset, np.array(times), _unwrapped(steps), np.array(positions, bool))
 
 
 class _DCDLayout(NamedTuple):
@@ -205,6 +285,8 @@ class _DCDLayout(NamedTuple):
     first_marker: int
     order: str
     nsavc: int
+    start: int  # integration steps before the first frame
+    step: float  # one integration step in ps
 
 
 def dcd_layout(name: str, data: mmap.mmap) -> _DCDLayout:
@@ -243,6 +325,8 @@ def dcd_layout(name: str, data: mmap.mmap) -> _DCDLayout:
         first_marker=48 if cell else 4 * n_atoms,
         order=order,
         nsavc=nsavc,
+        start=integer(12),
+        step=_AKMA_PS * struct.unpack_from(f"{order}{'f' if charmm else 'd'}", data, 44 if charmm else 40)[0],
     )
 
 
@@ -267,7 +351,8 @@ def _scan_dcd(name: str, data: mmap.mmap) -> Scan:
             raise damaged(
                 name, wrong + 1, second + wrong * layout.rest, f"does not start with its length, {layout.marker}"
             )
-    return Scan(layout.n_atoms, 1 + n_more, second + n_more * layout.rest)
+    times = (layout.start + layout.nsavc * np.arange(1.0 + n_more)) * layout.step
+    return Scan(layout.n_atoms, 1 + n_more, second + n_more * layout.rest, times)
 
 
 SCANNERS = {".dcd": _scan_dcd, ".xtc": _scan_xtc, ".trr": _scan_trr}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import functools
+import itertools
 import math
 import os
 import shutil
@@ -14,18 +16,27 @@ from typing import TYPE_CHECKING, Any
 import MDAnalysis as mda
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
+from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.XTC import XTCReader
 
-from ..errors import DataError, UsageError
-from .preflight import SCANNERS, Scan, StrPath, damaged, file_suffix, preflight, require_file, xtc_decodes
+from ..errors import DataError, EGNOError, UsageError
+from .clock import remember_scans
+from .preflight import (
+    ORIGINALS,
+    SCANNERS,
+    Scan,
+    StrPath,
+    damaged,
+    file_suffix,
+    original,
+    preflight,
+    require_file,
+    xtc_decodes,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
-
-
-#: Temporary copies of the whole frames of a truncated file, and the file.
-_ORIGINALS: dict[str, str] = {}
 
 
 def open_universe(topology: StrPath, trajectories: Sequence[StrPath] = (), *, dt: float | None = None) -> mda.Universe:
@@ -59,14 +70,40 @@ def open_universe(topology: StrPath, trajectories: Sequence[StrPath] = (), *, dt
     if isinstance(trajectories, (str, os.PathLike)):
         trajectories = [trajectories]
     top = os.fspath(topology)
-    require_file(top, "topology")
-    if file_suffix(top) in SCANNERS:
-        raise DataError(
-            f"{top} is a trajectory without atom names, but the topology was expected here; give the topology first "
-            "(PSF, PDB, GRO, TPR, PRMTOP, ...) and the trajectories after it"
-        )
-    files = [os.fspath(name) for name in trajectories]
+    require_topology(top)
+    return _open(top, [os.fspath(name) for name in trajectories], dt)
+
+
+def open_runs(topology: StrPath, trajectories: Sequence[StrPath], *, dt: float | None = None) -> list[mda.Universe]:
+    """One Universe for each trajectory file, every one a run of its own; the topology is read once.
+
+    Parameters and errors are those of :func:`open_universe`. Without a trajectory there is one Universe, of the frames
+    that the topology holds.
+    """
+    first = open_universe(topology, trajectories[:1], dt=dt)
+    shared = first._topology
+    return [first] + [_open(os.fspath(topology), [os.fspath(name)], dt, shared) for name in trajectories[1:]]
+
+
+def require_topology(name: str) -> None:
+    """Refuse a file that is no topology before MDAnalysis is asked; errors as in `open_universe`."""
+    require_file(name, "topology")
+    if file_suffix(name) in SCANNERS:
+        raise _no_names(name)
+
+
+def _no_names(name: str) -> DataError:
+    return DataError(
+        f"{name} is a trajectory without atom names, but the topology was expected here; give the topology first "
+        "(PSF, PDB, GRO, TPR, PRMTOP, ...) and the trajectories after it"
+    )
+
+
+def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> mda.Universe:
+    """A Universe of checked files; `shared` is a topology that was read already."""
     scans = [preflight(name) for name in files]
+    if dt is None:
+        files, scans = _in_order(files, scans)
     readable: list[Any] = []
     for name, scan in zip(files, scans, strict=True):
         readable.append(name if scan is None else _whole_frames(name, scan))
@@ -84,24 +121,50 @@ def open_universe(topology: StrPath, trajectories: Sequence[StrPath] = (), *, dt
             warnings.filterwarnings("ignore", message="DCDReader currently makes independent timesteps")
             warnings.filterwarnings("ignore", message="Couldn't save offsets")
             warnings.filterwarnings("ignore", message="No coordinate reader found")
-            universe = mda.Universe(top, *readable, **options)
+            universe = mda.Universe(top if shared is None else shared, *readable, **options)
+    except EGNOError:
+        raise
     except Exception as exc:  # MDAnalysis raises whatever its parsers raise
         raise _diagnose(top, files, scans, exc) from exc
+    universe.filename = top
     try:
         n_frames = len(universe.trajectory)
     except AttributeError:
         raise DataError(f"{top} holds no coordinates; add a trajectory (DCD, XTC, TRR, PDB, ...)") from None
     if n_frames == 0:
         raise DataError(f"no frame in {', '.join(files) or top}; check that the simulation wrote any")
-    if dt is not None and len(files) > 1:
-        _one_clock(universe, dt)
+    if not any(hasattr(universe.atoms, name) for name in ("names", "types", "elements", "masses")):
+        raise _no_names(top)
+    if files:
+        remember_scans(universe, scans)
+    if dt is not None:
+        _own_clock(universe, dt)
     return universe
+
+
+def _in_order(files: list[str], scans: list[Scan | None]) -> tuple[list[str], list[Scan | None]]:
+    """Parts of one run in the order of their times, where those follow one another and were given in another one."""
+    spans = [(scan.times[0], scan.times[-1]) for scan in scans if scan is not None and scan.times is not None]
+    if len(spans) < max(2, len(files)):
+        return files, scans
+    order = sorted(range(len(files)), key=lambda k: spans[k])
+    apart = all(spans[a][1] <= spans[b][0] and spans[a][0] < spans[b][1] for a, b in itertools.pairwise(order))
+    if order == list(range(len(files))) or not apart:
+        return files, scans
+    files, scans = [files[k] for k in order], [scans[k] for k in order]
+    warnings.warn(
+        f"the trajectory files are read in the order of the times of their frames: {', '.join(files)}",
+        UserWarning,
+        stacklevel=4,
+    )
+    return files, scans
 
 
 def input_files(universe: mda.Universe) -> list[str]:
     """The files that a universe was made from, under the names that the user gave."""
-    names = [universe.filename, *(getattr(universe.trajectory, "filenames", None) or [universe.trajectory.filename])]
-    return [_ORIGINALS.get(os.fspath(name), os.fspath(name)) for name in names if isinstance(name, (str, os.PathLike))]
+    chained = getattr(universe.trajectory, "filenames", None)
+    names = [universe.filename, *([universe.trajectory.filename] if chained is None else chained)]
+    return [original(os.fspath(name)) for name in names if isinstance(name, (str, os.PathLike))]
 
 
 class _CheckedXTCReader(XTCReader):
@@ -110,13 +173,70 @@ class _CheckedXTCReader(XTCReader):
     def _read_next_timestep(self, ts: Any = None) -> Any:
         frame = self._frame + 1
         if frame < self.n_frames:
+            stream = self.__dict__.get("_bytes")
+            if stream is None:
+                stream = self._bytes = open(self.filename, "rb")
             offset = int(self._xdr.offsets[frame])
             end = int(self._xdr.offsets[frame + 1]) if frame + 1 < self.n_frames else os.path.getsize(self.filename)
-            with open(self.filename, "rb") as stream:
-                stream.seek(offset)
-                if not xtc_decodes(stream.read(end - offset)):
-                    raise damaged(self.filename, frame, offset, "has packed coordinates that do not decode")
+            stream.seek(offset)
+            if not xtc_decodes(stream.read(end - offset)):
+                raise damaged(self.filename, frame, offset, "has packed coordinates that do not decode")
         return super()._read_next_timestep(ts)
+
+    def close(self) -> None:
+        if (stream := self.__dict__.pop("_bytes", None)) is not None:
+            stream.close()
+        super().close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_bytes"}
+
+
+class _OwnClock:
+    """Mixed into a reader whose times are known better than its file does: frame k is at ``begin + k * dt`` ps.
+
+    Readers differ in what they make of ``dt=``: some scale the file's own times by it, some ignore it.
+    """
+
+    own_clock: tuple[float, float]  # begin and dt
+
+    def _read_frame(self, frame: int) -> Any:
+        return self._set_time(super()._read_frame(frame), frame)
+
+    def _read_next_timestep(self, ts: Any = None) -> Any:
+        ts = super()._read_next_timestep() if ts is None else super()._read_next_timestep(ts)
+        return self._set_time(ts, ts.frame)
+
+    def _set_time(self, ts: Any, frame: int) -> Any:
+        begin, dt = self.own_clock
+        ts.data["time"] = begin + int(frame) * dt
+        ts.data.pop("time_offset", None)
+        return ts
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reader_with_clock, (type(self).__mro__[2], self.own_clock), self.__getstate__()
+
+
+@functools.cache
+def _with_clock(reader: type, own_clock: tuple[float, float]) -> type:
+    return type(reader.__name__, (_OwnClock, reader), {"own_clock": own_clock, "__module__": reader.__module__})
+
+
+def _reader_with_clock(reader: type, own_clock: tuple[float, float]) -> Any:
+    """What unpickling begins with."""
+    kind = _with_clock(reader, own_clock)
+    return kind.__new__(kind)
+
+
+def _own_clock(universe: mda.Universe, dt: float) -> None:
+    """Let the frames of all files follow one another by `dt` ps, whatever the files say."""
+    trajectory = universe.trajectory
+    # A DCD file counts the steps before it began, which a chain of files does from the first of them on.
+    begin = float(trajectory[0].time) if isinstance(trajectory, DCDReader) else 0.0
+    for reader in getattr(trajectory, "readers", [trajectory]):
+        reader.__class__ = _with_clock(type(reader), (begin, dt))
+        begin += reader.n_frames * dt
+    trajectory[0]
 
 
 def _whole_frames(name: str, scan: Scan) -> str:
@@ -135,7 +255,7 @@ def _whole_frames(name: str, scan: Scan) -> str:
     folder = tempfile.mkdtemp(prefix="egno_md_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = os.path.join(folder, os.path.basename(name))
-    _ORIGINALS[copy] = name
+    ORIGINALS[copy] = name
     try:
         with open(name, "rb") as source, open(copy, "wb") as target:
             left = scan.end
@@ -181,19 +301,6 @@ def _said(exc: Exception) -> str:
     """What MDAnalysis said, on one line; it can list all its formats."""
     text = " ".join(f"{type(exc).__name__}: {exc}".split())
     return text if len(text) <= 300 else text[:300] + " ..."
-
-
-def _one_clock(universe: mda.Universe, dt: float) -> None:
-    """Let the files of a chain follow one another in time: each reader counts from its own first frame."""
-    trajectory = universe.trajectory
-    begin = trajectory[0].time
-    first = 0
-    for reader in trajectory.readers:
-        offset = begin + first * dt - trajectory[first].time
-        if abs(offset) > 1e-6 * dt:
-            reader.ts.data["time_offset"] = reader.ts.data.get("time_offset", 0.0) + offset
-        first += reader.n_frames
-    trajectory[0]
 
 
 class _TimedMemoryReader(MemoryReader):
@@ -270,5 +377,4 @@ def open_sources(source: Any, trajectories: Sequence[str | os.PathLike], dt: flo
         return [source.atoms]
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(f"expected a Universe, an AtomGroup or a topology file, found {type(source).__name__}")
-    files: list[Any] = [(name,) for name in trajectories] or [()]
-    return [open_universe(source, some, dt=dt).atoms for some in files]
+    return [universe.atoms for universe in open_runs(source, trajectories, dt=dt)]

@@ -262,7 +262,7 @@ class FrameWriter:
                 scan = SCANNERS[self.path.suffix.lower()](str(self._part), data)
             except DataError as exc:
                 raise self._unwritten(str(exc)) from exc
-            if scan != (self.n_atoms, self.n_frames, len(data)):
+            if scan[:3] != (self.n_atoms, self.n_frames, len(data)):
                 raise self._unwritten(f"{scan.n_frames} whole frames instead of {self.n_frames}")
 
     def _unwritten(self, why: str) -> OutputError:
