@@ -40,7 +40,8 @@ RIGHT = (FORECAST, ERROR)
 CURE = re.compile(
     r"--[a-z]|\w=|\b(add|check|choose|close|convert|copy|correct|delete|find|free|give|guess|install|keep|leave|load|"
     r"make|move|name|narrow|pass|put|remove|rename|repair|replace|save|select|set|split|start|strip|take|train|try|undo|unwrap|"
-    r"use|wrap|write)\b"
+    r"use|wrap|write)\b",
+    re.IGNORECASE,
 )
 
 

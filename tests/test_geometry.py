@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import MDAnalysis as mda
 import numpy as np
 import pytest
 from conftest import Ballistic, make_model, make_universe
 from scipy.spatial.transform import Rotation
 
-from egno_md import EGNOSurrogate, load_model
+from egno_md import EGNOSurrogate, load_model, sample
 from egno_md.errors import DataError
 from egno_md.graph.builder import GraphBuilder
+from egno_md.molecule import local
 from egno_md.molecule.geometry import bond_lengths, signed_volumes
 from egno_md.molecule.local import BOND_SLACK, RIGID, LocalGeometry, keep_bonds
 
@@ -178,3 +183,82 @@ def test_a_model_keeps_the_geometry_of_the_molecules_it_knows(tmp_path):
     assert list(loaded.geometry) == [builder.identity]
     for name, array in vars(loaded.geometry[builder.identity]).items():
         np.testing.assert_array_equal(array, vars(known)[name])
+
+
+@pytest.fixture
+def swept_by_numpy(monkeypatch):
+    """Positions by the numpy version, which is the reference of the compiled one."""
+
+    def run(project):
+        with monkeypatch.context() as patch:
+            patch.setattr(local, "_kernel", lambda: None)
+            return project()
+
+    return run
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("noise", [0.0, 0.05, 0.3, 3.0])
+def test_the_kernel_has_the_digits_of_numpy(swept_by_numpy, monkeypatch, noise, dtype):
+    sweep = pytest.importorskip("egno_md.molecule.kernels").sweep
+    rng = np.random.default_rng(3)
+    universe = mda.Universe(*map(str, sample("chignolin")))
+    frames = universe.trajectory.timeseries(order="fac", stop=40).astype(np.float64)  # (F, N, 3)
+    bonds = close_pairs(frames[0])
+    geometry = LocalGeometry.fit([frames[:30]], bonds)
+    start = (frames[30:] + rng.normal(0, noise, frames[30:].shape)).astype(dtype)
+    start[1, 3] = np.nan  # a frame that is no frame is left as it is, and does not touch the others
+    lengths = np.linalg.norm(frames[0, bonds[:, 0]] - frames[0, bonds[:, 1]], axis=-1)  # (B,)
+    of_each = np.broadcast_to(lengths, (2, 1, len(bonds))) * np.array([1.0, 1.01])[:, None, None]  # (2, 1, B)
+    sound = np.delete(start, 1, axis=0)[:8].reshape(2, 4, -1, 3)
+    cases = [
+        lambda: local._project(start, *bounds(geometry)),
+        lambda: geometry.project(sound),
+        lambda: keep_bonds(start, bonds, lengths),
+        lambda: keep_bonds(sound, bonds, of_each),
+    ]
+    for case in cases:
+        expected = swept_by_numpy(case)
+        monkeypatch.setattr(local, "_kernel", lambda: sweep)
+        found = case()
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 if dtype is np.float64 else 0)
+
+
+def bounds(geometry):
+    distances = geometry.pairs, geometry.lower, geometry.upper
+    return distances, (geometry.corners, geometry.volume_lower, geometry.volume_upper)
+
+
+def close_pairs(frame, length=1.9):
+    apart = np.linalg.norm(frame[:, None] - frame, axis=-1)
+    return np.argwhere(np.triu(apart < length, 1))
+
+
+def test_the_kernel_is_loaded_when_it_pays():
+    code = """
+import sys
+import subprocess
+import sys
+
+import MDAnalysis as mda
+import numpy as np
+from egno_md.molecule import local
+bonds, lengths = np.array([[0, 1], [1, 2]]), np.ones(2)
+rng = np.random.default_rng(0)
+print("numba" in sys.modules, end=" ")
+local.keep_bonds(rng.normal(size=(4, 3, 3)), bonds, lengths)
+print("numba" in sys.modules, end=" ")
+local._swept.total = local.COMPILED_AFTER
+local.keep_bonds(rng.normal(size=(4, 3, 3)), bonds, lengths)
+print("numba" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
+
+
+def test_without_numba_the_projection_goes_on(monkeypatch):
+    monkeypatch.setattr(local._swept, "total", local.COMPILED_AFTER)
+    monkeypatch.setitem(sys.modules, "egno_md.molecule.kernels", None)
+    kept = keep_bonds(np.array([[0.0, 0, 0], [3, 0, 0]]), np.array([[0, 1]]), np.array([1.5]))
+    np.testing.assert_allclose(np.linalg.norm(kept[1] - kept[0]), 1.6, atol=2e-3)

@@ -27,17 +27,18 @@ PACKAGE = Path(egno_md.__file__).parent
 
 #: Who may import whom: a room and the rooms below it.
 BASE = {"errors", "_version"}
-NETWORK = BASE | {"specs"}
-ARRAYS = BASE | {"molecule"}
+NETWORK = BASE | {"specs", "compiled"}
+ARRAYS = BASE | {"molecule", "compiled"}
 GRAPHS = NETWORK | ARRAYS
 FORECAST = GRAPHS | {"nn", "trajectory", "graph", "models"}
 EVALUATION = FORECAST | {"forecast"}
 MAY_IMPORT = {
     "errors": set(),
     "_version": set(),
+    "compiled": set(),
     "specs": BASE,
     "nn": NETWORK,
-    "molecule": BASE,
+    "molecule": BASE | {"compiled"},
     "trajectory": ARRAYS,
     "graph": GRAPHS,
     "models": BASE,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +39,10 @@ HOPS = 3
 
 #: Frames, and atoms of all of them, that a geometry is read from, at most.
 GEOMETRY_FRAMES, GEOMETRY_ATOMS = 20000, 2_000_000
+
+#: Bounds that numpy sweeps over before the kernel is loaded: so many take it about as long as loading Numba. A sweep
+#: costs as much as so many bounds before it looks at any.
+COMPILED_AFTER, SWEEP_COST = 3_000_000, 1000
 
 #: Numbers worked on at a time where a geometry is read, and where frames are projected.
 _CHUNK, _PROJECTED = 2**21, 2**15
@@ -202,17 +208,71 @@ def _project(
     dynamics), in part where many are broken at the busiest of them, so that together they do not overshoot.
     """
     (pairs, lower, upper), (corners, volume_lower, volume_upper) = distances, volumes
-    shape, n_atoms = positions.shape, positions.shape[-2]
-    x = np.ascontiguousarray(positions.reshape(-1, n_atoms, 3).swapaxes(0, 1), np.float64)  # (N, M, 3)
     if not len(pairs) + len(corners):
         return positions.copy()
+    frames = np.array(positions.reshape(-1, *positions.shape[-2:]), np.float64)  # (M, N, 3)
     lower, upper = (
-        np.broadcast_to(b, (*shape[:-2], len(pairs))).reshape(-1, len(pairs)).T for b in (lower, upper)
-    )  # (P, M)
+        np.broadcast_to(b, (*positions.shape[:-2], len(pairs)) if b.ndim > 1 else b.shape).reshape(-1, len(pairs))
+        for b in (lower, upper)
+    )  # (M or 1, P) both
+    # Written to by nobody, but Numba compiles once more for what is read-only.
+    arguments = [
+        np.require(a, kind, ["C", "W"])
+        for a, kind in zip(
+            (pairs, lower, upper, corners, volume_lower, volume_upper), (np.int64, float, float) * 2, strict=True
+        )
+    ]
+    kernel = _kernel()
+    if kernel is None:
+        _swept.total += _sweep(frames, *arguments)
+    else:
+        kernel(frames, *arguments, SWEEPS, RELAXATION, _CONVERGED)
+    return frames.reshape(positions.shape).astype(positions.dtype)
+
+
+@dataclass
+class _Swept:
+    """What was swept over without the kernel so far, in bounds; all frames and sweeps counted."""
+
+    total: int = 0
+
+
+_swept = _Swept()
+
+
+def _kernel() -> Callable[..., Any] | None:
+    """The compiled sweeps, where they are worth loading: Numba takes a second, which a short forecast does not have."""
+    if _swept.total < COMPILED_AFTER and "numba" not in sys.modules:
+        return None
+    try:
+        from .kernels import sweep
+    except ImportError:  # no Numba for this Python
+        return None
+    return sweep
+
+
+def _sweep(
+    frames: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    lower: NDArray[np.float64],
+    upper: NDArray[np.float64],
+    corners: NDArray[np.int64],
+    volume_lower: NDArray[np.float64],
+    volume_upper: NDArray[np.float64],
+) -> int:
+    """Bring frames (M, N, 3) within their bounds, in place; returns what it cost, in bounds.
+
+    Bounds of distances are (M or 1, P), of volumes (Q,).
+    """
+    x = np.ascontiguousarray(frames.swapaxes(0, 1))  # (N, M, 3)
+    n_atoms, n_frames = x.shape[:2]
+    lower, upper = (np.broadcast_to(b, (n_frames, len(pairs))).T for b in (lower, upper))  # (P, M)
     volume_lower, volume_upper = volume_lower[:, None], volume_upper[:, None]  # (Q, 1)
     ends, arms = _incidence(pairs, n_atoms), _incidence(corners, n_atoms)
-    left = np.arange(x.shape[1])  # frames that are not done
+    left = np.arange(n_frames)  # frames that are not done
+    count = 0
     for _ in range(SWEEPS):
+        count += SWEEP_COST + len(left) * (len(pairs) + len(corners))
         y = x[:, left]  # (N, M', 3)
         d = y[pairs[:, 0]] - y[pairs[:, 1]]  # (P, M', 3)
         r = np.maximum(np.linalg.norm(d, axis=-1), 1e-6)  # (P, M')
@@ -231,7 +291,8 @@ def _project(
             y -= _scatter(arms, (_share(lack, corners, arms) * lack / size)[:, None, :, None] * gradients)
         x[:, left[broken]] = y[:, broken]
         left = left[broken]
-    return x.swapaxes(0, 1).reshape(shape).astype(positions.dtype)
+    frames[:] = x.swapaxes(0, 1)  # (M, N, 3)
+    return count
 
 
 def _volume_excess(

@@ -8,7 +8,6 @@ beside this file, or where Numba may write, and made again for another processor
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +20,7 @@ from numba.extending import intrinsic, overload
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from egno_md.compiled import compiled
 from egno_md.errors import UsageError
 from egno_md.nn.edges.backend import Edges, Gradients
 from egno_md.nn.edges.products import linear
@@ -37,25 +37,6 @@ _EXP2 = tuple(np.float32(c) for c in Chebyshev.interpolate(np.exp2, 6, [-0.5, 0.
 _LOG2E = np.float32(1 / math.log(2))
 _LOG2E_REST = np.float32(1 / math.log(2) - float(_LOG2E))
 _ONE, _HALF, _BOUND = np.float32(1), np.float32(0.5), np.float32(87)
-
-
-def _compiled(options: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        try:
-            kernel = njit(cache=True, **options)(function)
-        except RuntimeError:  # no folder to store it in: compiled in every process
-            return njit(**options)(function)
-
-        @functools.wraps(function)
-        def call(*arguments: Any) -> None:
-            try:
-                kernel(*arguments)
-            except OSError:  # compiled, but there was no room to store it
-                kernel(*arguments)
-
-        return call
-
-    return decorate
 
 
 @intrinsic
@@ -107,7 +88,7 @@ def _silu_of_row(z, slopes, row):
             z[c] *= _sigmoid(z[c])
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _first_layer(x, projected, receiver, sender, attr, shift, w, r, a1, slope):
     """r_ij, a1 and, where there is room for it, silu'(z1); ``w`` holds the columns of w_d and W_e."""
     for e in range(len(receiver)):
@@ -129,7 +110,7 @@ def _first_layer(x, projected, receiver, sender, attr, shift, w, r, a1, slope):
             _silu_of_row(z, slope, row)
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _message(z2, b2, slope):
     """m = silu(z2 + b2) in place of z2 and, where there is room for it, the derivative."""
     for row in range(len(z2)):
@@ -139,7 +120,7 @@ def _message(z2, b2, slope):
         _silu_of_row(z, slope, row)
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _force(z3, b3, w4, b4, r, force):
     """r_ij s_ij for every output of phi_x; a3 in place of z3."""
     for row in range(len(z3)):
@@ -157,7 +138,7 @@ def _force(z3, b3, w4, b4, r, force):
                 force[row, 3 * k + c] = r[row, c] * s
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _force_backward(receiver, g_push, z3, b3, w4, b4, r, g_b3, g_w4, g_b4, g_r):
     """g_z3 in place of z3, the gradients of b_3, W_4 and b_4 added to theirs, and the force's share of g_r."""
     n_times = g_push.shape[1]
@@ -184,7 +165,7 @@ def _force_backward(receiver, g_push, z3, b3, w4, b4, r, g_b3, g_w4, g_b4, g_r):
             g_b3[c] += z[c]
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _message_backward(receiver, g_agg, slope2, g_m, g_b2):
     """g_z2 in place of the gradient that comes from phi_x, and the gradient of b_2 added to its own."""
     n_times = g_agg.shape[1]
@@ -195,7 +176,7 @@ def _message_backward(receiver, g_agg, slope2, g_m, g_b2):
             g_b2[c] += g[c]
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _first_layer_backward(attr, slope1, w_d, r, g_a1, g_w, g_r):
     """g_z1 in place of the gradient of a1, the gradients of w_d and W_e added to ``g_w``, the square's share to g_r."""
     n_times = len(g_a1) // len(attr)
@@ -215,7 +196,7 @@ def _first_layer_backward(attr, slope1, w_d, r, g_a1, g_w, g_r):
             g_r[row, c] += (g_d2 + g_d2) * r[row, c]
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _add_rows(total, index, rows):
     """Add ``rows`` (B, T, C) to the rows ``index`` of ``total`` (N, T C)."""
     for e in range(len(index)):
