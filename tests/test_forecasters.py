@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,8 +220,8 @@ class Flat(Halfway):
 def outside(tmp_path, monkeypatch):
     """A package from outside with one free forecast; called with the object that its entry point names."""
 
-    def install(value):
-        (tmp_path / "toyforecasts.py").write_text(TOY)
+    def install(value, code=TOY):
+        (tmp_path / "toyforecasts.py").write_text(code)
         info = tmp_path / "toyforecasts-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toyforecasts\nVersion: 1.0\n")
@@ -226,7 +229,7 @@ def outside(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
 
     yield install
-    monkeypatch.delitem(__import__("sys").modules, "toyforecasts", raising=False)
+    sys.modules.pop("toyforecasts", None)
 
 
 def test_free_forecast_of_another_package_is_a_column_everywhere(outside, tmp_path):
@@ -239,6 +242,19 @@ def test_free_forecast_of_another_package_is_a_column_everywhere(outside, tmp_pa
     np.testing.assert_allclose(found["errors"]["halfway"], found["errors"]["static"])
     table = CliRunner().invoke(main, [*arguments, "--report", str(tmp_path / "out")]).stdout
     assert "halfway" in table and "halfway" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_forecast_of_the_documentation(outside):
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "OneMemory" in block]
+    assert len(code.splitlines()) < 40
+    outside("toyforecasts:OneMemory", code)
+    model, builder, frames = with_regression()
+    known = Known([frames], tuple(STEPS))
+    result = score(model, [Part(Run(frames, builder), np.arange(1, 296), known)])
+    assert list(result.errors) == ["model", *OURS, "one memory"]
+    errors = result.errors
+    assert (errors["AR(1)"] < errors["one memory"]).all() and (errors["one memory"] < errors["mean structure"]).all()
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def _free_errors(
 ) -> np.ndarray:
     """Squared errors (S, T) of a free forecast, which is given as much past as it wants and the run has."""
     out = np.empty(true.shape[:2])
-    there = np.minimum(starts // run.every + 1, max(1, getattr(forecaster, "n_past", 2)))  # (S,)
+    there = np.minimum(starts // run.every + 1, max(1, forecaster.n_past))  # (S,)
     for n_past in np.unique(there):
         here = there == n_past
         found = np.asarray(forecaster(run.positions[_frames(run, starts[here], n_past)], steps))  # (S', K, T, N, 3)

@@ -90,6 +90,11 @@ class Restored:
         """Of the forecaster inside."""
         return self.inner.name
 
+    @property
+    def n_past(self) -> int:
+        """Frames of past that it can use."""
+        return self.inner.n_past
+
     def __call__(self, past, times, samples=1, generator=None, **options):
         return _kept(self.keep, self.inner(past, times, samples, generator, **options), past[:, -1])
 
@@ -243,7 +248,7 @@ class Chained:
 
     def __init__(self, inner: Forecaster, times: ArrayLike, batch_nodes: int = NODES_PER_BATCH["cpu"]) -> None:
         self.inner, self.times, self.batch_nodes = inner, np.asarray(times, float), batch_nodes
-        self.name: str = inner.name
+        self.name, self.n_past = inner.name, inner.n_past
 
     def __call__(self, past, times, samples=1, generator=None, **options):
         asked = np.asarray(times, float)
@@ -311,7 +316,6 @@ class ModelForecaster(Chained):
     def __init__(self, model: Model, builder: GraphBuilder, *, substeps: int = 1, **options: Any) -> None:
         check_request(model, 1, substeps)
         operator = OperatorWindow(model, builder, **options)
-        self.n_past = operator.n_past
         nodes, times = NODES_PER_BATCH.get(operator.device.type, 2048), window_times(model, substeps)
         keep = local_geometry(model, builder)
         super().__init__(operator if keep is None else Restored(operator, keep), times, nodes)

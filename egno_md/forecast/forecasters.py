@@ -44,17 +44,6 @@ class Forecaster(Protocol):
 
     It returns an ndarray of shape (S, K, T, N, 3), in Angstrom and in the frame of reference of the start. K is
     `samples`, or 1 for a forecaster that knows one future only.
-    """
-
-    name: str
-
-    def __call__(
-        self, past: np.ndarray, times: ArrayLike, samples: int = 1, generator: np.random.Generator | None = None
-    ) -> NDArray[np.floating]: ...
-
-
-class FreeForecast(Forecaster, Protocol):
-    """A forecaster that is fitted to runs of the molecule in an instant: what a model has to beat.
 
     Attributes
     ----------
@@ -64,7 +53,16 @@ class FreeForecast(Forecaster, Protocol):
         Frames of past that it can use, the start among them.
     """
 
+    name: str
     n_past: int
+
+    def __call__(
+        self, past: np.ndarray, times: ArrayLike, samples: int = 1, generator: np.random.Generator | None = None
+    ) -> NDArray[np.floating]: ...
+
+
+class FreeForecast(Forecaster, Protocol):
+    """A forecaster that is fitted to runs of the molecule in an instant: what a model has to beat."""
 
     @classmethod
     def fitted(cls, known: Known) -> FreeForecast:
