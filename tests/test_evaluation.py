@@ -14,12 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
+from MDAnalysis.coordinates.DCD import DCDReader
+from MDAnalysis.topology.PDBParser import PDBParser
 from MDAnalysisTests.datafiles import GRO, XTC
 from test_metrics import autoregression
 
-from egno_md import sample
+from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
-from egno_md.errors import DataError, UsageError
+from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.evaluation.errors import mse_per_step
 from egno_md.evaluation.evaluate import evaluate
 from egno_md.evaluation.quality import backbone_torsions, quality
@@ -265,6 +267,48 @@ def test_bad_input(arguments, code, words):
     done = called(*arguments)
     assert done.exit_code == code and done.stdout == "" and isinstance(done.exception, SystemExit), done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_foreign_selection_is_refused_as_everywhere():
+    u = mda.Universe(*map(str, sample()))
+    with pytest.raises(ModelError) as ours:
+        evaluate("ca-1ps", u, select="name CA CB")
+    with pytest.raises(ModelError) as theirs:
+        EGNOSurrogate(u, "ca-1ps", select="name CA CB")
+    assert str(ours.value) == str(theirs.value) and "CB" in str(ours.value)
+    narrowed = evaluate("ca-1ps", u, select="name CA and resid 1:20", max_windows=5)
+    assert narrowed.n_atoms == 20
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:MDAnalysis")
+def test_every_file_is_opened_once(tmp_path, monkeypatch):
+    u = universe_of(wobbling())
+    u.atoms.write(tmp_path / "top.pdb")
+    for name in ("a", "b"):
+        with mda.Writer(str(tmp_path / f"{name}.dcd"), 10, dt=1.0, istart=1) as writer:
+            for _ in u.trajectory:
+                writer.write(u.atoms)
+    opened: list[str] = []
+    for cls in (PDBParser, DCDReader):
+        monkeypatch.setattr(cls, "__init__", counted(cls.__init__, opened))
+    files = [tmp_path / "top.pdb", tmp_path / "a.dcd", tmp_path / "b.dcd"]
+    model = make_model(Ballistic(4))
+    model.graph = model.graph.model_copy(update={"select": "all"})
+    assert evaluate(model, *files).n_runs == 2
+    assert sorted(opened) == sorted(map(str, files))
+    opened.clear()
+    suggest(*files, select="all")
+    assert sorted(opened) == sorted(map(str, files))
+
+
+def counted(method, opened):
+    """`method` of a parser or reader, with the file that it is given noted."""
+
+    def noted(self, filename, *args, **kwargs):
+        opened.append(str(filename))
+        return method(self, filename, *args, **kwargs)
+
+    return noted
 
 
 def test_bad_sources():

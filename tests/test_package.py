@@ -59,7 +59,6 @@ ONLY_IN = {
         "forecast/subject.py",
         "analysis.py",
         "propagator",
-        "evaluation/evaluate.py",
     ],
     "openmm": ["propagator"],
     "lightning": ["training/loop.py"],
