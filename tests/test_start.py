@@ -28,7 +28,7 @@ MAY_LOAD = {
     "models --json": set(),
     "info ca-1ps": {"pydantic"},
     "info nothing": {"pydantic"},
-    "predict": FORECAST | {"openmm"},
+    "predict": FORECAST,
 }
 ARGUMENTS = {"predict": ["predict", *SAMPLE, "-o", "out.dcd"]}
 #: Modules that stand for a slow part of a package, and are not to be loaded by a forecast.

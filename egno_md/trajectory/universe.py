@@ -19,6 +19,7 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.XTC import XTCReader
+from MDAnalysis.lib.util import guess_format
 
 from ..errors import DataError, EGNOError, UsageError
 from .clock import remember_scans
@@ -111,11 +112,12 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
     if any(file_suffix(name) in (".xtc", ".trr") for name in readable):
         # An index of frames that MDAnalysis left beside the file in an earlier session can be stale or damaged.
         options["refresh_offsets"] = True
+    options["topology_format"] = _format(top)
     # A single file must not come as a list: one reader has more to offer than a chain of one.
-    if len(readable) == 1 and file_suffix(readable[0]) == ".xtc":
-        options["format"] = _CheckedXTCReader
+    if len(readable) == 1:
+        options["format"] = _format(readable[0])
     elif len(readable) > 1:
-        readable = [(name, _CheckedXTCReader) if file_suffix(name) == ".xtc" else name for name in readable]
+        readable = [name if (kind := _format(name)) is None else (name, kind) for name in readable]
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="DCDReader currently makes independent timesteps")
@@ -140,6 +142,16 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
     if dt is not None:
         _own_clock(universe, dt)
     return universe
+
+
+def _format(name: str) -> Any:
+    """What MDAnalysis reads a file as; where it has to guess, it asks every package that it knows, OpenMM for one."""
+    if file_suffix(name) == ".xtc":
+        return _CheckedXTCReader
+    try:
+        return guess_format(name)
+    except (TypeError, ValueError):  # it says so itself
+        return None
 
 
 def _in_order(files: list[str], scans: list[Scan | None]) -> tuple[list[str], list[Scan | None]]:
