@@ -29,6 +29,7 @@ from egno_md.evaluation.suggest import suggest
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule.atoms import select_atoms
 from egno_md.specs import GraphSpec
+from egno_md.trajectory import in_memory_universe
 
 torch.set_num_threads(1)
 
@@ -142,6 +143,21 @@ def test_a_finely_saved_run_gives_the_same_errors():
         evaluate(make_model(Ballistic(4)), universe_of(fine, dt=1 / 3), every=2)
     with pytest.raises(DataError, match="not a whole number"):
         evaluate(make_model(Ballistic(4)), universe_of(coarse, dt=0.7))
+
+
+def test_a_run_with_missing_frames_is_judged_in_its_even_stretches():
+    frames = wobbling(400)
+    kept = np.setdiff1d(np.arange(400), [100, 103, 250])  # stretches of 100, 2, 146 and 149 frames
+    u = in_memory_universe(universe_of(frames).atoms, frames[kept], kept.astype(float))
+    with pytest.warns(UserWarning, match="even stretches"):
+        result = evaluate(make_model(Ballistic(4)), u)
+    # The middle of all frames, 198, lies in the third stretch: windows of 1 + 4 frames around their start.
+    assert result.n_windows == (100 - 5) + (96 - 5) + (50 - 5) + (149 - 5) and result.n_runs == 1
+    assert result.notes == ("2 of 397 frames lie in even stretches that are too short for a window",)
+    starts = np.r_[1:96, 105:196, 201:246, 252:396]
+    true = frames[starts[:, None] + np.arange(1, 5)]
+    expected = mse_per_step(np.repeat(frames[starts][:, None], 4, axis=1), true)
+    np.testing.assert_allclose(result.errors["static"], expected, rtol=1e-3)
 
 
 def test_too_few_frames_or_blocks():

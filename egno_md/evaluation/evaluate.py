@@ -147,9 +147,10 @@ def evaluate(
         found_runs = subject.runs(start, stop)
         runs += found_runs
         sources += [str(trajectories[k]) if trajectories else subject.name] * len(found_runs)
+    parts = half_parts(runs, model, horizon, sources)
     result = score(
         model,
-        half_parts(runs, model, horizon, sources),
+        parts,
         horizon=horizon,
         max_windows=max_windows,
         seed=seed,
@@ -157,6 +158,10 @@ def evaluate(
         progress=progress,
     )
     notes = [*result.notes, *_overlap(model, sources, runs)]
+    used = {id(part.run) for part in parts}
+    if short := sum(len(run.positions) for run in runs if id(run) not in used):
+        total = sum(len(run.positions) for run in runs)
+        notes.append(f"{short} of {total} frames lie in even stretches that are too short for a window")
     found = None
     if chains:
         length = chain_length or 25 * model.window.n_times
