@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from dataclasses import replace
 from typing import Any
 
+import MDAnalysis.transformations  # noqa: F401  # the cures that messages name are there to be typed
 import numpy as np
 from MDAnalysis.core.groups import AtomGroup, UpdatingAtomGroup
 from MDAnalysis.exceptions import NoDataError, SelectionError
@@ -12,19 +16,30 @@ from MDAnalysis.guesser.default_guesser import DefaultGuesser
 from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError, few
-from .bonds import CHAIN_DISTANCE, bonds_by_distance, neighbours_in_chain, within
+from .bonds import CHAIN_DISTANCE, NUCLEOTIDE_DISTANCE, bonds_by_distance, loose_ends, neighbours_in_chain, within
+from .geometry import bond_lengths
 from .molecule import Molecule, atom_label
+from .neighbors import box_vectors, box_widths
+from .residues import CHAIN_AMINO_ACIDS, CHAIN_NUCLEOTIDES
+
+_PROTEIN = f"(protein or resname {' '.join(CHAIN_AMINO_ACIDS)})"
+_NUCLEIC = f"(nucleic or resname {' '.join(CHAIN_NUCLEOTIDES)})"
 
 #: The named selections: what each takes from proteins and from nucleic acids. "heavy" needs more than a string.
 SELECTIONS = {
-    "ca": "protein and name CA",
-    "backbone": "backbone or (nucleic and name P O5' C5' C4' C3' O3')",
+    "ca": f"{_PROTEIN} and name CA",
+    "backbone": f"({_PROTEIN} and name N CA C O) or ({_NUCLEIC} and name P O5' C5' C4' C3' O3')",
     "heavy": None,
 }
 
 WATER = (
     "HOH H2O DOD WAT SOL SPC SPCE TIP TIP2 TIP3 TIP3P TIP4 TIP4P TIP5 TIP5P T3P T4P T5P OPC OPC3 OH2 OHH HHO".split()
 )
+
+
+#: Atoms of one name and number closer than this are one atom written twice; in alternate locations they can be further
+#: apart (the ends of side chains). Angstrom.
+SAME_PLACE, ALTERNATIVES = 1.8, 8.0
 
 
 def select_atoms(source: Any, select: str) -> AtomGroup:
@@ -37,10 +52,12 @@ def select_atoms(source: Any, select: str) -> AtomGroup:
     select : str
         A selection in the language of MDAnalysis, evaluated once at the current frame, or a name:
 
-        - ``"ca"``: the C-alpha atoms of proteins;
+        - ``"ca"``: the C-alpha atoms of proteins, modified residues (SEP, KCX, DAL ...) among them;
         - ``"backbone"``: N, CA, C, O of proteins; P, O5', C5', C4', C3', O3' of nucleic acids;
         - ``"heavy"``: every atom but hydrogens, water, ions (residues of one atom that is no carbon) and virtual
           sites. Elements come from the topology, else from atom names and masses.
+
+        Within a selection a name stands after ``group``: ``"group ca and segid A"``.
 
     Returns
     -------
@@ -51,28 +68,46 @@ def select_atoms(source: Any, select: str) -> AtomGroup:
     UsageError
         A selection that MDAnalysis cannot read, or an UpdatingAtomGroup.
     DataError
-        Nothing is selected, or an atom in several alternate locations.
+        Nothing is selected, or an atom that is there twice: in several alternate locations, as two residues at one
+        place, or written twice.
+    """
+    selected = matching_atoms(source, select)
+    if not len(selected):
+        raise DataError(
+            f"the selection {select!r} holds no atom: the topology has {_describe(source.atoms)}. "
+            "Choose a selection that it holds, for example select='heavy'."
+        )
+    _refuse_twice(selected, select)
+    return selected
+
+
+def matching_atoms(source: Any, select: str) -> AtomGroup:
+    """What :func:`select_atoms` selects, be it nothing or an atom twice: to ask what a selection would hold.
+
+    Raises
+    ------
+    UsageError
+        A selection that MDAnalysis cannot read, or an UpdatingAtomGroup.
     """
     refuse_updating(source)
     if not hasattr(source, "select_atoms"):
         raise UsageError(f"atoms are selected from a Universe or an AtomGroup, found {type(source).__name__}")
-    atoms = source.atoms
     try:
         if not select.strip():
             raise SelectionError("the selection is empty")
-        selected = _heavy(atoms) if select == "heavy" else atoms.select_atoms(SELECTIONS.get(select, select))
+        return _matching(source.atoms, select)
     except (SelectionError, AttributeError, NoDataError, TypeError, ValueError) as error:
         raise UsageError(
             f"the selection {select!r} cannot be evaluated: {error}. Use one of {', '.join(SELECTIONS)} or the "
             "selection language of MDAnalysis, for example 'protein and name CA CB'."
         ) from error
-    if not len(selected):
-        raise DataError(
-            f"the selection {select!r} holds no atom: the topology has {_describe(atoms)}. "
-            "Choose a selection that it holds, for example select='heavy'."
-        )
-    _refuse_alternate_locations(selected, select)
-    return selected
+
+
+def _matching(atoms: AtomGroup, select: str) -> AtomGroup:
+    if select == "heavy":
+        return _heavy(atoms)
+    named = [name for name in SELECTIONS if re.search(rf"\bgroup {name}\b", select)]
+    return atoms.select_atoms(SELECTIONS.get(select, select), **{name: _matching(atoms, name) for name in named})
 
 
 def atom_elements(atoms: AtomGroup) -> NDArray[np.str_]:
@@ -128,15 +163,61 @@ def _residue_sizes(atoms: AtomGroup) -> NDArray[np.int64]:
 
 
 def chain_numbers(atoms: AtomGroup) -> NDArray[np.int64]:
-    """Number of the chain of each atom (N,): a new one where segment or chain differ, or residue numbers fall."""
+    """Number of the chain of each atom (N,): a new one where segment or chain differ, or residue numbers start anew.
+
+    Numbers start anew where they fall; in a segment that is numbered backwards, where they rise.
+    """
     _, first, residue = np.unique(atoms.resindices, return_index=True, return_inverse=True)
     ends = np.diff(atoms.segindices[first]) != 0  # (R - 1,)
     if hasattr(atoms, "chainIDs"):
         chain_ids = atoms.chainIDs[first]
         ends |= chain_ids[1:] != chain_ids[:-1]
     if hasattr(atoms, "resids"):
-        ends |= np.diff(atoms.resids[first]) < 0
+        step = np.where(ends, 0, np.sign(np.diff(atoms.resids[first])))  # (R - 1,)
+        segment = np.cumsum(ends)
+        backwards = np.bincount(segment, step, minlength=1)[segment] < 0 if len(step) else step.astype(bool)
+        ends |= step == np.where(backwards, 1, -1)
     return np.concatenate([[0], np.cumsum(ends)])[residue]
+
+
+def residue_numbers(atoms: AtomGroup) -> NDArray[np.int64]:
+    """Which residue each atom belongs to (N,): that of the topology, but for residues that it runs together.
+
+    Where a file gives neighbours of one name the same number they are one residue for MDAnalysis. Within a residue of
+    a chain no name occurs twice; where one does, the next residue begins.
+    """
+    residues = atoms.resindices
+    if not hasattr(atoms, "names") or not hasattr(atoms, "resnames"):
+        return residues
+    _, names = np.unique(atoms.names.astype(str), return_inverse=True)
+    _, counts = np.unique(residues * (names.max() + 1) + names, return_counts=True)
+    if counts.max() == 1:
+        return residues
+    known = set(_of_chains(atoms).indices.tolist())
+    begins = np.zeros(len(atoms), np.int64)
+    last, seen = -1, set()
+    for k in np.argsort(residues, kind="stable").tolist():
+        if residues[k] != last:
+            last, seen = residues[k], set()
+        elif names[k] in seen and int(atoms.indices[k]) in known:
+            begins[k], seen = 1, set()
+        seen.add(names[k])
+    order = np.argsort(residues, kind="stable")
+    extra = np.empty(len(atoms), np.int64)
+    extra[order] = np.cumsum(begins[order])
+    if extra.any():
+        k = int(np.flatnonzero(begins)[0])
+        warnings.warn(
+            f"the residue of {atom_label(atoms[k])} holds several atoms of that name: several residues have one "
+            "number and name; they are told apart by their atoms. Number the residues to be sure",
+            stacklevel=2,
+        )
+    return residues + extra
+
+
+def _of_chains(atoms: AtomGroup) -> AtomGroup:
+    """The atoms whose residues have names of amino acids or nucleotides."""
+    return atoms.select_atoms(f"{_PROTEIN} or {_NUCLEIC}")
 
 
 def molecule_of(source: Any) -> Molecule:
@@ -150,19 +231,66 @@ def molecule_of(source: Any) -> Molecule:
             f"a graph needs atoms, each of them once; found {len(atoms)} atoms, {len(atoms.unique)} of them "
             "different. Choose them with `egno_md.graph.select_atoms`, or use `atomgroup.unique`."
         )
-    elements, chains = atom_elements(atoms), chain_numbers(atoms)
+    _warn_of_left_out(atoms)
+    elements, chains, residues = atom_elements(atoms), chain_numbers(atoms), residue_numbers(atoms)
     attributes = ("names", "resnames", "resids", "icodes", "segids", "charges", "masses")
     known = {name: np.array(getattr(atoms, name)) for name in attributes if hasattr(atoms, name)}
-    return Molecule(
+    molecule = Molecule(
         elements=elements,
-        bonds=find_bonds(atoms, elements, chains),
+        bonds=find_bonds(atoms, elements, chains, residues),
         chain_ids=np.array(atoms.chainIDs) if hasattr(atoms, "chainIDs") else None,
-        residues=atoms.resindices,
+        residues=residues,
         chains=chains,
         indices=atoms.indices,
         source=str(getattr(atoms.universe, "filename", None) or "in memory"),
         **known,
     )
+    loose = loose_ends(molecule)  # (K, 2)
+    if len(loose):
+        # A topology that bonds residues to each other knows where its chains end.
+        known_ends = np.isin(atoms.resindices[loose], np.unique(_residues_bonded(atoms))).all(axis=1)
+        molecule = replace(molecule, loose=loose[~known_ends])
+    return molecule
+
+
+def _warn_of_left_out(atoms: AtomGroup) -> None:
+    """Name residues in the chain of the selection that are not in it because nobody knows them for residues."""
+    universe = atoms.universe
+    if not (hasattr(atoms, "resnames") and hasattr(atoms, "names")):
+        return
+    inside = np.zeros(len(universe.residues), bool)
+    inside[atoms.resindices] = True
+    joined = universe.residues.segindices[1:] == universe.residues.segindices[:-1]
+    beside = np.zeros_like(inside)  # next to a residue of the selection
+    beside[1:] |= inside[:-1] & joined
+    beside[:-1] |= inside[1:] & joined
+    outside = universe.residues[beside & ~inside]
+    if not len(outside):
+        return
+    odd = outside.atoms.select_atoms("(name CA or name C1' or name C1*) and not (protein or nucleic)")
+    odd = odd[odd.resnames != odd.names]  # calcium is no residue
+    left_out = [atom for atom in odd if _goes_on(atom, inside)]
+    if left_out:
+        names = few(dict.fromkeys(f"{atom.resname}{atom.resid}" for atom in left_out), 5)
+        warnings.warn(
+            f"{names}: in the chain, and left out because the selection does not take residues of that name; the "
+            "forecast has a gap there. 'ca', 'backbone' and 'heavy' take the modified residues that are known",
+            stacklevel=2,
+        )
+
+
+def _goes_on(atom: Any, inside: NDArray[np.bool_]) -> bool:
+    """Whether the chain of the residues that are `inside` (R,) goes on with the residue of this atom."""
+    universe = atom.universe
+    beside = [k for k in (atom.resindex - 1, atom.resindex + 1) if 0 <= k < len(inside) and inside[k]]
+    others = universe.residues[beside].atoms
+    others = others[others.names == atom.name]
+    if not len(others) or not (hasattr(universe, "trajectory") and universe.trajectory.ts.has_positions):
+        return bool(len(others))
+    reach = CHAIN_DISTANCE if atom.name == "CA" else NUCLEOTIDE_DISTANCE
+    both = universe.atoms[[*others.indices, atom.index]]
+    pairs = np.stack([np.arange(len(others)), np.full(len(others), len(others))], axis=1)  # (P, 2)
+    return bool(within(pairs, reach, both.positions, universe.dimensions).any())
 
 
 def topology_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
@@ -179,28 +307,52 @@ def _all_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
     return universe.bonds.to_indices().reshape(-1, 2) if hasattr(universe, "bonds") else np.zeros((0, 2), np.int64)
 
 
-def find_bonds(atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_bonds(
+    atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64], residues: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """Bonds, or links of the chain, as pairs of indices into `atoms` (B, 2)."""
     topology = _all_bonds(atoms)
     bonds = topology_bonds(atoms)
-    if not len(bonds) and len(np.unique(atoms.resindices)) == len(atoms):
-        return _chain_links(atoms, chains, topology)
+    if not len(bonds) and len(np.unique(residues)) == len(atoms):
+        return _chain_links(atoms, neighbours_in_chain(residues, chains))
     bonded = np.isin(atoms.indices, topology)
     if not bonded[_residue_sizes(atoms) > 1].all():
-        bonds = np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
-    return bonds
+        return np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
+    return np.concatenate([bonds, _bonds_through_the_box(atoms, elements, residues)])
 
 
-def _chain_links(atoms: AtomGroup, chains: NDArray[np.int64], topology: NDArray[np.integer]) -> NDArray[np.int64]:
-    pairs = neighbours_in_chain(atoms.resindices, chains)  # (P, 2)
-    resindices, n_residues = atoms.universe.atoms.resindices, len(atoms.universe.residues)
-    touching = np.sort(resindices[topology], axis=1) @ [n_residues, 1]
-    linked = np.isin(atoms.resindices[pairs] @ [n_residues, 1], touching)  # (P,)
+def _bonds_through_the_box(
+    atoms: AtomGroup, elements: NDArray[np.str_], residues: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Bonds within a residue or to the next that cross the box: MDAnalysis' `guess_TopologyAttrs` does not see them."""
+    box = atoms.universe.dimensions if hasattr(atoms.universe, "trajectory") else None
+    if box is None or not box[:3].any() or not atoms.universe.trajectory.ts.has_positions:
+        return np.zeros((0, 2), np.int64)
+    positions = atoms.positions
+    if not np.isfinite(positions).all():
+        return np.zeros((0, 2), np.int64)
+    found = bonds_by_distance(elements, positions, box)
+    close = np.abs(residues[found[:, 0]] - residues[found[:, 1]]) <= 1
+    far = bond_lengths(positions, found) > box_widths(box_vectors(box)).min() / 2
+    return found[close & far]
+
+
+def _chain_links(atoms: AtomGroup, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which neighbours along a chain (P, 2) are linked: by the topology or, C-alpha atoms, by being near."""
+    n_residues = len(atoms.universe.residues)
+    between = np.sort(_residues_bonded(atoms), axis=1) @ [n_residues, 1]
+    linked = np.isin(np.sort(atoms.resindices[pairs], axis=1) @ [n_residues, 1], between)  # (P,)
     is_ca = atoms.names == "CA" if hasattr(atoms, "names") else np.zeros(len(atoms), dtype=bool)
     open_ends = ~linked & is_ca[pairs].all(axis=1)
     if open_ends.any():
         linked |= open_ends & within(pairs, CHAIN_DISTANCE, *_coordinates(atoms))
     return pairs[linked]
+
+
+def _residues_bonded(atoms: AtomGroup) -> NDArray[np.integer]:
+    """The residues that the bonds of the topology join (B, 2)."""
+    pairs = atoms.universe.atoms.resindices[_all_bonds(atoms)]
+    return pairs[pairs[:, 0] != pairs[:, 1]]  # (B, 2)
 
 
 def _coordinates(atoms: AtomGroup) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:
@@ -228,23 +380,79 @@ def refuse_updating(atoms: Any) -> None:
         )
 
 
-def _refuse_alternate_locations(atoms: AtomGroup, select: str) -> None:
-    if not hasattr(atoms, "altLocs") or not hasattr(atoms, "names"):
+def _refuse_twice(atoms: AtomGroup, select: str) -> None:
+    """Refuse a selection that holds one atom of a molecule twice, with the selection that keeps one of them."""
+    groups = _one_atom(atoms)
+    _, counts = np.unique(groups, return_counts=True)
+    if len(counts) == len(atoms):
         return
-    places = np.char.strip(atoms.altLocs.astype(str))
-    if not (places != "").any():
-        return
-    keys, counts = np.unique(
-        np.stack([atoms.resindices.astype(str), atoms.names.astype(str)], axis=1), axis=0, return_counts=True
+    places = _places(atoms)
+    order = np.lexsort([np.arange(len(atoms)), places, groups])
+    dropped = np.ones(len(atoms), bool)  # all but the first of each group
+    dropped[order[np.append(0, np.cumsum(counts)[:-1])]] = False
+    twice = order[groups[order] == groups[dropped].min()]
+    first, second = atoms[twice[0]], atoms[twice[1]]
+    if getattr(first, "resname", "") != getattr(second, "resname", ""):
+        who = " and ".join(f"{atoms[k].resname} {places[k]}".strip() for k in twice)
+        found = f"residue {first.resid} twice ({who}, at one place): {atom_label(first)} and {atom_label(second)}"
+    elif (places[twice] != "").any():
+        found = f"{atom_label(first)} in {len(twice)} alternate locations"
+    else:
+        found = f"{atom_label(first)} twice, {atom_label(second)} is at the same place"
+    raise DataError(
+        f"the selection {select!r} holds {found}. Keep one of them: select='{_without(atoms, select, dropped)}'."
     )
-    if counts.max() > 1:
-        resindex, name = keys[counts.argmax()]
-        twice = atoms[(atoms.resindices == int(resindex)) & (atoms.names == name)]
-        others = " ".join(sorted(set(places) - {""})[1:]) or "B"
-        raise DataError(
-            f"the selection {select!r} holds {atom_label(twice[0])} in {len(twice)} alternate locations. "
-            f"Keep one of them: select='({SELECTIONS.get(select, select) or 'not element H'}) and not altloc {others}'."
-        )
+
+
+def _places(atoms: AtomGroup) -> NDArray[np.str_]:
+    """Alternate location of each atom, "" for none (N,)."""
+    if not hasattr(atoms, "altLocs"):
+        return np.full(len(atoms), "")
+    return np.char.strip(atoms.altLocs.astype(str))
+
+
+def _one_atom(atoms: AtomGroup) -> NDArray[np.int64]:
+    """A number for each atom (N,), the same for those that are one atom of the molecule.
+
+    One atom are those of one name and residue number, whatever the residue is called, in different alternate locations;
+    and in residues of chains, where names are unique, those closer than bonded atoms can be.
+    """
+    alone = np.arange(len(atoms))
+    if not hasattr(atoms, "names") or not hasattr(atoms, "resids"):
+        return alone
+    text = [getattr(atoms, name).astype(str) for name in ("names", "icodes", "chainIDs") if hasattr(atoms, name)]
+    codes = [np.unique(column, return_inverse=True)[1] for column in text] + [atoms.resids, atoms.segindices]
+    order = np.lexsort([alone, *codes])
+    same = np.all([code[order][1:] == code[order][:-1] for code in codes], axis=0)  # (N - 1,)
+    if not same.any():
+        return alone
+    before, after = order[:-1][same], order[1:][same]  # (P,)
+    apart = np.zeros(len(before))
+    universe, places = atoms.universe, _places(atoms)
+    if placed := hasattr(universe, "trajectory") and universe.trajectory.ts.has_positions:
+        apart = np.linalg.norm(atoms.positions[before] - atoms.positions[after], axis=1)
+    # Chains without an identifier repeat their numbers: what is far away is another chain.
+    near = (apart < ALTERNATIVES) | (atoms.resindices[before] == atoms.resindices[after])
+    twice = (places[before] != places[after]) & near
+    if placed and hasattr(atoms, "resnames"):
+        in_chain = np.isin(atoms.indices, _of_chains(atoms).indices)
+        twice |= (apart < SAME_PLACE) & in_chain[before] & in_chain[after]
+    same[same] = twice
+    groups = np.empty(len(atoms), np.int64)
+    groups[order] = np.append(0, np.cumsum(~same))
+    return groups
+
+
+def _without(atoms: AtomGroup, select: str, dropped: NDArray[np.bool_]) -> str:
+    """A selection like `select` that leaves out what is `dropped` (N,), and nothing else."""
+    known = f"group {select}" if select in SELECTIONS else f"({select})"
+    places = _places(atoms)
+    others = sorted(set(places[dropped].tolist()) - {""})
+    if others and (np.isin(places, others) == dropped).all():
+        return f"{known} and not altloc {' '.join(others)}"
+    numbers = atoms.indices[dropped]
+    parts = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return f"{known} and not index {' '.join(f'{p[0]}:{p[-1]}' if len(p) > 1 else str(p[0]) for p in parts)}"
 
 
 def _describe(atoms: AtomGroup) -> str:

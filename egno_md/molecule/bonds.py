@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .molecule import Molecule
 from .neighbors import radius_graph
 
 #: Van der Waals radii in Angstrom (Bondi 1964; Mantina et al. 2009). Elements without one are not bonded by distance.
@@ -23,6 +24,9 @@ BOND_FACTOR, BOND_FACTOR_HYDROGEN = 0.6, 0.55
 
 #: C-alpha atoms of neighbours along a chain are 3.8 A apart (cis 2.9 A), those of next neighbours 5 A and more.
 CHAIN_DISTANCE = 4.5
+
+#: C1' atoms of neighbours along a strand are 4.5 to 6.5 A apart, Angstrom.
+NUCLEOTIDE_DISTANCE = 8.0
 
 
 def bonds_by_distance(
@@ -69,3 +73,28 @@ def within(
     n_atoms = len(np.asarray(positions))
     edges, _ = radius_graph(positions, radius, box)
     return np.isin(pairs @ [n_atoms, 1], np.array([n_atoms, 1]) @ edges)
+
+
+def loose_ends(molecule: Molecule) -> NDArray[np.int64]:
+    """Atoms that the numbers of their residues say are joined and that are not bonded, (K, 2).
+
+    Residues of one chain whose numbers differ by one are joined C to N; C-alpha atoms alone, to each other. Where
+    residues are missing and the others were numbered anew, that is how it should be; else the chain is torn.
+    """
+    none = np.zeros((0, 2), np.int64)
+    if molecule.names is None or molecule.resids is None:
+        return none
+    if len(np.unique(molecule.residues)) == molecule.n_atoms:
+        pairs = neighbours_in_chain(molecule.residues, molecule.chains)
+        pairs = pairs[(molecule.names[pairs] == "CA").all(axis=1)]
+    else:
+        ends = {name: np.flatnonzero(molecule.names == name) for name in ("C", "N")}
+        if not all(map(len, ends.values())):
+            return none
+        residues = molecule.residues
+        _, of_c, of_n = np.intersect1d(residues[ends["C"]] + 1, residues[ends["N"]], return_indices=True)
+        pairs = np.stack([ends["C"][of_c], ends["N"][of_n]], axis=1)  # (P, 2)
+        pairs = pairs[molecule.chains[pairs[:, 0]] == molecule.chains[pairs[:, 1]]]
+    pairs = pairs[np.abs(np.diff(molecule.resids[pairs], axis=1)[:, 0]) == 1]
+    keys = np.sort(pairs, axis=1) @ [molecule.n_atoms, 1]
+    return pairs[~np.isin(keys, molecule.bonds @ [molecule.n_atoms, 1])]  # (K, 2)

@@ -10,7 +10,9 @@ from scipy.sparse import coo_matrix
 
 from ..errors import DataError, UsageError
 from .geometry import bond_lengths, bonded_neighbours, radius_of_gyration, runs_of_four
+from .molecule import Molecule
 from .neighbors import contacts
+from .possible import impossible_in
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -64,6 +66,11 @@ class PhysicalChecks:
     clash_distance: float
     """Angstrom: the lesser of 2.0 (1.5 where there are hydrogens, 3.0 for C-alpha and other beads) and 85 % of the
     closest such pair in the reference."""
+    impossible: NDArray[np.int64] | None = None
+    """Number of bonds of a length that no molecule has, of chain links torn as by a box, and of pairs of atoms on each
+    other, whatever the reference is like; None where no molecule was given."""
+    worst: str = ""
+    """Which of them is the worst, in words."""
 
     @property
     def ok(self) -> bool:
@@ -94,6 +101,10 @@ class PhysicalChecks:
                 f"have chiral centres turned over (up to {self.flipped.max(initial=0)} of {self.n_centres})",
             ),
             (mirrored, "are nearer to the mirror image of the start than to the start"),
+            (
+                self.impossible > 0 if self.impossible is not None else np.zeros(n, bool),
+                f"are no molecule: {self.worst}",
+            ),
             (size, f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start"),
         ]
         return tuple(
@@ -104,14 +115,19 @@ class PhysicalChecks:
 
 
 def check_frames(
-    positions: ArrayLike, reference: ArrayLike, bonds: ArrayLike, *, boxes: ArrayLike | None = None
+    positions: ArrayLike,
+    reference: ArrayLike,
+    bonds: ArrayLike,
+    *,
+    boxes: ArrayLike | None = None,
+    molecule: Molecule | None = None,
 ) -> PhysicalChecks:
     """Measure predicted frames against a real frame of the same atoms.
 
-    Everything is relative to the reference, so that the same rules serve all atoms, heavy atoms and C-alpha chains,
-    whose neighbours along the chain are given as bonds. Molecules must be whole. A chiral centre is an atom with three
-    bonds or more that is a clear pyramid in the reference; atoms with just three bonds, one of them to a hydrogen, are
-    nitrogens that may invert, and left out.
+    All but what no molecule looks like is relative to the reference, so that the same rules serve all atoms, heavy
+    atoms and C-alpha chains, whose neighbours along the chain are given as bonds. Molecules must be whole. A chiral
+    centre is an atom with three bonds or more that is a clear pyramid in the reference; atoms with just three bonds,
+    one of them to a hydrogen, are nitrogens that may invert, and left out.
 
     Parameters
     ----------
@@ -124,6 +140,8 @@ def check_frames(
     boxes
         ``(F, 6)`` or ``(6,)`` in Angstrom and degrees: clashes are then looked for across the periodic border as well.
         The first box is taken for the reference.
+    molecule
+        Who the N atoms are: what no such molecule can look like is then a finding, also where the reference looks so.
 
     Raises
     ------
@@ -179,6 +197,13 @@ def check_frames(
     else:
         handedness = np.full(len(good), np.nan)
 
+    impossible, worst = None, ""
+    if molecule is not None:
+        impossible = np.zeros(n_frames, np.int64)
+        found = [(i, impossible_in(molecule, xyz[i], cells[i])) for i in np.flatnonzero(finite)]
+        for i, lines in found:
+            impossible[i] = len(lines)
+        worst = next((lines[0] for _, lines in found if lines), "")
     radius = radius_of_gyration(start)
     return PhysicalChecks(
         finite=finite,
@@ -192,6 +217,8 @@ def check_frames(
         n_bonds=len(pairs),
         n_centres=len(centres),
         clash_distance=clash_distance,
+        impossible=impossible,
+        worst=worst,
     )
 
 

@@ -28,6 +28,9 @@ class Molecule:
         Chemical symbols ("C", "Cl"); "" for virtual sites and beads.
     bonds : ndarray (B, 2), int64
         Pairs of atoms, the smaller index first, sorted, each once. For one atom per residue the links of the chain.
+    loose : ndarray (K, 2), int64
+        Pairs of atoms that the residue numbers say are joined and that are not bonded, where the topology does not
+        know better: missing residues, or a torn chain.
     names, resnames, resids, icodes, chain_ids, segids : ndarray (N,) or None
         As in the topology, residue properties once for each atom; None where it does not have them.
     residues : ndarray (N,), int64
@@ -63,6 +66,7 @@ class Molecule:
     charges: NDArray[np.float64] | None = None
     masses: NDArray[np.float64] | None = None
     indices: NDArray[np.int64] = None  # type: ignore[assignment]
+    loose: NDArray[np.int64] = None  # type: ignore[assignment]
     source: str = "in memory"
 
     def __post_init__(self) -> None:
@@ -73,7 +77,7 @@ class Molecule:
             "indices": np.arange(n_atoms),
         }
         for field in fields(self):
-            if field.name in ("bonds", "source"):
+            if field.name in ("bonds", "loose", "source"):
                 continue
             value = getattr(self, field.name)
             value = defaults.get(field.name) if value is None else value
@@ -83,7 +87,9 @@ class Molecule:
             if value.shape != (n_atoms,):
                 raise UsageError(f"{field.name} have shape {value.shape}, the molecule has {n_atoms} atoms")
             object.__setattr__(self, field.name, value)
-        object.__setattr__(self, "bonds", sorted_bonds(() if self.bonds is None else self.bonds, n_atoms))
+        for pairs in ("bonds", "loose"):
+            given = getattr(self, pairs)
+            object.__setattr__(self, pairs, sorted_bonds(() if given is None else given, n_atoms))
 
     @classmethod
     def of(cls, atoms: Any) -> Molecule:

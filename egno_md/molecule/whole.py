@@ -53,7 +53,8 @@ def check_whole(
             f"{in_frame(frame)}{first} and {second} belong together but are {lengths[worst]:.1f} A apart, more than "
             f"half the box ({half:.1f} A): the molecule is broken by the periodic box. Make it whole with "
             "`universe.trajectory.add_transformations(MDAnalysis.transformations.unwrap(universe.atoms))` (it needs "
-            f"bonds: `universe.guess_TopologyAttrs(to_guess=['bonds'])`). {DROP_BOX}."
+            "bonds: `universe.atoms.guess_bonds()`), or with the program that wrote it (`gmx trjconv -pbc whole`). "
+            f"{DROP_BOX}."
         )
 
 
