@@ -18,6 +18,7 @@ from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import Subject
 from egno_md.molecule.checks import check_frames
 from egno_md.molecule.geometry import rmsd
+from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
 from egno_md.trajectory.universe import in_memory_universe, input_files
@@ -216,6 +217,7 @@ class EGNOSurrogate(AnalysisBase):
         self.start_times = np.empty(self.n_frames)
         self._seen: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._next = 0
+        self._odd = False
 
     def _single_frame(self) -> None:
         i, self._next = self._frame_index, None  # what is raised from here on is not the reader's
@@ -229,6 +231,11 @@ class EGNOSurrogate(AnalysisBase):
         self._history[i : i + 1], boxes = self.subject.read([frame], self._seen)
         self._boxes += boxes
         self.builder.check_whole(self._history[i, -1], boxes[0], frame=frame)
+        stride = self.model.window.stride_ps
+        odd = check_start(self.builder.molecule, self._history[i], boxes[0], stride_ps=stride, frame=frame)
+        for line in [] if self._odd else odd:  # those of the first start that is odd are enough
+            warnings.warn(line, stacklevel=2)
+        self._odd |= bool(odd)
         self._next = i + 1
 
     def _conclude(self) -> None:
@@ -252,7 +259,7 @@ class EGNOSurrogate(AnalysisBase):
         self._compare(offsets / self.model.window.stride_ps)
         results.moved = rmsd(results.positions, self._history[:, -1:])  # (n_starts, horizon)
         results.checks = [
-            check_frames(predicted, past[-1], self.builder.bonds, boxes=box)
+            check_frames(predicted, past[-1], self.builder.bonds, boxes=box, molecule=self.builder.molecule)
             for predicted, past, box in zip(results.positions, self._history, self._boxes, strict=True)
         ]
         results.universe = self._in_memory()

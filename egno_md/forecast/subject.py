@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, ModelError, OutputError, UsageError, few
 from ..graph.builder import GraphBuilder
 from ..graph.windows import MEMORY_LIMIT, Run, frames_back
-from ..molecule.atoms import select_atoms
+from ..molecule.atoms import asked_to_be_whole, matching_atoms, select_atoms
 from ..molecule.molecule import atom_label
+from ..molecule.whole import make_whole
 from ..specs import GraphSpec, WindowSpec
 from ..trajectory.clock import Clock, no_positions, read_frame, trajectory_name
 from ..trajectory.universe import open_sources
@@ -266,6 +267,8 @@ class Subject:
                 "out, or start from an intact one"
             )
         box = self.atoms.universe.dimensions
+        if self.builder is not None and asked_to_be_whole(trajectory):
+            positions = make_whole(positions, self.builder.bonds, box)
         return positions, None if box is None else np.array(box, np.float32)
 
     def runs(
@@ -359,7 +362,7 @@ def choose_atoms(source: Any, known: str, select: str | None = None, *, who: str
     """
     atoms = select_atoms(source, select or known)
     if select is not None:
-        foreign = atoms - select_atoms(atoms.universe, known)
+        foreign = atoms - matching_atoms(atoms.universe, known)
         if len(foreign):
             raise ModelError(
                 f"selection {select!r} has {len(foreign)} atoms, such as {foreign[0].resname} {foreign[0].name}, that "

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
-import MDAnalysis.transformations  # noqa: F401  # the cures that messages name are there to be typed
+import MDAnalysis.transformations  # also so that the cures which messages name can be typed
 import numpy as np
 from MDAnalysis.core.groups import AtomGroup, UpdatingAtomGroup
 from MDAnalysis.exceptions import NoDataError, SelectionError
@@ -324,9 +324,14 @@ def find_bonds(
 def _bonds_through_the_box(
     atoms: AtomGroup, elements: NDArray[np.str_], residues: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Bonds within a residue or to the next that cross the box: MDAnalysis' `guess_TopologyAttrs` does not see them."""
-    box = atoms.universe.dimensions if hasattr(atoms.universe, "trajectory") else None
-    if box is None or not box[:3].any() or not atoms.universe.trajectory.ts.has_positions:
+    """Bonds within a residue or to the next that cross the box, where those of the topology are guessed.
+
+    MDAnalysis' `guess_TopologyAttrs` does not look through the box, its `guess_bonds` does.
+    """
+    universe = atoms.universe
+    sample = range(0, len(universe.bonds), max(1, len(universe.bonds) // 20)) if hasattr(universe, "bonds") else ()
+    box = universe.dimensions if any(universe.bonds[k].is_guessed for k in sample) else None
+    if box is None or not box[:3].any() or not universe.trajectory.ts.has_positions:
         return np.zeros((0, 2), np.int64)
     positions = atoms.positions
     if not np.isfinite(positions).all():
@@ -353,6 +358,14 @@ def _residues_bonded(atoms: AtomGroup) -> NDArray[np.integer]:
     """The residues that the bonds of the topology join (B, 2)."""
     pairs = atoms.universe.atoms.resindices[_all_bonds(atoms)]
     return pairs[pairs[:, 0] != pairs[:, 1]]  # (B, 2)
+
+
+def asked_to_be_whole(trajectory: Any) -> bool:
+    """Whether the user added MDAnalysis' `unwrap`, which leaves broken what the topology's bonds do not hold together.
+
+    They do not where the bonds were guessed without the box, or where there are C-alpha atoms alone.
+    """
+    return any(isinstance(step, MDAnalysis.transformations.unwrap) for step in trajectory.transformations)
 
 
 def _coordinates(atoms: AtomGroup) -> tuple[NDArray[np.floating], NDArray[np.floating] | None]:

@@ -12,7 +12,7 @@ from ..errors import DataError, UsageError
 from .geometry import bond_lengths, bonded_neighbours, radius_of_gyration, runs_of_four
 from .molecule import Molecule
 from .neighbors import contacts
-from .possible import impossible_in
+from .possible import impossible_in, possible_lengths
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -200,7 +200,8 @@ def check_frames(
     impossible, worst = None, ""
     if molecule is not None:
         impossible = np.zeros(n_frames, np.int64)
-        found = [(i, impossible_in(molecule, xyz[i], cells[i])) for i in np.flatnonzero(finite)]
+        limits = possible_lengths(molecule)
+        found = [(i, impossible_in(molecule, xyz[i], cells[i], limits)) for i in np.flatnonzero(finite)]
         for i, lines in found:
             impossible[i] = len(lines)
         worst = next((lines[0] for _, lines in found if lines), "")

@@ -14,6 +14,9 @@ from .neighbors import box_vectors, contacts
 #: Two atoms are nowhere closer than this, bonded or not, Angstrom (the bond of H2 is 0.74).
 OVERLAP = 0.5
 
+#: Atoms this near are at one point, as coordinates that were never set are: the start is broken, Angstrom.
+SAME_POINT = 0.1
+
 #: A bond is impossible outside these parts of the distance below which atoms count as bonded: from the shortest bonds
 #: to those of a transition state. And the same of C-alpha links (cis 2.9 A, trans 3.8 A), Angstrom.
 POSSIBLE_BOND, POSSIBLE_LINK = (0.45, 1.5), (2.4, 5.0)
@@ -30,7 +33,8 @@ TRAVEL, TRAVEL_RATE = 3.0, 10.0
 #: Atoms this much heavier than their element are beads: more than it and its hydrogens can be (u).
 _HEAVIEST = {"H": 5.0, "B": 20.0, "C": 20.0, "N": 22.0, "O": 24.0, "F": 24.0, "P": 40.0, "S": 40.0}
 
-_BROKEN = (
+#: The cure for what looks as if a box had done it.
+BROKEN = (
     "If a periodic box that the file does not know broke it, make it whole with the program that wrote it (`gmx "
     "trjconv -pbc whole`)"
 )
@@ -72,24 +76,27 @@ def check_start(
     history = np.asarray(history, np.float64)
     start = history[-1]
     pairs, distances = _overlaps(molecule, start, box)
-    if len(pairs):
+    if distances.min(initial=np.inf) < SAME_POINT:
         i, j = pairs[distances.argmin()]
         raise DataError(
             f"{in_frame(frame)}{molecule.label(i)} and {molecule.label(j)} are {distances.min():.2f} A apart, and "
             f"{len(pairs)} pair(s) of atoms closer than {OVERLAP} A in all: this is no molecule. Start from a frame "
             "with sound coordinates in Angstrom, or select each atom once"
         )
-    real = np.isfinite(_possible(molecule)[1])
+    limits = possible_lengths(molecule)
+    real = np.isfinite(limits[1])
     lengths = np.where(real, bond_lengths(start, molecule.bonds), 0.0)  # (B,)
     if lengths.max(initial=0.0) > BROKEN_BOND:
         i, j = molecule.bonds[lengths.argmax()]
         raise DataError(
             f"{in_frame(frame)}{molecule.label(i)} and {molecule.label(j)} are bonded and {lengths.max():.1f} A apart: "
-            f"this is no molecule. {_BROKEN}; or the topology is that of another run"
+            f"this is no molecule. {BROKEN}; or the topology is that of another run"
         )
-    lines = impossible_in(molecule, start, box)
-    torn, apart, _ = _torn(molecule, start, box)
-    if len(torn) and not any("torn" in line for line in lines):
+    found = impossible_in(molecule, start, box, limits)
+    more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
+    lines = [f"{found[0]}{more}. {BROKEN}"] if found else []
+    torn, apart, as_by_a_box = _torn(molecule, start, box)
+    if not as_by_a_box.all():
         i, j = torn[apart.argmax()]
         lines.append(
             f"{len(torn)} pair(s) of residues that follow each other by number are not linked, such as "
@@ -102,14 +109,22 @@ def check_start(
         if travel.max() > TRAVEL + TRAVEL_RATE * stride_ps:
             k = int(travel.argmax())
             lines.append(
-                f"{molecule.label(k)} moved {travel[k]:.1f} A in {stride_ps:g} ps, which no atom does. {_BROKEN}"
+                f"{molecule.label(k)} moved {travel[k]:.1f} A in {stride_ps:g} ps, which no atom does. {BROKEN}"
             )
     return [in_frame(frame) + line for line in lines]
 
 
-def impossible_in(molecule: Molecule, xyz: NDArray[np.float64], box: ArrayLike | None = None) -> list[str]:
-    """What no molecule looks like in a frame (N, 3), a line for each bond, link or pair of atoms; the worst first."""
-    lower, upper = _possible(molecule)
+def impossible_in(
+    molecule: Molecule,
+    xyz: NDArray[np.float64],
+    box: ArrayLike | None,
+    limits: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> list[str]:
+    """What no molecule looks like in a frame (N, 3), a line for each bond, link or pair of atoms; the worst first.
+
+    `limits` are :func:`possible_lengths` of the molecule.
+    """
+    lower, upper = limits
     lengths = bond_lengths(xyz, molecule.bonds)  # (B,)
     bad = np.flatnonzero((lengths < lower) | (lengths > upper))
     bad = bad[np.argsort(-np.abs(lengths[bad] - (lower[bad] + np.minimum(upper[bad], 99.0)) / 2), kind="stable")]
@@ -121,7 +136,7 @@ def impossible_in(molecule: Molecule, xyz: NDArray[np.float64], box: ArrayLike |
     torn, apart, as_by_a_box = _torn(molecule, xyz, box)
     lines += [
         f"{molecule.label(i)} and {molecule.label(j)} follow each other in the chain and are torn apart, by {d:.1f} A "
-        f"along an axis. {_BROKEN}"
+        "along an axis"
         for (i, j), d in zip(torn[as_by_a_box].tolist(), apart[as_by_a_box], strict=True)
     ]
     pairs, distances = _overlaps(molecule, xyz, box)
@@ -132,7 +147,7 @@ def impossible_in(molecule: Molecule, xyz: NDArray[np.float64], box: ArrayLike |
     return lines
 
 
-def _possible(molecule: Molecule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def possible_lengths(molecule: Molecule) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shortest and longest possible length of each bond (B,), 0 and inf where its kind is not known."""
     first, second = molecule.bonds.T  # (B,)
     radii = np.array([RADII.get(str(symbol), 0.0) for symbol in molecule.elements])  # (N,)

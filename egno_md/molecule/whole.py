@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from ..errors import DataError, in_frame
 from .geometry import bond_lengths
@@ -56,6 +58,41 @@ def check_whole(
             "bonds: `universe.atoms.guess_bonds()`), or with the program that wrote it (`gmx trjconv -pbc whole`). "
             f"{DROP_BOX}."
         )
+
+
+def make_whole(
+    positions: NDArray[np.floating], bonds: NDArray[np.integer], box: ArrayLike | None
+) -> NDArray[np.floating]:
+    """Put atoms next to those that they are bonded to, by whole widths of the box.
+
+    Parameters
+    ----------
+    positions : ndarray (N, 3)
+        Angstrom.
+    bonds : ndarray (B, 2)
+        Pairs of atoms that belong together, in the images of each other that are nearest.
+    box : array_like (6,) or None
+        Lengths and angles; without a box nothing is moved.
+
+    Returns
+    -------
+    ndarray (N, 3)
+        Of the same kind of number. The first atom of each molecule stays where it is.
+    """
+    vectors = box_vectors(box)
+    if vectors is None or not len(bonds):
+        return positions
+    n_atoms = len(positions)
+    ones = np.ones(len(bonds))
+    graph = coo_array((ones, (bonds[:, 0], bonds[:, 1])), shape=(n_atoms, n_atoms)).tocsr()
+    images = np.zeros((n_atoms, 3))
+    fractions = np.asarray(positions, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
+    _, molecule = connected_components(graph, directed=False)
+    for root in np.unique(molecule, return_index=True)[1].tolist():
+        order, before = breadth_first_order(graph, root, directed=False)
+        for k in order[1:].tolist():
+            images[k] = images[before[k]] - np.rint(fractions[k] - fractions[before[k]])
+    return (positions + images @ vectors).astype(positions.dtype)
 
 
 def check_jump(

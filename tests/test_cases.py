@@ -1,0 +1,93 @@
+"""Inputs that went wrong once, each run as a user would, and what must come out now."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder: Path, tmp_path: Path) -> str:
+    """What the case's script prints, of both streams; nothing may end in a traceback."""
+    case = tmp_path / folder.name
+    shutil.copytree(folder, case)
+    environment = os.environ | {
+        "EGNO": f"{sys.executable} -m egno_md",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        ["sh", "run.sh"], cwd=case, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert "Traceback" not in done.stdout, done.stdout
+    return done.stdout
+
+
+def errors(out: str) -> list[str]:
+    return [line for line in out.splitlines() if line.startswith("Error")]
+
+
+def altloc_cure(out: str) -> None:
+    (refused,) = errors(out)
+    assert "GLU5 CA" in refused and "group ca and not altloc B" in refused
+    assert "8 frames of 10 atoms" in out
+
+
+def broken_box_cure(out: str) -> None:
+    moved = [float(line.partition(" -> ")[2]) for line in out.splitlines()]
+    assert len(moved) == 2 and moved[0] == pytest.approx(moved[1], abs=1e-3)
+
+
+def broken_without_box(out: str) -> None:
+    assert "checks     passed" not in out and out.count("checks     FAILED") == 2
+    assert "TYR2 CA (atom 1) and ASP3 CA (atom 2) follow each other in the chain and are torn apart, by 36.1 A" in out
+    (refused,) = errors(out)
+    assert "broken by the periodic box" in refused
+
+
+def duplicate_ca(out: str) -> None:
+    assert "written" not in out
+    assert "GLU5 CA (atom 4) twice" in errors(out)[0] and "select='group ca and not index 5'" in out
+
+
+def large_box(out: str) -> None:
+    assert "8 frames of 120 atoms" in out and "checks     passed: 116 bonds" in out and out.count("written") == 2
+
+
+def microheterogeneity(out: str) -> None:
+    assert "residue 5 twice (GLU A and SER B, at one place)" in errors(out)[0] and "not altloc B" in out
+    assert "written" not in out
+
+
+def modified_residue_left_out(out: str) -> None:
+    assert "8 frames of 10 atoms" in out and "checks     passed: 9 bonds" in out
+
+
+#: What must be true of the output of each case; those of other rooms are added here.
+CASES: dict[str, Callable[[str], None]] = {
+    check.__name__: check
+    for check in (
+        altloc_cure,
+        broken_box_cure,
+        broken_without_box,
+        duplicate_ca,
+        large_box,
+        microheterogeneity,
+        modified_residue_left_out,
+    )
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name: str, shared: Path, tmp_path: Path) -> None:
+    folder = shared / "cases" / name
+    if not folder.is_dir():
+        pytest.skip(f"the case {name} is not among the reference data")
+    CASES[name](run(folder, tmp_path))
