@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -25,6 +26,10 @@ class SpacingError(ModelError, DataError):
     """Frames whose spacing in time does not fit a model's stride: the fault may lie with either."""
 
 
+class MissingPackageError(EGNOError, ImportError):
+    """A package that only some of egno_md needs is not installed."""
+
+
 class OutputError(EGNOError, OSError):
     """An output that exists already, or could not be written whole."""
 
@@ -33,6 +38,12 @@ def few(items: Iterable[str], count: int) -> str:
     """The first of some items on one line, and how many more there are."""
     items = list(items)
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What a message about an unknown name adds: the known one that is most like it, or nothing."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def in_frame(frame: int | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 #: One-hot vocabularies. What is not listed is an error when the graph is built, never a silent zero.
 AMINO_ACIDS = (
@@ -230,6 +230,50 @@ class TrainSpec(Spec):
     unroll: int = Field(1, ge=1)
     pair_weight: float = Field(0.0, ge=0)
     step_weights: Literal["equal", "static"] = "equal"
+
+
+class Recipe(Spec):
+    """What a training is made of: five sections of settings, as ``[graph]``, ``[window]`` ... of a TOML file.
+
+    A recipe names what it wants otherwise than usual: what is left out comes from the preset, from the data set or from
+    the files, and :func:`egno_md.training.complete` writes all of it out. A complete recipe gives the same training
+    again.
+
+    Attributes
+    ----------
+    graph, window, training : mapping
+        Fields of :class:`GraphSpec`, :class:`WindowSpec` and :class:`TrainSpec`. ``history`` of a window may also be
+        "state" or "trajectory".
+    model : mapping
+        Fields of :class:`ModelSpec` and options of its operator. ``prior`` may also be "auto": the better one on the
+        validation windows, where the training has one molecule.
+    data : mapping
+        ``name``, a data set (:func:`egno_md.datasets.names`), and its options. "files", the default, reads
+        trajectories; :class:`egno_md.training.FilesOptions` has its options.
+    preset : {"default", "paper"}, optional
+        Where model and training begin.
+    init : str, optional
+        A model to fine-tune. It brings graph, window and model.
+
+    Specs are taken as well as mappings: ``Recipe(graph=GraphSpec(cutoff=8), training={"max_epochs": 20})``.
+    """
+
+    graph: dict[str, Any] = {}
+    window: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+    preset: Literal["default", "paper"] | None = None
+    init: str | None = None
+
+    @field_validator("graph", "window", "model", "training", "data", mode="before")
+    @classmethod
+    def _flat(cls, section: Any) -> Any:
+        """A spec as a mapping; options stand beside the other fields."""
+        section = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+        if isinstance(section, dict) and isinstance(section.get("options"), dict):
+            section = {**{key: value for key, value in section.items() if key != "options"}, **section["options"]}
+        return section
 
 
 #: Settings by name. "default" is made for proteins: lengths of Angstrom, graphs with cutoffs of 10 A, a start at the

@@ -1,7 +1,35 @@
-"""From runs to a model that has been judged; needs lightning."""
+"""From a recipe to a model that has been judged; what trains needs lightning.
 
-from .data import Data, System, load_data, read_manifest
-from .loop import fit
-from .train import choose_prior, train, train_files
+The names below are loaded on first use: a recipe can be read and written without lightning.
+"""
 
-__all__ = ["Data", "System", "choose_prior", "fit", "load_data", "read_manifest", "train", "train_files"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Data": "data",
+    "FilesOptions": "data",
+    "System": "data",
+    "choose_prior": "train",
+    "complete": "recipe",
+    "fit": "loop",
+    "load_data": "data",
+    "overridden": "recipe",
+    "read_manifest": "recipe",
+    "read_recipe": "recipe",
+    "source_of": "source",
+    "to_toml": "recipe",
+    "train": "train",
+    "train_files": "train",
+    "train_recipe": "train",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tomllib
+import functools
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field, field_validator
 
 from ..errors import DataError, UsageError
 from ..evaluation.score import Part
@@ -20,9 +20,9 @@ from ..graph.builder import GraphBuilder
 from ..graph.windows import MEMORY_LIMIT, Run, TrajectoryWindows, segments, split_blocks, window_starts
 from ..molecule.atoms import select_atoms
 from ..molecule.local import LocalGeometry
-from ..specs import GraphSpec, WindowSpec
+from ..specs import GraphSpec, Recipe, Spec, WindowSpec
 from ..trajectory.clock import Clock, same_spacing
-from ..trajectory.universe import open_universe
+from ..trajectory.universe import open_sources
 
 
 @dataclass(frozen=True)
@@ -45,61 +45,6 @@ class System:
     name: str = "system"
 
 
-def read_manifest(path: str | os.PathLike) -> list[System]:
-    """Systems from a TOML file; file names are relative to it.
-
-    Each system is a table ``[[system]]`` with ``topology`` and ``trajectories``, and, if wanted, ``hold_out`` (runs
-    for the test) and ``name``.
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, or holds something else.
-    """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise DataError(f"cannot read the manifest {path}: {error}") from error
-    tables = content.pop("system", None)
-    if content or not isinstance(tables, list) or not tables:
-        raise DataError(f"the manifest {path} must hold tables [[system]] and nothing else; found {sorted(content)}")
-    systems = []
-    for k, table in enumerate(tables):
-        known = {"topology", "trajectories", "hold_out", "name"}
-        if set(table) - known or not {"topology", "trajectories"} <= set(table):
-            raise DataError(
-                f"system {k + 1} of {path} has the keys {sorted(table)}; topology and trajectories are needed, "
-                "hold_out and name are known"
-            )
-        files = {}
-        for key in ("trajectories", "hold_out"):
-            names = table.get(key, [])
-            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise DataError(f"system {k + 1} of {path}: {key} must be a list of file names, found {names!r}")
-            files[key] = tuple(path.parent / name for name in names)
-        name = str(table.get("name", Path(table["topology"]).stem))
-        systems.append(System(path.parent / table["topology"], **files, name=name))
-    return systems
-
-
-def default_graph(systems: Sequence[System], select: str, *, cutoff: float = 10.0) -> GraphSpec:
-    """Graph and features for a selection: residues for C-alpha atoms, else elements and the atom names that occur."""
-    if select == "ca":
-        return GraphSpec(select=select, cutoff=cutoff, edge_features=("rbf", "hop", "chain"))
-    names: set[str] = set()
-    for system in systems:
-        universe = open_universe(system.topology, (system.trajectories or system.hold_out)[:1])
-        names |= set(map(str, select_atoms(universe, select).names))
-    return GraphSpec(
-        select=select,
-        cutoff=cutoff,
-        node_features=("speed", "element", "atom_name"),
-        edge_features=("rbf", "hop", "bond"),
-        atom_names=tuple(sorted(names)),
-    )
-
-
 @dataclass(frozen=True)
 class Data:
     """Windows for a training, split.
@@ -107,7 +52,9 @@ class Data:
     Attributes
     ----------
     train, validation : TrajectoryWindows
-    test : list of Part
+    test : list of Part, or TrajectoryWindows
+        The windows of a registered data set are those of the paper's benchmarks: many short runs of many systems, for
+        which there are no forecasts fitted to a run.
     geometry, regression : dict of str to LocalGeometry, PathRegression
         Of every molecule in the training part, by its builder's identity.
     record : dict
@@ -116,31 +63,244 @@ class Data:
 
     train: TrajectoryWindows
     validation: TrajectoryWindows
-    test: list[Part]
+    test: list[Part] | TrajectoryWindows
     geometry: dict[str, LocalGeometry]
     regression: dict[str, PathRegression]
     record: dict[str, Any]
 
 
-def common_stride(systems: Sequence[System], *, every: int = 1, dt: float | None = None) -> float:
-    """Spacing of the frames of all files, times `every`, in ps.
+class FilesOptions(Spec):
+    """Options of the data set "files".
 
-    Raises
-    ------
-    DataError
-        Two files differ; both are named.
+    Attributes
+    ----------
+    systems : tuple of System
+        ``topology``, ``trajectories``, ``hold_out`` and ``name`` of each.
+    every : int, optional
+        Frames per stride, to be checked against the times in the files where the window has a stride in ps.
+    dt : float, optional
+        Spacing of the frames in ps, where the headers are wrong.
+    fractions : tuple of three float
+        Shares of train, validation and test in every run; where runs are held out, the test's share goes to train.
+    blocks : int
+        See :func:`egno_md.graph.windows.split_blocks`.
+    validation_windows : int
+        Of more, evenly spread ones are used.
     """
-    spacing = None
-    for system in systems:
-        for file in (*system.trajectories, *system.hold_out):
-            spacing = same_spacing(
-                spacing, (Clock.of(open_universe(system.topology, [file], dt=dt)).spacing, str(file))
+
+    systems: tuple[System, ...] = ()
+    every: int | None = Field(None, ge=1)
+    dt: float | None = Field(None, gt=0)
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
+    blocks: int = Field(1, ge=1)
+    validation_windows: int = Field(500, ge=1)
+
+    @field_validator("fractions")
+    @classmethod
+    def _shares(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(shares) < 0 or min(shares[:2]) <= 0 or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"must be three shares that sum to 1, train and validation above 0; found {shares}")
+        return shares
+
+
+class Files:
+    """Trajectories of some systems as the source of a training; each file is opened once, when it is first needed."""
+
+    def __init__(self, options: FilesOptions) -> None:
+        self.options = options
+
+    def settings(self) -> dict[str, Any]:
+        systems = []
+        for system in self.options.systems:
+            files = {
+                key: [str(file.resolve()) for file in getattr(system, key)] for key in ("trajectories", "hold_out")
+            }
+            systems.append({"name": system.name, "topology": str(system.topology.resolve()), **files})
+        # What `every` says is in the stride of the window already.
+        return {
+            "name": "files",
+            **self.options.model_dump(mode="json", exclude={"systems", "every"}, exclude_none=True),
+            "systems": systems,
+        }
+
+    @functools.cached_property
+    def opened(self) -> list[list[tuple[Path, Any]]]:
+        """Of each system its files in order, those that are held out last, with all atoms of each."""
+        if not self.options.systems:
+            raise UsageError("no files to train on: give TOPOLOGY and TRAJECTORY, or [[data.systems]] in the recipe")
+        found = []
+        for system in self.options.systems:
+            files = [*system.trajectories, *system.hold_out]
+            if not files:
+                raise UsageError(f"system {system.name!r} has no trajectory: give at least one trajectory")
+            found.append(list(zip(files, open_sources(system.topology, files, self.options.dt), strict=True)))
+        return found
+
+    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
+        if section == "model":
+            return {"prior": "auto"} if recipe.preset != "paper" else {}
+        if section != "graph":
+            return {}
+        select = recipe.graph.get("select", "ca")
+        if select == "ca":
+            return {"select": "ca", "edge_features": ("rbf", "hop", "chain")}
+        graph = {"select": select, "node_features": ("speed", "element", "atom_name")}
+        graph["edge_features"] = ("rbf", "hop", "bond")
+        if "atom_names" not in recipe.graph and "atom_name" in recipe.graph.get("node_features", ["atom_name"]):
+            names = {
+                name for files in self.opened for _, atoms in files[:1] for name in select_atoms(atoms, select).names
+            }
+            graph["atom_names"] = tuple(sorted(map(str, names)))
+        return graph
+
+    def stride_ps(self) -> float:
+        """Spacing of the frames of all files, times `every`, in ps.
+
+        Raises
+        ------
+        DataError
+            Two files differ; both are named.
+        """
+        spacing = None
+        for files in self.opened:
+            for file, atoms in files:
+                spacing = same_spacing(spacing, (Clock.of(atoms.universe).spacing, str(file)))
+        if spacing[0] <= 0:
+            raise DataError(f"{spacing[1]} has one frame and says no spacing; training needs runs of many frames")
+        return float(f"{spacing[0] * (self.options.every or 1):.6g}")  # times in DCD headers are off by rounding
+
+    def load(
+        self, graph: GraphSpec, window: WindowSpec, *, folder: Path | None = None, limit: int = MEMORY_LIMIT
+    ) -> Data:
+        """Read the runs and split their windows so that no frame is shared.
+
+        Parameters
+        ----------
+        graph, window : GraphSpec, WindowSpec
+        folder, limit
+            See :meth:`egno_md.forecast.subject.Subject.runs`.
+
+        Raises
+        ------
+        DataError
+            Too few frames (the message says how many are needed), or files that do not fit.
+        """
+        options = self.options
+        shares = options.fractions
+        if any(system.hold_out for system in options.systems):
+            shares = (shares[0] + shares[2], shares[1], 0.0)
+        parts = [
+            _SystemParts(system, window, shares, options.blocks).read(files, graph, options.every, folder, limit)
+            for system, files in zip(options.systems, self.opened, strict=True)
+        ]
+        trained = [kept for part in parts for kept in part.kept if len(kept.train)]
+        if not trained:
+            raise UsageError("every trajectory is held out; none is left to train on")
+        thin = -(-sum(len(kept.validation) for kept in trained) // options.validation_windows)
+        runs = [kept.run for kept in trained]
+        known = [(part, part.known()) for part in parts]
+        return Data(
+            TrajectoryWindows(runs, window, [kept.train for kept in trained]),
+            TrajectoryWindows(runs, window, [kept.validation[::thin] for kept in trained]),
+            [test for part, free in known for test in part.test(free)],
+            {name: found for part in parts for name, found in part.geometry().items()},
+            {name: found for part, free in known for name, found in part.regression(free).items()},
+            {
+                "runs": [kept.entry for part in parts for kept in part.kept],
+                "split": "blocks of time, no frame shared",
+                "fractions": list(shares),
+                "blocks": options.blocks,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A run, where windows of each part start in it, and what is written down of it."""
+
+    run: Run
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    entry: dict[str, Any]
+
+
+@dataclass
+class _SystemParts:
+    """The runs of one system, split."""
+
+    system: System
+    window: WindowSpec
+    shares: Sequence[float]
+    blocks: int
+    builder: GraphBuilder | None = None
+    kept: list[_Kept] = field(default_factory=list)
+
+    def read(
+        self,
+        files: Sequence[tuple[Path, Any]],
+        graph: GraphSpec,
+        every: int | None,
+        folder: Path | None,
+        limit: int,
+    ) -> _SystemParts:
+        for file, atoms in files:
+            name = f"{self.system.name}-{file.name}"
+            subject = Subject.of(
+                atoms, graph, self.window, every=every, who="the training", name=name, builder=self.builder
             )
-    if spacing is None:
-        raise UsageError("no trajectory was given")
-    if spacing[0] <= 0:
-        raise DataError(f"{spacing[1]} has one frame and says no spacing; training needs runs of many frames")
-    return float(f"{spacing[0] * every:.6g}")  # times in DCD headers are off by rounding
+            self.builder = subject.builder
+            found = subject.runs(folder=folder, limit=limit)  # one but where frames are missing
+            longest = max(len(run.positions) for run in found)
+            for run in found:
+                try:
+                    self.kept.append(self._split(run, file))
+                except DataError as error:
+                    if len(run.positions) == longest:
+                        raise  # not even the longest stretch of the file will do
+                    warnings.warn(f"{run.name} is left out: {error}", UserWarning, stacklevel=2)
+        return self
+
+    def _split(self, run: Run, file: Path) -> _Kept:
+        n = len(run.positions)
+        entry = {"system": self.system.name, "file": file.name, "frames": n, "every": run.every}
+        entry["atoms"] = run.builder.n_atoms
+        if file in self.system.hold_out:
+            starts = np.asarray(window_starts(n, self.window, run.every), int)
+            if not len(starts):
+                raise DataError(f"{file} has {n} frames, too few for a window of the test")
+            return _Kept(run, starts[:0], starts[:0], starts, {**entry, "part": "test"})
+        try:
+            parts = split_blocks(n, self.window, every=run.every, fractions=self.shares, blocks=self.blocks)
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
+        entry["part"] = "all" if self.shares[2] else "train, validation"
+        if self.shares[2] and self.blocks == 1:
+            entry["test_from"] = segments(parts[2], self.window, run.every)[0][0]
+        return _Kept(run, *parts, entry)
+
+    @property
+    def _training(self) -> list[np.ndarray]:
+        return [
+            kept.run.positions[a:b] for kept in self.kept for a, b in segments(kept.train, self.window, kept.run.every)
+        ]
+
+    def known(self) -> Known:
+        """What free forecasts are fitted to: the training part, or the first half of a system that is only tested."""
+        seen = self._training or [kept.run.positions[: len(kept.run.positions) // 2] for kept in self.kept]
+        return Known(seen, self.window.targets, self.kept[0].run.every)
+
+    def test(self, known: Known) -> list[Part]:
+        return [Part(kept.run, kept.test, known) for kept in self.kept if len(kept.test)]
+
+    def geometry(self) -> dict[str, LocalGeometry]:
+        training = self._training
+        return {self.builder.identity: LocalGeometry.fit(training, self.builder.bonds)} if training else {}
+
+    def regression(self, known: Known) -> dict[str, PathRegression]:
+        if not self._training or self.window.velocity != "backward":  # it is for windows that know where they come from
+            return {}
+        return {self.builder.identity: PathRegression.fitted(known)}
 
 
 def load_data(
@@ -148,13 +308,9 @@ def load_data(
     graph: GraphSpec,
     window: WindowSpec,
     *,
-    fractions: Sequence[float] = (0.6, 0.2, 0.2),
-    blocks: int = 1,
-    every: int | None = None,
-    dt: float | None = None,
     folder: Path | None = None,
     limit: int = MEMORY_LIMIT,
-    validation_windows: int = 500,
+    **options: Any,
 ) -> Data:
     """Read the runs of some systems and split their windows so that no frame is shared.
 
@@ -162,96 +318,18 @@ def load_data(
     ----------
     systems : sequence of System
     graph, window : GraphSpec, WindowSpec
-    fractions : sequence of three float
-        Shares of train, validation and test in every run; where runs are held out, the test's share goes to train.
-    blocks : int
-        See :func:`egno_md.windows.split_blocks`.
-    every : int, optional
-        Frames per stride, to be checked against the times in the files.
-    dt : float, optional
-        Spacing of the frames in ps, where the headers are wrong.
     folder, limit
         See :meth:`egno_md.forecast.subject.Subject.runs`.
-    validation_windows : int
-        Of more, evenly spread ones are used.
+    **options
+        ``fractions``, ``blocks``, ``every``, ``dt`` and ``validation_windows`` of
+        :class:`egno_md.training.FilesOptions`.
 
     Raises
     ------
     DataError
         Too few frames (the message says how many are needed), or files that do not fit.
     """
-    held = any(system.hold_out for system in systems)
-    shares = (fractions[0] + fractions[2], fractions[1], 0.0) if held else tuple(fractions)
-    runs: list[Run] = []
-    chosen: dict[str, list[np.ndarray]] = {"train": [], "validation": []}
-    test: list[Part] = []
-    geometry: dict[str, LocalGeometry] = {}
-    regression: dict[str, PathRegression] = {}
-    entries = []
-    for system in systems:
-        builder: GraphBuilder | None = None
-        own: list[tuple[Run, np.ndarray, np.ndarray]] = []
-        for file in (*system.trajectories, *system.hold_out):
-            name = f"{system.name}-{file.name}"
-            universe = open_universe(system.topology, [file], dt=dt)
-            subject = Subject.of(universe, graph, window, every=every, who="the training", name=name, builder=builder)
-            builder, stride = subject.builder, subject.every
-            found = subject.runs(folder=folder, limit=limit)  # one but where frames are missing
-            for run in found:
-                n = len(run.positions)
-                entry = {
-                    "system": system.name,
-                    "file": file.name,
-                    "frames": n,
-                    "every": stride,
-                    "atoms": builder.n_atoms,
-                }
-                if file in system.hold_out:
-                    starts = np.asarray(window_starts(n, window, stride), int)
-                    if len(starts):
-                        own.append((run, np.zeros(0, int), starts))
-                        entries.append({**entry, "part": "test"})
-                        continue
-                    error = DataError(f"{file} has {n} frames, too few for a window of the test")
-                else:
-                    try:
-                        parts = split_blocks(n, window, every=stride, fractions=shares, blocks=blocks)
-                    except DataError as short:
-                        error = DataError(f"{file}: {short}")
-                    else:
-                        runs.append(run)
-                        chosen["train"].append(parts[0])
-                        chosen["validation"].append(parts[1])
-                        own.append((run, parts[0], parts[2]))
-                        entry |= {"part": "all" if shares[2] else "train, validation"}
-                        if shares[2] and blocks == 1:
-                            entry["test_from"] = segments(parts[2], window, stride)[0][0]
-                        entries.append(entry)
-                        continue
-                if len(run.positions) == max(len(other.positions) for other in found):
-                    raise error  # even the longest stretch of the file is too short
-                warnings.warn(f"{run.name} is left out: {error}", UserWarning, stacklevel=2)
-        training = [run.positions[a:b] for run, starts, _ in own for a, b in segments(starts, window, run.every)]
-        # A system that is only tested has no training part: its baselines then come from the test's own first half.
-        stride = own[0][0].every
-        seen = training or [run.positions[: len(run.positions) // 2] for run, _, _ in own]
-        known = Known(seen, window.targets, stride)
-        if training and builder is not None:
-            geometry[builder.identity] = LocalGeometry.fit(training, builder.bonds)
-            if window.velocity == "backward":  # it is for windows that know where they come from
-                regression[builder.identity] = PathRegression.fitted(known)
-        test += [Part(run, starts, known) for run, _, starts in own if len(starts)]
-    if not runs:
-        raise UsageError("every trajectory is held out; none is left to train on")
-    thin = -(-sum(map(len, chosen["validation"])) // validation_windows)
-    return Data(
-        TrajectoryWindows(runs, window, chosen["train"]),
-        TrajectoryWindows(runs, window, [starts[::thin] for starts in chosen["validation"]]),
-        test,
-        geometry,
-        regression,
-        {"runs": entries, "split": "blocks of time, no frame shared", "fractions": list(shares), "blocks": blocks},
-    )
+    return Files(FilesOptions(systems=tuple(systems), **options)).load(graph, window, folder=folder, limit=limit)
 
 
 def system_of_files(topology: Path, trajectories: Sequence[Path], hold_out: Sequence[Path] = ()) -> System:

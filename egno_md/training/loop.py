@@ -12,16 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import ModelError, OutputError, UsageError
+from ..errors import MissingPackageError, ModelError, OutputError, UsageError
 from ..forecast.chain import restored
 from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
@@ -30,6 +26,16 @@ from ..specs import TrainSpec
 from .order import Batches, Varied
 from .process import check_processes, unchanged_process
 from .reference import learned, listed, reference_errors
+
+try:
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.strategies import DDPStrategy
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+except ImportError as error:
+    raise MissingPackageError(
+        f"training needs lightning 2.6 or newer, which cannot be imported ({error}): pip install 'lightning>=2.6'"
+    ) from error
 
 WARMUP = 0.05  # share of all steps
 

@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from ..errors import OutputError, UsageError
 from ..evaluation.result import Evaluation
 from ..evaluation.score import score
 from ..forecast.model import Model, load_model, new_model
-from ..graph.windows import MEMORY_LIMIT
-from ..specs import PRESETS, ModelSpec, TrainSpec, WindowSpec
-from .data import Data, System, common_stride, default_graph, load_data
+from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows
+from ..specs import Recipe, TrainSpec, WindowSpec
+from .data import Data, System
+from .judge import score_windows
 from .loop import fit
 from .process import process_rank
+from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
+from .source import source_of
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -110,7 +112,11 @@ def train(
     )  # fmt: skip
     if rank:
         return trained, None
-    result = score(trained, data.test, seed=spec.seed, device=options.get("device", "auto"))
+    judged = {"seed": spec.seed, "device": options.get("device", "auto")}
+    if isinstance(data.test, TrajectoryWindows):
+        result = score_windows(trained, data.train, data.test, **judged)
+    else:
+        result = score(trained, data.test, **judged)
     history = [*model.provenance.get("history", [])]
     if "training" in model.provenance:
         history.append({k: model.provenance[k] for k in ("data", "training", "test") if k in model.provenance})
@@ -129,149 +135,122 @@ def train(
     return trained, result
 
 
-def train_files(
-    systems: Sequence[System],
+def train_recipe(
+    recipe: Recipe | str | os.PathLike,
     *,
     work_dir: str | Path,
     resume: bool = False,
     name: str = "unnamed",
-    init: str | os.PathLike | Model | None = None,
-    select: str | None = None,
-    cutoff: float | None = None,
-    stride: float | None = None,
-    every: int | None = None,
-    dt: float | None = None,
-    n_times: int | None = None,
-    span: int | None = None,
-    history: str | None = None,
-    sampling: str | None = None,
-    operator: str | None = None,
-    preset: str | None = None,
-    hidden: int | None = None,
-    layers: int | None = None,
-    epochs: int | None = None,
-    epoch_windows: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    patience: int | None = None,
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    split: Sequence[float] = (0.6, 0.2, 0.2),
-    blocks: int = 1,
     limit: int = MEMORY_LIMIT,
     **options: Any,
-) -> tuple[Model, Evaluation]:
-    """From files to a judged model; what ``egno-md train`` does. What is None is the preset's, or the model's.
+) -> tuple[Model, Evaluation | None]:
+    """From a recipe to a judged model; what ``egno-md train`` does.
 
     Parameters
     ----------
-    systems : sequence of System
+    recipe : Recipe or path
+        What is not in it comes from its preset, its data set or its files; see :func:`complete`.
     work_dir, resume
         See :func:`fit`.
     name : str
         Of the new model.
-    init : str, path-like or Model, optional
-        A model to fine-tune. It brings its selection, window and operator.
-    select, cutoff
-        See :class:`egno_md.GraphSpec`.
-    stride, every
-        Time between two frames of the model in ps, or that many frames of the files.
-    n_times, span, sampling
-        See :class:`egno_md.WindowSpec`.
-    history : {"state", "trajectory"}
-    operator, hidden, layers
-        See :class:`egno_md.ModelSpec`.
-    preset : {"default", "paper"}
-        With "default" and runs of one molecule, the prior is the one with the lower validation error, see
-        :func:`choose_prior`.
-    epochs, epoch_windows, batch_size, lr, patience, seed
-        See :class:`egno_md.TrainSpec`.
-    settings : mapping of str to value, optional
-        Any other field of :class:`egno_md.ModelSpec` or :class:`egno_md.TrainSpec`, such as ``{"noise": 0.1}``.
-    split, blocks, dt, limit
-        See :func:`load_data`.
+    limit : int
+        Bytes of a run that are kept in memory; longer ones go into the work folder.
     **options
         ``device``, ``devices``, ``nodes``, ``precision`` and ``progress`` of :func:`fit`.
+
+    Returns
+    -------
+    Model, Evaluation
+        See :func:`train`.
 
     Raises
     ------
     UsageError, DataError, ModelError, OutputError
-        See :func:`load_data` and :func:`fit`.
+        Of :func:`complete`, of reading the data, and of :func:`fit`.
     """
-    if any(share < 0 for share in split) or min(split[:2]) <= 0 or abs(sum(split) - 1) > 1e-6:
-        raise UsageError(
-            f"split must be three shares that sum to 1, train and validation above 0; found {tuple(split)}"
-        )
-    if stride is not None and every is not None:
-        raise UsageError("give the stride in ps (--stride) or in frames (--every), not both")
-    if every is not None and every < 1:
-        raise UsageError(f"every must be at least 1, found {every}")
-    try:
-        model_spec, training = PRESETS[preset or "default"]
-        settings = dict(settings or {})
-        for_model = {key: settings.pop(key) for key in list(settings) if key in ModelSpec.model_fields}
-        if unknown := set(settings) - set(TrainSpec.model_fields):
-            raise UsageError(
-                f"there is no setting {', '.join(sorted(unknown))}; known are "
-                f"{', '.join([*ModelSpec.model_fields, *TrainSpec.model_fields])}"
-            )
-        given = {
-            "seed": seed,
-            "max_epochs": epochs,
-            "epoch_windows": epoch_windows,
-            "batch_size": batch_size,
-            "learning_rate": lr,
-            "patience": patience,
-        }
-        training = TrainSpec(**{**training.model_dump(), **_given(given), **settings})
-        if init is not None:
-            own = dict(select=select, cutoff=cutoff, window=n_times, span=span, history=history, sampling=sampling)
-            own |= dict(operator=operator, preset=preset, hidden=hidden, layers=layers, stride=stride) | for_model
-            if found := _given(own):
-                raise UsageError(
-                    f"a model to fine-tune brings its own {', '.join(found)}: leave out --{' --'.join(found)}"
-                )
-            model = load_model(init)
-        else:
-            graph = default_graph(systems, select or "ca", cutoff=cutoff or 10.0)
-            n_times = 8 if n_times is None else n_times
-            values = {"n_times": n_times, "span": span, "sampling": sampling}
-            window = WindowSpec(
-                stride_ps=common_stride(systems, every=every or 1, dt=dt) if stride is None else stride,
-                history=n_times if history == "trajectory" else 1,
-                **_given(values),
-            )
-            given = {"operator": operator, "hidden": hidden, "layers": layers}
-            model_spec = ModelSpec(**{**model_spec.model_dump(), **_given(given), **for_model})
-            # With fewer points in time there are fewer modes (section 4.2).
-            model_spec = model_spec.model_copy(update={"modes": min(model_spec.modes, window.n_times // 2 + 1)})
-            model = new_model(graph, window, model_spec, seed=seed)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise UsageError(f"{'.'.join(map(str, wrong['loc'])) or 'window'}: {wrong['msg']}") from error
+    recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    source = source_of(recipe)
+    plan = planned(complete(recipe, source))
+    if plan.graph is None:
+        model = load_model(recipe.init)
+    else:
+        model = new_model(plan.graph, plan.window, plan.model, seed=plan.training.seed)
     work_dir = Path(work_dir)
+    rank = process_rank(options.get("devices", 1), options.get("nodes", 1))
+    folder = work_dir / f"frames-{rank}" if rank else work_dir  # no two processes may write the same file
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the work folder {work_dir} ({error}); choose another one (--work)") from error
-    data = load_data(
-        systems, model.graph, model.window, fractions=split, blocks=blocks, every=every, dt=dt, folder=work_dir,
-        limit=limit,
-    )  # fmt: skip
-    if init is None and preset != "paper" and "prior" not in for_model and _one_molecule(data, model.window):
+        raise OutputError(f"cannot make the work folder {folder} ({error}); choose another one (--work)") from error
+    data = source.load(model.graph, model.window, folder=folder, limit=limit)
+    if rank and not any(folder.iterdir()):
+        folder.rmdir()
+    if plan.choose_prior and _one_molecule(data, model.window):
         errors = choose_prior(data, model.window)
         data.record["prior_validation_a_mse"] = errors
         model = dataclasses.replace(model, spec=model.spec.model_copy(update={"prior": next(iter(errors))}))
     return train(
-        dataclasses.replace(model, name=name), data, training, work_dir=work_dir, resume=resume, **options
-    )  # fmt: skip
+        dataclasses.replace(model, name=name), data, plan.training, work_dir=work_dir, resume=resume, **options
+    )
+
+
+def train_files(
+    systems: Sequence[System],
+    *,
+    work_dir: str | Path,
+    init: str | os.PathLike | Model | None = None,
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    name: str = "unnamed",
+    limit: int = MEMORY_LIMIT,
+    device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    precision: str = "32-true",
+    progress: bool = True,
+    **short: Any,
+) -> tuple[Model, Evaluation | None]:
+    """:func:`train_recipe` for files, with short names for what most people set.
+
+    Parameters
+    ----------
+    systems : sequence of System
+    init : path-like or Model, optional
+        A model to fine-tune. It brings its selection, window and operator.
+    settings : mapping of str to value, optional
+        Any setting of a recipe, such as ``{"noise": 0.1, "graph.n_rbf": 20}``; see :func:`overridden`.
+    work_dir, resume, name, limit, device, devices, nodes, precision, progress
+        See :func:`train_recipe`.
+    **short
+        ``select``, ``cutoff``, ``stride`` (ps), ``every`` (frames), ``dt``, ``n_times``, ``span``, ``history``,
+        ``sampling``, ``operator``, ``hidden``, ``layers``, ``preset``, ``epochs``, ``epoch_windows``, ``batch_size``,
+        ``lr``, ``patience``, ``seed``, ``split`` and ``blocks``: see `SHORT` for their places in a recipe. None is the
+        same as leaving one out.
+
+    Raises
+    ------
+    UsageError, DataError, ModelError, OutputError
+        See :func:`train_recipe`.
+    """
+    recipe = Recipe(data={"systems": [dataclasses.asdict(system) for system in systems]})
+    recipe = overridden(shortly(recipe, **short), settings or {})
+    init = init if isinstance(init, Model) or init is None else os.fspath(init)
+    return train_recipe(
+        recipe if init is None else recipe.model_copy(update={"init": init}),
+        work_dir=work_dir,
+        resume=resume,
+        name=name,
+        limit=limit,
+        device=device,
+        devices=devices,
+        nodes=nodes,
+        precision=precision,
+        progress=progress,
+    )
 
 
 def _one_molecule(data: Data, window: WindowSpec) -> bool:
     """Whether a prior can be chosen: of several molecules a model is made that has to work on others too."""
     molecules = {run.builder.identity for run in data.train.runs}
     return len(molecules) == 1 and window.history == 1 and window.velocity == "backward"
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,99 @@
+"""Where the windows of a training come from: the user's files, or a registered data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from .. import datasets
+from ..errors import UsageError
+from ..forecast.forecasters import Known, PathRegression
+from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows, segments
+from ..specs import GraphSpec, Recipe, WindowSpec
+from .data import Data, Files, FilesOptions
+
+
+class Source(Protocol):
+    """The data of a recipe."""
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe's section ``data``, complete."""
+
+    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
+        """What another section starts from, where the recipe does not say."""
+
+    def stride_ps(self) -> float:
+        """Time between two frames of the model."""
+
+    def load(self, graph: GraphSpec, window: WindowSpec, *, folder: Path, limit: int = MEMORY_LIMIT) -> Data:
+        """The windows, split."""
+
+
+def options_type(name: str) -> type[BaseModel]:
+    """What the options of a data set are; errors as of :func:`egno_md.datasets.get`."""
+    return FilesOptions if name == "files" else datasets.get(name).options
+
+
+def source_of(recipe: Recipe) -> Source:
+    """Where the windows of a recipe come from; nothing is read yet.
+
+    Raises
+    ------
+    UsageError
+        An unknown data set, or options that it refuses.
+    """
+    options = dict(recipe.data)
+    name = options.pop("name", "files")
+    try:
+        checked = options_type(name)(**options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, ("data", *wrong["loc"])))
+        raise UsageError(f"{place}: {wrong['msg']}") from error
+    return Files(checked) if name == "files" else Registered(datasets.get(name), checked)
+
+
+class Registered:
+    """A registered data set as the source of a training."""
+
+    def __init__(self, dataset: datasets.DataSet, options: BaseModel) -> None:
+        self.dataset, self.options = dataset, options
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.dataset.name, **self.options.model_dump(mode="json")}
+
+    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
+        if recipe.preset is not None and section in ("model", "training"):
+            return {}  # the user has asked for other ones
+        return self.dataset.recipe(self.options).get(section, {})
+
+    def stride_ps(self) -> float:
+        return float(self.dataset.recipe(self.options)["window"]["stride_ps"])
+
+    def load(self, graph: GraphSpec, window: WindowSpec, *, folder: Path, limit: int = MEMORY_LIMIT) -> Data:
+        split = self.dataset.load(self.options, graph, window)
+        for name in ("train", "validation", "test"):
+            if not len(getattr(split, name)):
+                raise UsageError(f"the data set {self.dataset.name!r} has no window for {name}; see its options")
+        regression = {}
+        if window.velocity == "backward" and window.history == 1:
+            regression = _regressions(split.train, window)
+        record = {"dataset": self.dataset.name, "options": self.options.model_dump(mode="json"), **split.record}
+        return Data(split.train, split.validation, split.test, {}, regression, record)
+
+
+def _regressions(windows: TrajectoryWindows, window: WindowSpec) -> dict[str, PathRegression]:
+    """Of every molecule the regression of its training windows."""
+    found: dict[str, list] = {}
+    starts: dict[int, list[int]] = {}
+    for r, start in windows.index:
+        starts.setdefault(r, []).append(start)
+    for r, own in starts.items():
+        run = windows.runs[r]
+        pieces = [run.positions[a:b] for a, b in segments(own, window, run.every)]
+        found.setdefault(run.builder.identity, []).extend(pieces)
+    every = windows.runs[0].every
+    return {name: PathRegression.fitted(Known(pieces, window.targets, every)) for name, pieces in found.items()}
