@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..errors import UsageError
 
@@ -123,16 +124,50 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, basis: FourierBasis) -> Tensor:
         """Convolve `x` (T, ..., C) along its first axis; `basis` of its T and the module's modes."""
-        w_re, w_im = self.weight.permute(3, 2, 0, 1).contiguous()  # (M, C, C) both
-        modes, channels = w_re.shape[:2]
-        flat = x.reshape(len(x), -1)  # (T, ... * C)
-        spectrum = (basis.forward @ flat).view(2 * modes - 1, -1, channels)  # (2M - 1, ..., C)
-        re, im = spectrum[1:modes], spectrum[modes:]  # (M - 1, ..., C) both, without the real mode 0
-        product = torch.cat(
-            [
-                spectrum[:1] @ w_re[:1],
-                torch.baddbmm(re @ w_re[1:], im, w_im[1:], alpha=-1),
-                torch.baddbmm(re @ w_im[1:], im, w_re[1:]),
-            ]
-        )  # (2M - 1, ..., C)
-        return (basis.inverse @ product.view(2 * modes - 1, -1)).view(x.shape)  # (T, ..., C)
+        if torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+            return _Convolved.apply(x, self.weight, *basis)
+        return _convolved(x, self.weight, basis)[0]
+
+
+def _convolved(x: Tensor, weight: Tensor, basis: FourierBasis) -> tuple[Tensor, Tensor, Tensor]:
+    """The convolution (T, ..., C), the spectrum of `x` (2M - 1, ..., C), and the weights (2, M, C, C)."""
+    weights = weight.permute(3, 2, 0, 1).contiguous()  # (2, M, C, C)
+    w_re, w_im = weights
+    modes, channels = w_re.shape[:2]
+    spectrum = (basis.forward @ x.reshape(len(x), -1)).view(2 * modes - 1, -1, channels)  # (2M - 1, ..., C)
+    re, im = spectrum[1:modes], spectrum[modes:]  # (M - 1, ..., C) both, without the real mode 0
+    product = torch.empty_like(spectrum)
+    torch.bmm(spectrum[:1], w_re[:1], out=product[:1])
+    torch.bmm(re, w_re[1:], out=product[1:modes]).baddbmm_(im, w_im[1:], alpha=-1)
+    torch.bmm(re, w_im[1:], out=product[modes:]).baddbmm_(im, w_re[1:])
+    return (basis.inverse @ product.view(2 * modes - 1, -1)).view(x.shape), spectrum, weights
+
+
+class _Convolved(torch.autograd.Function):
+    """The convolution and its derivative; of slices and sums torch would make many small steps of the latter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, forward: Tensor, inverse: Tensor) -> Tensor:
+        y, spectrum, weights = _convolved(x, weight, FourierBasis(forward, inverse))
+        ctx.save_for_backward(spectrum, weights, forward, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        spectrum, weights, forward, inverse = ctx.saved_tensors
+        w_re, w_im = weights.mT
+        modes = len(w_re)
+        g_product = (inverse.T @ g.reshape(len(g), -1)).view(spectrum.shape)  # (2M - 1, ..., C)
+        g_re, g_im = g_product[1:modes], g_product[modes:]  # (M - 1, ..., C) both
+        g_spectrum = torch.empty_like(spectrum)
+        torch.bmm(g_product[:1], w_re[:1], out=g_spectrum[:1])
+        torch.bmm(g_re, w_re[1:], out=g_spectrum[1:modes]).baddbmm_(g_im, w_im[1:])
+        torch.bmm(g_im, w_re[1:], out=g_spectrum[modes:]).baddbmm_(g_re, w_im[1:], alpha=-1)
+        g_w, spectrum = torch.zeros_like(weights), spectrum.mT  # (2, M, C, C), (2M - 1, C, ...)
+        re, im = spectrum[1:modes], spectrum[modes:]
+        torch.bmm(spectrum[:1], g_product[:1], out=g_w[0, :1])
+        torch.bmm(re, g_re, out=g_w[0, 1:]).baddbmm_(im, g_im)
+        torch.bmm(re, g_im, out=g_w[1, 1:]).baddbmm_(im, g_re, alpha=-1)
+        g_x = (forward.T @ g_spectrum.view(len(g_spectrum), -1)).view(g.shape)
+        return g_x, g_w.permute(2, 3, 1, 0), None, None

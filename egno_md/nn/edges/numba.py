@@ -210,6 +210,13 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
+def check_nodes(receiver: np.ndarray, sender: np.ndarray, n_nodes: int) -> None:
+    """Raise a UsageError for edges to nodes that are not there: the kernels would read and write beyond the end."""
+    for side in (receiver, sender):
+        if len(side) and not (0 <= side.min() and side.max() < n_nodes):
+            raise UsageError(f"edge_index names nodes {side.min()} to {side.max()}, pos has {n_nodes}: count them from 0")
+
+
 class _Inputs:
     """What :func:`_first_layer` reads, as arrays."""
 
@@ -219,11 +226,7 @@ class _Inputs:
         self.projected = _array(edges.projected.view(2 * edges.n_nodes, edges.n_times, -1))
         self.w = _array(torch.cat([edges.w_d, edges.w_e], dim=1).t())  # (1 + A, H1)
         self.receiver, self.sender = edges.receiver.numpy(), edges.sender.numpy()
-        for side in (self.receiver, self.sender):  # the kernels would read and write beyond the end
-            if len(side) and not (0 <= side.min() and side.max() < edges.n_nodes):
-                raise UsageError(
-                    f"edge_index names nodes {side.min()} to {side.max()}, pos has {edges.n_nodes}: count them from 0"
-                )
+        check_nodes(self.receiver, self.sender, edges.n_nodes)
         self.attr = edges.attr.detach().numpy()
         self.shift = None if edges.shift is None else _array(edges.shift)
         self.no_shift = np.empty((0, 3), self.x.dtype)
