@@ -316,3 +316,20 @@ def test_no_time_embedding():
     model = small_egno(time_embedding=0)
     out = model(*random_system(6)[:5])
     torch.testing.assert_close(out.pos, out.pos[:1].expand(5, -1, -1), **TIGHT)
+
+
+@pytest.mark.parametrize(
+    ("n_times", "modes", "shape"), [(5, 2, (7, 4)), (8, 5, (3, 3, 2)), (6, 1, (4, 3)), (1, 1, (2, 2))]
+)
+def test_gradient_of_the_temporal_convolution(n_times, modes, shape):
+    torch.manual_seed(0)
+    conv = TemporalConv(shape[-1], modes, 1.0).double()
+    x = torch.randn(n_times, *shape, dtype=torch.float64, requires_grad=True)
+    basis = fourier_basis(n_times, modes, x)
+    names = {"weight": conv.weight}
+    assert torch.autograd.gradcheck(
+        lambda x, weight: torch.func.functional_call(conv, names | {"weight": weight}, (x, basis)), (x, conv.weight)
+    )
+    with torch.no_grad():
+        alone = conv(x, basis)
+    assert torch.equal(conv(x, basis), alone)

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from egno_md.nn.edges.block import _module, edge_block
+from egno_md.nn.edges.block import compiled_layer, edge_block
 
 #: Edges x T x H up to which a training step keeps what goes into the SiLUs along the edges: three times as many numbers
 #: (50 MB in float32) a layer.
 KEPT = 2**22
 #: phi_e, phi_x, phi_v and phi_h as :func:`mlp` makes them.
 _KINDS = [nn.Linear, nn.SiLU, nn.Linear, nn.SiLU, *[nn.Linear, nn.SiLU, nn.Linear] * 3]
-
-
-def compiled_layer() -> ModuleType | None:
-    """The kernels of a whole layer, where Numba is installed and works."""
-    if _module("numba") is None:
-        return None
-    from egno_md.nn.edges import layer  # loads Numba
-
-    return layer
 
 
 def mlp(n_in: int, hidden: int, n_out: int, *, flat: bool = False, last_act: bool = False) -> nn.Sequential:
@@ -177,7 +167,8 @@ class EGNNLayer(nn.Module):
 
         `edge_index`, `edge_attr`, `edge_shift` and `max_memory` are those of :func:`egno_md.nn.edges.edge_block`.
         """
-        weights = self._small(pos, vel, h, edge_index.shape[1], max_memory)
+        small = self._is_small(pos, vel, h, edge_index.shape[1], max_memory)
+        weights = self._weights() if small else None
         if weights is not None:
             pos, new = compiled_layer().egnn_layer(
                 pos, vel, h, edge_index, edge_attr, weights, edge_shift=edge_shift, mean=self.reduce == "mean"
@@ -206,17 +197,22 @@ class EGNNLayer(nn.Module):
         new = self.node(torch.cat(received, dim=-1))  # (T, N, H)
         return pos, h + new if self.residual else new
 
-    def _small(self, pos: Tensor, vel: Tensor, h: Tensor, n_edges: int, max_memory: object) -> list[Tensor] | None:
-        """All weights in the order of the table, where a training step can keep the activations along the edges."""
-        if not torch.is_grad_enabled() or n_edges * len(pos) * h.shape[-1] > KEPT or isinstance(max_memory, int):
-            return None
-        if self.norm or self.handed or torch.is_autocast_enabled("cpu"):
-            return None
-        if any(x.dtype != torch.float32 or x.device.type != "cpu" for x in (pos, vel, h)):
-            return None
+    def _is_small(self, pos: Tensor, vel: Tensor, h: Tensor, n_edges: int, max_memory: object) -> bool:
+        """Whether this is a training step in which the activations along the edges can be kept."""
+        return (
+            torch.is_grad_enabled()
+            and n_edges * len(pos) * h.shape[-1] <= KEPT
+            and not isinstance(max_memory, int)
+            and all(x.dtype == torch.float32 and x.device.type == "cpu" for x in (pos, vel, h))
+            and not torch.is_autocast_enabled("cpu")
+            and compiled_layer() is not None
+        )
+
+    def _weights(self) -> list[Tensor] | None:
+        """All of them in the order of the table; None where the layer is not the plain one, or not trained whole."""
         nets = [*self.message, *self.coord, *self.velocity, *self.node]
         linears = [net for net in nets if type(net) is nn.Linear and net.bias is not None]
-        if [type(net) for net in nets] != _KINDS or len(linears) != 8 or compiled_layer() is None:
+        if self.norm or self.handed or [type(net) for net in nets] != _KINDS or len(linears) != 8:
             return None
         weights = [w for net in linears for w in (net.weight, net.bias)]
         return weights if all(w.requires_grad for w in weights) else None

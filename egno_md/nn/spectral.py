@@ -124,7 +124,7 @@ class TemporalConv(nn.Module):
 
     def forward(self, x: Tensor, basis: FourierBasis) -> Tensor:
         """Convolve `x` (T, ..., C) along its first axis; `basis` of its T and the module's modes."""
-        if torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):
+        if torch.is_grad_enabled() and not torch.is_autocast_enabled(x.device.type):  # which chooses dtypes in between
             return _Convolved.apply(x, self.weight, *basis)
         return _convolved(x, self.weight, basis)[0]
 
@@ -136,10 +136,13 @@ def _convolved(x: Tensor, weight: Tensor, basis: FourierBasis) -> tuple[Tensor, 
     modes, channels = w_re.shape[:2]
     spectrum = (basis.forward @ x.reshape(len(x), -1)).view(2 * modes - 1, -1, channels)  # (2M - 1, ..., C)
     re, im = spectrum[1:modes], spectrum[modes:]  # (M - 1, ..., C) both, without the real mode 0
-    product = torch.empty_like(spectrum)
-    torch.bmm(spectrum[:1], w_re[:1], out=product[:1])
-    torch.bmm(re, w_re[1:], out=product[1:modes]).baddbmm_(im, w_im[1:], alpha=-1)
-    torch.bmm(re, w_im[1:], out=product[modes:]).baddbmm_(im, w_re[1:])
+    product = torch.cat(
+        [
+            spectrum[:1] @ w_re[:1],
+            torch.baddbmm(re @ w_re[1:], im, w_im[1:], alpha=-1),
+            torch.baddbmm(re @ w_im[1:], im, w_re[1:]),
+        ]
+    )  # (2M - 1, ..., C)
     return (basis.inverse @ product.view(2 * modes - 1, -1)).view(x.shape), spectrum, weights
 
 
@@ -155,19 +158,26 @@ class _Convolved(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        spectrum, weights, forward, inverse = ctx.saved_tensors
-        w_re, w_im = weights.mT
-        modes = len(w_re)
-        g_product = (inverse.T @ g.reshape(len(g), -1)).view(spectrum.shape)  # (2M - 1, ..., C)
-        g_re, g_im = g_product[1:modes], g_product[modes:]  # (M - 1, ..., C) both
-        g_spectrum = torch.empty_like(spectrum)
-        torch.bmm(g_product[:1], w_re[:1], out=g_spectrum[:1])
-        torch.bmm(g_re, w_re[1:], out=g_spectrum[1:modes]).baddbmm_(g_im, w_im[1:])
-        torch.bmm(g_im, w_re[1:], out=g_spectrum[modes:]).baddbmm_(g_re, w_im[1:], alpha=-1)
-        g_w, spectrum = torch.zeros_like(weights), spectrum.mT  # (2, M, C, C), (2M - 1, C, ...)
-        re, im = spectrum[1:modes], spectrum[modes:]
-        torch.bmm(spectrum[:1], g_product[:1], out=g_w[0, :1])
-        torch.bmm(re, g_re, out=g_w[0, 1:]).baddbmm_(im, g_im)
-        torch.bmm(re, g_im, out=g_w[1, 1:]).baddbmm_(im, g_re, alpha=-1)
-        g_x = (forward.T @ g_spectrum.view(len(g_spectrum), -1)).view(g.shape)
-        return g_x, g_w.permute(2, 3, 1, 0), None, None
+        with torch.autocast(g.device.type, enabled=False):  # which a backward pass may run under
+            return (*_convolved_backward(g, *ctx.saved_tensors), None, None)
+
+
+def _convolved_backward(
+    g: Tensor, spectrum: Tensor, weights: Tensor, forward: Tensor, inverse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `x` and of the weights (C, C, M, 2)."""
+    w_re, w_im = weights.mT
+    modes = len(w_re)
+    g_product = (inverse.T @ g.reshape(len(g), -1)).view(spectrum.shape)  # (2M - 1, ..., C)
+    g_re, g_im = g_product[1:modes], g_product[modes:]  # (M - 1, ..., C) both
+    g_spectrum = torch.empty_like(spectrum)
+    torch.bmm(g_product[:1], w_re[:1], out=g_spectrum[:1])
+    torch.bmm(g_re, w_re[1:], out=g_spectrum[1:modes]).baddbmm_(g_im, w_im[1:])
+    torch.bmm(g_im, w_re[1:], out=g_spectrum[modes:]).baddbmm_(g_re, w_im[1:], alpha=-1)
+    g_w, spectrum = torch.zeros_like(weights), spectrum.mT  # (2, M, C, C), (2M - 1, C, ...)
+    re, im = spectrum[1:modes], spectrum[modes:]
+    torch.bmm(spectrum[:1], g_product[:1], out=g_w[0, :1])
+    torch.bmm(re, g_re, out=g_w[0, 1:]).baddbmm_(im, g_im)
+    torch.bmm(re, g_im, out=g_w[1, 1:]).baddbmm_(im, g_re, alpha=-1)
+    g_x = (forward.T @ g_spectrum.view(len(g_spectrum), -1)).view(g.shape)
+    return g_x, g_w.permute(2, 3, 1, 0)

@@ -107,11 +107,14 @@ def calls(shape: Shape, x: np.ndarray, pairs: np.ndarray) -> tuple[dict[str, Cal
 @contextlib.contextmanager
 def block(which: str) -> Iterator[None]:
     """Have the EGNN layers use this edge block."""
-    before, egnn.edge_block = egnn.edge_block, BLOCKS[which]
+    before = egnn.edge_block, egnn.KEPT
+    egnn.edge_block = BLOCKS[which]
+    if which == "reference":
+        egnn.KEPT = -1  # no layer of ours around it either
     try:
         yield
     finally:
-        egnn.edge_block = before
+        egnn.edge_block, egnn.KEPT = before
 
 
 def arithmetic(shape: Shape, n_edges: int) -> Callable[[], None]:

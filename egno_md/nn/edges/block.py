@@ -152,6 +152,11 @@ def _module(name: str) -> ModuleType | None:
         return None
 
 
+def compiled_layer() -> ModuleType | None:
+    """:mod:`egno_md.nn.edges.layer`, where Numba is installed and works."""
+    return None if _module("numba") is None else importlib.import_module("egno_md.nn.edges.layer")
+
+
 def _backend(pos: Tensor, weights: Sequence[Tensor], options: _Options) -> Backend:
     kernels: Any = None
     if pos.dtype == torch.float32 and pos.is_cuda:

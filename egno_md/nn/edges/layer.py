@@ -18,8 +18,10 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from egno_md.nn.edges.block import _in_blocks, _keep_freed_memory, _without_autocast, linear
-from egno_md.nn.edges.numba import _EXACT, _SUMS, _array, _compiled, _sigmoid, check_nodes
+from egno_md.compiled import compiled
+from egno_md.nn.edges.block import _in_blocks, _keep_freed_memory
+from egno_md.nn.edges.numba import _EXACT, _SUMS, _array, _sigmoid, check_nodes
+from egno_md.nn.edges.products import linear
 from egno_md.nn.edges.reference import MAX_SHIFT
 
 #: Size in bytes of one temporary, (rows of a block) x (hidden width): smaller blocks are slower by Python's share.
@@ -33,7 +35,7 @@ def _difference(x, shift, t, e, i, j, c):
     return r - shift[e, c] if len(shift) else r
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _first_layer(x, p_i, p_j, receiver, sender, attr, shift, w, start, z1, a1):
     """z1 and a1 of the rows from ``start`` on; ``w`` holds the columns of w_d and W_e."""
     width = z1.shape[1]
@@ -55,7 +57,7 @@ def _first_layer(x, p_i, p_j, receiver, sender, attr, shift, w, start, z1, a1):
             a[c] = z[c] * _sigmoid(z[c])
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _silu(z, a):
     """a = silu(z)."""
     for row in range(len(z)):
@@ -63,7 +65,7 @@ def _silu(z, a):
             a[row, c] = z[row, c] * _sigmoid(z[row, c])
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _scalar(z, w, b, s):
     """s = w . silu(z) + b, the end of phi_x and of phi_v."""
     for row in range(len(z)):
@@ -73,7 +75,7 @@ def _scalar(z, w, b, s):
         s[row] = total
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _receive(x, receiver, sender, shift, start, s, m, push, agg):
     """Add r_ij s_ij and m_ij to what the receivers have."""
     for row in range(len(m)):
@@ -85,7 +87,7 @@ def _receive(x, receiver, sender, shift, start, s, m, push, agg):
             agg[t, i, c] += m[row, c]
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _receive_backward(x, receiver, sender, shift, start, g_push, g_s):
     """The gradient of s_ij."""
     for row in range(len(g_s)):
@@ -96,7 +98,7 @@ def _receive_backward(x, receiver, sender, shift, start, g_push, g_s):
             g_s[row] += _difference(x, shift, t, e, i, j, c) * g_push[t, i, c]
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _scalar_backward(z, w, b, g_s, s, g_z, g_last, g_w, g_b):
     """g_z, s once more, and what w, b and the bias before ``z`` get."""
     for row in range(len(z)):
@@ -113,7 +115,7 @@ def _scalar_backward(z, w, b, g_s, s, g_z, g_last, g_w, g_b):
         g_b[0] += g
 
 
-@_compiled(_EXACT)
+@compiled(_EXACT)
 def _silu_backward(z, receiver, g_agg, start, a, g, g_b):
     """a = silu(z); g_z in place of the gradient of a, to which what the receivers get is added; and that of a bias."""
     for row in range(len(z)):
@@ -129,7 +131,7 @@ def _silu_backward(z, receiver, g_agg, start, a, g, g_b):
             g_b[c] += g[row, c]
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _first_layer_backward(x, receiver, sender, attr, shift, start, z1, w_d, g_push, s, a1, g, g_w, g_r):
     """a1; g_z1 in place of its gradient; the gradients of w_d and W_e added to ``g_w``; and that of r_ij."""
     r = np.empty(3, x.dtype)
@@ -156,9 +158,9 @@ def _first_layer_backward(x, receiver, sender, attr, shift, start, z1, w_d, g_pu
             g_r[row, c] = s[row] * g_push[t, i, c] + (g_d2 + g_d2) * r[c]
 
 
-@_compiled(_SUMS)
+@compiled(_SUMS)
 def _send_back(receiver, sender, start, g_r, g_z1, w, g_x, g_i, g_j, g_shift, g_attr):
-    """Add the gradients of the rows to those of the nodes and, where there is room for it, of the edges' own scalars."""
+    """Add what the rows get to what nodes get and, where there is room for it, the edges' own scalars."""
     width = g_z1.shape[1]
     for row in range(len(g_z1)):
         t, e = (start + row) // len(receiver), (start + row) % len(receiver)
@@ -226,7 +228,6 @@ class _Layer(torch.autograd.Function):
     """Both passes; kept in between are the arguments of all SiLUs, and no other temporary of the size of the edges."""
 
     @staticmethod
-    @_without_autocast
     def forward(
         ctx: Any,
         pos: Tensor,
@@ -290,7 +291,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g_pos: Tensor | None, g_h: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False):  # which a backward pass may run under
             return _backward(ctx, g_pos, g_h)
 
 

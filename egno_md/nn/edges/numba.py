@@ -214,7 +214,9 @@ def check_nodes(receiver: np.ndarray, sender: np.ndarray, n_nodes: int) -> None:
     """Raise a UsageError for edges to nodes that are not there: the kernels would read and write beyond the end."""
     for side in (receiver, sender):
         if len(side) and not (0 <= side.min() and side.max() < n_nodes):
-            raise UsageError(f"edge_index names nodes {side.min()} to {side.max()}, pos has {n_nodes}: count them from 0")
+            raise UsageError(
+                f"edge_index names nodes {side.min()} to {side.max()}, pos has {n_nodes}: count them from 0"
+            )
 
 
 class _Inputs:
