@@ -18,7 +18,7 @@ from test_metrics import autoregression
 from egno_md import sample
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, UsageError
-from egno_md.evaluation.errors import mse_per_step
+from egno_md.evaluation.errors import mse_per_step, skill
 from egno_md.evaluation.report import write_report
 from egno_md.evaluation.score import Part, score
 from egno_md.forecast.chain import Chained, ChainState, ModelForecaster, Restored, forecast, roll
@@ -36,7 +36,16 @@ from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 
 STEPS = np.arange(1, 5)
-OURS = ["static", "linear", "mean structure", "AR(1)", "smoothed history", "regression"]
+OURS = [
+    "static",
+    "linear",
+    "mean structure",
+    "AR(1)",
+    "smoothed history",
+    "regression",
+    "Gaussian process",
+    "analogues",
+]
 
 
 class RandomWalk:
@@ -101,7 +110,7 @@ def test_smoothed_history_of_noise_and_of_a_walk():
 def test_a_forecast_that_cannot_be_fitted_is_named():
     frames = autoregression(6, 8, 0.5)
     found = baselines(Known([frames[:5]], tuple(STEPS)))
-    assert list(found.forecasts) == OURS[:5] and list(found.left_out) == ["regression"]
+    assert list(found.forecasts) == OURS[:5] and list(found.left_out) == OURS[5:]
     assert "the longest found has 5" in found.left_out["regression"]
     assert set(baselines(Known([frames[:4]], tuple(STEPS))).left_out) == set(OURS[4:])
     with pytest.raises(DataError, match="more than 4 frames"):
@@ -183,7 +192,8 @@ def test_gain_of_the_regression_is_not_the_networks():
     np.testing.assert_allclose(result.errors["regression"], result.prior, rtol=1e-6)
     np.testing.assert_allclose(result.errors["model"], result.prior, rtol=1e-3)
     assert (result.errors["static"] > 5 * result.prior).all()  # what today's skill would have been made of
-    assert set(result.best_baseline) == {"regression"} and np.abs(result.skill).max() < 1e-3
+    assert set(result.best_baseline) <= {"regression", "Gaussian process"} and result.skill.max() < 1e-3
+    assert np.abs(skill(result.errors["model"], result.errors["regression"][None])).max() < 1e-3
     assert abs(result.network_gain[0]) < 1e-3
     assert "the network takes" in result.table() and "regression" in result.table()
     assert json.loads(json.dumps(result.as_dict(), allow_nan=False))["network_gain"] == list(result.network_gain)

@@ -107,6 +107,11 @@ class Known:
         return InternalMotion.fit(self.segments, self.every)
 
     @functools.cached_property
+    def history(self) -> int:
+        """Frames whose mean errs least, the start among them; see :class:`SmoothedHistory`."""
+        return SmoothedHistory.best(self)
+
+    @functools.cached_property
     def baselines(self) -> Baselines:
         """Every registered forecast, fitted once."""
         return baselines(self)
@@ -459,7 +464,12 @@ class SmoothedHistory:
 
     @classmethod
     def fitted(cls, known: Known) -> SmoothedHistory:
-        """With the number of frames, up to 16 and a quarter of the longest run, that errs least in the known runs."""
+        """With the number of frames that errs least in the known runs."""
+        return cls(known.history)
+
+    @staticmethod
+    def best(known: Known) -> int:
+        """The number of frames, up to 16 and a quarter of the longest run, that errs least in the known runs."""
         longest = max((len(x) for x in known.segments), default=0)
         room = (longest - 1) // known.every - max(known.steps) + 1
         most = int(np.clip(min(room, longest // known.every // 4), 1, LONGEST_HISTORY))
@@ -470,7 +480,7 @@ class SmoothedHistory:
             moved = (future - start).sum(axis=1, keepdims=True)  # (C, 1, N, 3)
             means = _running_means(past) - start  # (C, most, N, 3)
             errors += np.sum(means * (future.shape[1] * means - 2 * moved), axis=(0, 2, 3))
-        return cls(1 + int(np.argmin(errors)))
+        return 1 + int(np.argmin(errors))
 
     def __call__(self, past, times, samples=1, generator=None):
         past = np.asarray(past[:, -self.n_past :], np.float64)  # (S, m, N, 3)
@@ -502,7 +512,9 @@ def free_forecasts() -> dict[str, type[FreeForecast]]:
     UsageError
         An entry point that cannot be loaded, or a name that is taken.
     """
-    found = dict(_REGISTER)
+    from .drawn import Analogues, GaussianProcess  # they are made of what is in this file
+
+    found = {**_REGISTER, **{cls.name: cls for cls in (GaussianProcess, Analogues)}}
     for point in entry_points(group=ENTRY_POINTS):
         where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
         try:

@@ -68,11 +68,66 @@ def superposition(mobile: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.floa
     """
     mobile, target = np.asarray(mobile, np.float64), np.asarray(target, np.float64)
     centre = mobile.mean(axis=-2, keepdims=True)  # (..., 1, 3)
-    covariance = np.swapaxes(mobile - centre, -1, -2) @ (target - target.mean(axis=-2, keepdims=True))  # (..., 3, 3)
-    left, _, right = np.linalg.svd(covariance)
-    # Without this a mirror image could be superposed perfectly.
-    left[..., -1] *= np.sign(np.linalg.det(left @ right))[..., None]
-    return left @ right, centre
+    products = np.swapaxes(mobile - centre, -1, -2) @ (target - target.mean(axis=-2, keepdims=True))  # (..., 3, 3)
+    return _best_rotations(products.reshape(-1, 3, 3))[0].reshape(products.shape), centre
+
+
+def superposed_rmsd(predicted: np.ndarray, true: np.ndarray) -> NDArray[np.float64]:
+    """RMSD in Angstrom of frames (..., N, 3) superposed on true ones, shape (...); see :func:`rmsd`."""
+    predicted, true = (x - np.mean(x, axis=-2, keepdims=True, dtype=np.float64) for x in (predicted, true))
+    products = np.swapaxes(predicted, -1, -2) @ true  # (..., 3, 3)
+    gain = _best_rotations(products.reshape(-1, 3, 3))[1].reshape(products.shape[:-2])  # (...)
+    squares = np.sum(predicted**2, axis=(-2, -1)) + np.sum(true**2, axis=(-2, -1)) - 2 * gain
+    return np.sqrt(np.maximum(squares, 0) / predicted.shape[-2])
+
+
+def _best_rotations(products: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Rotations R (M, 3, 3) with the largest trace of ``R^T H`` for products H (M, 3, 3), and these traces (M,).
+
+    The quaternion of R is the leading eigenvector of a symmetric matrix of four rows (Horn 1987), its eigenvalue the
+    trace. That is the largest root of a polynomial of degree 4, found by Newton's method from above (Theobald 2005);
+    all of them at once this takes a quarter of the time of as many singular value decompositions. Where the root is not
+    simple, as for atoms on a line, there are such decompositions.
+    """
+    size = np.sqrt(np.sum(products**2, axis=(1, 2)))  # (M,)
+    h = products / np.where(size > 0, size, 1.0)[:, None, None]
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.moveaxis(h, 0, -1)  # (M,) each
+    matrix = np.empty((len(h), 4, 4))
+    upper = [xx + yy + zz, yz - zy, zx - xz, xy - yx, xx - yy - zz, xy + yx, zx + xz, yy - xx - zz, yz + zy]
+    upper.append(zz - xx - yy)
+    for row, column, value in zip(*np.triu_indices(4), upper, strict=True):
+        matrix[:, row, column] = matrix[:, column, row] = value
+    gram = np.swapaxes(h, 1, 2) @ h  # (M, 3, 3)
+    # x^4 - 2 x^2 + c1 x + c0 for products of norm 1, whose singular values add up to at most the root of 3.
+    c1 = -8 * (xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx))
+    c0 = 2 * np.sum(gram**2, axis=(1, 2)) - 1
+    root = np.full(len(h), np.sqrt(3))
+    for _ in range(50):
+        slope = (4 * root**2 - 4) * root + c1
+        step = np.divide(((root**2 - 2) * root + c1) * root + c0, slope, out=np.zeros_like(root), where=slope > 1e-6)
+        root -= step
+        if np.abs(step).max(initial=0) < 1e-13:
+            break
+    slope = (4 * root**2 - 4) * root + c1
+    # The polynomial of the matrix without its largest root is the projector on the eigenvector.
+    unit, at = np.eye(4), root[:, None, None]
+    projector = (matrix + at * unit) @ matrix + (at**2 - 2) * unit
+    projector = projector @ matrix + ((at**2 - 2) * at + c1[:, None, None]) * unit  # (M, 4, 4)
+    best = np.argmax(np.einsum("mii->mi", projector), axis=1)
+    vector = projector[np.arange(len(h)), best]  # (M, 4)
+    length = np.linalg.norm(vector, axis=1)
+    w, x, y, z = (vector / np.where(length > 0, length, 1.0)[:, None]).T
+    rotation = np.moveaxis(np.array([
+        [1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)],
+        [2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)],
+        [2 * (x * z + y * w), 2 * (y * z - x * w), 1 - 2 * (x * x + y * y)],
+    ]), -1, 0)  # fmt: skip
+    for k in np.flatnonzero(~(slope > 1e-3)):
+        left, _, right = np.linalg.svd(products[k])
+        # Without this a mirror image could be superposed perfectly.
+        left[:, -1] *= np.sign(np.linalg.det(left @ right))
+        rotation[k], root[k] = left @ right, np.sum(left @ right * h[k])
+    return rotation, root * size
 
 
 def aligned(mobile: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:

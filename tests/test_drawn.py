@@ -1,0 +1,224 @@
+"""Drawn forecasts against processes whose conditional mean and covariance are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from test_metrics import autoregression, tumbled
+
+from egno_md.errors import DataError, UsageError
+from egno_md.forecast.chain import Chained
+from egno_md.forecast.drawn import Analogues, GaussianProcess, NoisyStart
+from egno_md.forecast.forecasters import Known
+from egno_md.forecast.gaussian import Noise
+from egno_md.molecule.geometry import aligned
+
+STEPS = np.arange(1, 5)
+DRAWN = [GaussianProcess, Analogues, NoisyStart]
+SIGMA = 0.2
+
+
+def coupled(n_frames, n_atoms=24, seed=0):
+    """Modes of memory 0.5 to 0.98 over all atoms; frames (F, N, 3), and the modes as what mixes them (3 N, 3 N)."""
+    rng = np.random.default_rng(seed)
+    structure = rng.normal(scale=5, size=(n_atoms, 3))
+    mixing = np.linalg.qr(rng.normal(size=(3 * n_atoms, 3 * n_atoms)))[0]
+    memory = np.linspace(0.5, 0.98, 3 * n_atoms)
+    size = SIGMA * np.linspace(0.5, 1.5, 3 * n_atoms)
+    mode = rng.normal(size=3 * n_atoms)
+    out = np.empty((n_frames, 3 * n_atoms))
+    for k in range(n_frames):
+        mode = memory * mode + np.sqrt(1 - memory**2) * rng.normal(size=3 * n_atoms)
+        out[k] = (size * mode) @ mixing
+    return structure + out.reshape(n_frames, n_atoms, 3), structure, mixing, memory, size
+
+
+def pasts(frames, starts, n_past=6):
+    return frames[np.asarray(starts)[:, None] + np.arange(1 - n_past, 1)]
+
+
+def on_start(frames, start):
+    """Frames (S, ..., N, 3) superposed on their start (S, N, 3), about the origin."""
+    lead = (slice(None), *[None] * (frames.ndim - 3))
+    return aligned(frames, start[lead])
+
+
+def test_gaussian_process_of_coupled_modes():
+    """The mean is memory**k of every mode, the covariance of steps j and k memory**|j - k| - memory**(j + k)."""
+    frames, structure, mixing, memory, size = coupled(21000)
+    process = GaussianProcess.fitted(Known([frames[:20000]], tuple(STEPS)))
+    assert process.kind == "full" and not process.notes and process.noise.share < 0.5
+    starts = np.arange(20010, 20990, 7)
+    start, true = frames[starts], frames[starts[:, None] + STEPS]
+    modes = (start - structure).reshape(len(starts), -1) @ mixing.T
+    exact = (modes[:, None] * memory ** STEPS[:, None]) @ mixing  # (S, T, 3 N)
+    exact = structure + exact.reshape(true.shape)
+    mean = process(pasts(frames, starts), STEPS)
+    assert mean.shape == (len(starts), 1, 4, 24, 3)
+    # What is judged is internal motion: six of 72 directions are taken off.
+    difference = np.mean((on_start(mean[:, 0], start) - on_start(exact, start)) ** 2)
+    assert difference < 0.03 * np.mean((on_start(true, start) - on_start(exact, start)) ** 2)
+    drawn = process(pasts(frames, starts)[:40], STEPS, 200, np.random.default_rng(0))
+    assert drawn.shape == (40, 200, 4, 24, 3)
+    deviations = (drawn - drawn.mean(axis=1, keepdims=True)).reshape(-1, 4, 72) @ mixing.T / size
+    found = np.einsum("mtd,msd->dts", deviations, deviations) / (len(deviations) * 199 / 200)
+    apart, both = np.abs(STEPS[:, None] - STEPS), STEPS[:, None] + STEPS
+    expected = memory[:, None, None] ** apart - memory[:, None, None] ** both
+    scale = np.sqrt(np.einsum("dtt,dss->dts", expected, expected))
+    error = np.abs((found - expected) / scale).mean()  # each mode, each pair of steps
+    same = np.abs((expected.mean(axis=0) - expected) / scale).mean()  # of one covariance over time for all
+    assert error < 0.12 and error < 0.4 * same, (error, same)
+    weighted = [np.average(x, axis=0, weights=size**2) for x in (found, expected)]
+    np.testing.assert_allclose(*weighted, rtol=0.1)
+
+
+def test_gaussian_process_of_independent_atoms_is_ar1_with_its_noise():
+    phi = 0.8
+    frames = tumbled(autoregression(5000, 20, phi, sigma=SIGMA))
+    process = GaussianProcess.fitted(Known([frames[:4000]], tuple(STEPS)))
+    assert process.noise.share > 0.9  # a product of time and space is what it is
+    starts = np.arange(4010, 4990, 4)
+    start = frames[starts]
+    drawn = on_start(process(pasts(frames, starts), STEPS, 20, np.random.default_rng(0)), start)
+    error = on_start(frames[starts[:, None] + STEPS], start) - drawn.mean(axis=1)
+    spread = drawn.var(axis=1, ddof=1).mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(spread, SIGMA**2 * (1 - phi ** (2 * STEPS)) * (1 - 6 / 60), rtol=0.1)
+    np.testing.assert_allclose(spread * 21 / 20, np.mean(error**2, axis=(0, 2, 3)), rtol=0.05)
+
+
+def test_history_tells_slow_motion_from_noise():
+    """Where noise sits on a structure that does not move, frames of the past are worth as much as the start."""
+    frames = autoregression(4000, 20, 0.0, sigma=SIGMA) + np.random.default_rng(1).normal(size=(1, 20, 3))
+    known = Known([frames[:3000] + 0 * frames[:3000]], tuple(STEPS))
+    process, starts = GaussianProcess.fitted(known), np.arange(3020, 3990, 3)
+    assert process.n_past == 16
+    past, true = pasts(frames, starts, 16), frames[starts[:, None] + STEPS]
+    np.testing.assert_allclose(np.mean((process(past, STEPS)[:, 0] - true) ** 2), SIGMA**2, rtol=0.15)
+
+
+@pytest.mark.parametrize("kind", DRAWN, ids=lambda cls: cls.name)
+def test_draws_turn_with_the_start_and_know_nothing_of_their_batch(kind):
+    frames = tumbled(coupled(1500, 12)[0])
+    found = kind.fitted(Known([frames[:600], frames[600:1200]], tuple(STEPS)))
+    past = pasts(frames, [1210, 1300, 1400])
+    whole = found(past, STEPS, 5, np.random.default_rng(3))
+    assert whole.shape == (3, 5, 4, 12, 3) and whole.std(axis=1).min() > 0
+    np.testing.assert_array_equal(found(past, STEPS, 5, np.random.default_rng(3)), whole)
+    generator = np.random.default_rng(3)
+    alone = np.concatenate([found(past[k : k + 1], STEPS, 5, generator) for k in range(3)])
+    np.testing.assert_allclose(alone, whole, atol=1e-9)
+    generator = np.random.default_rng(3)
+    parts = np.concatenate([found(past[:1], STEPS, n, generator) for n in (2, 3)], axis=1)
+    np.testing.assert_allclose(parts, whole[:1], atol=1e-9)
+    if kind is not NoisyStart:  # its noise knows no direction, and its numbers no frame of reference
+        turn, shift = Rotation.random(rng=np.random.default_rng(3)).as_matrix(), np.array([3.0, -40, 7])
+        there = found(past @ turn + shift, STEPS, 5, np.random.default_rng(3))
+        np.testing.assert_allclose(there, whole @ turn + shift, atol=1e-5)
+    with pytest.raises(UsageError, match="generator"):
+        found(past, STEPS, 2)
+
+
+@pytest.mark.parametrize("kind", DRAWN, ids=lambda cls: cls.name)
+def test_memory_is_bounded_without_changing_the_draws(kind, monkeypatch):
+    frames = coupled(600, 12)[0]
+    found = kind.fitted(Known([frames[:500]], tuple(STEPS)))
+    past = pasts(frames, [510, 550])
+    whole = found(past, STEPS, 7, np.random.default_rng(3)), found(past, STEPS)
+    monkeypatch.setattr("egno_md.forecast.drawn.CHUNK_NUMBERS", 1)
+    np.testing.assert_allclose(found(past, STEPS, 7, np.random.default_rng(3)), whole[0], atol=1e-9)
+    np.testing.assert_allclose(found(past, STEPS), whole[1], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", DRAWN, ids=lambda cls: cls.name)
+def test_times_between_steps_lie_on_the_same_paths(kind):
+    frames = coupled(1200, 12)[0]
+    found = kind.fitted(Known([frames[:1000]], (2, 4)))
+    past = pasts(frames, np.arange(1010, 1190, 10))
+    fine = found(past, [1, 2, 3, 4], 30, np.random.default_rng(0))
+    if kind is not NoisyStart:
+        coarse = found(past, [2, 4], 30, np.random.default_rng(0))
+        np.testing.assert_allclose(fine[:, :, [1, 3]], coarse, atol=1e-9)
+    variance = on_start(fine, past[:, -1]).var(axis=1).mean(axis=(0, 2, 3))
+    assert (np.diff(variance) > 0).all()
+    if kind is GaussianProcess:
+        np.testing.assert_allclose(variance[2], variance[[1, 3]].mean(), rtol=0.1)
+    with pytest.raises(UsageError, match=r"up to 4.*found 5.*Chained"):
+        found(past, [5.0])
+
+
+def test_many_steps_are_fitted_at_some_of_them():
+    frames = coupled(900, 8)[0]
+    steps = tuple(range(1, 41))
+    process = GaussianProcess.fitted(Known([frames], steps))
+    assert len(process.knots) == 16 and process.knots[-1] == 40 and "16 of 40 steps" in process.notes[-1]
+    assert process(pasts(frames, [800]), steps, 2, np.random.default_rng(0)).shape == (1, 2, 40, 8, 3)
+
+
+def test_few_windows_give_a_smaller_covariance_and_say_so():
+    frames = coupled(600, 24)[0]
+    few = GaussianProcess.fitted(Known([frames[:200]], tuple(STEPS)))
+    assert few.kind in ("low-rank", "time x space") and "a full one needs 288 windows" in few.notes[0]
+    fewer = GaussianProcess.fitted(Known([frames[:18]], tuple(STEPS)))
+    assert fewer.kind in ("low-rank", "time x space") and 0.7 < fewer.noise.share <= 1
+    for process, low in ((few, 0.8), (fewer, 0.4)):  # five strides of a slow motion do not tell how far it goes
+        starts = np.arange(300, 590, 5)
+        drawn = on_start(process(pasts(frames, starts), STEPS, 40, np.random.default_rng(0)), frames[starts])
+        error = on_start(frames[starts[:, None] + STEPS], frames[starts]) - drawn.mean(axis=1)
+        ratio = np.sqrt(drawn.var(axis=1).mean() / np.mean(error**2))
+        assert low < ratio < 1.25
+    for kind in DRAWN:
+        with pytest.raises(DataError, match=r"at least 10.*found [89].*has 13 frames"):
+            kind.fitted(Known([frames[:13]], tuple(STEPS)))
+
+
+def test_noise_has_the_covariance_of_what_it_was_fitted_to():
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=(12, 12))
+    paths = (rng.normal(size=(40000, 12)) @ factor).reshape(-1, 3, 4)
+    noise = Noise.fit(paths)
+    drawn = noise.paths(rng.standard_normal((40000, noise.n_numbers))).reshape(-1, 12)
+    scale = np.sqrt(np.diag(factor.T @ factor))
+    np.testing.assert_allclose(np.cov(drawn.T) / np.outer(scale, scale), factor.T @ factor / np.outer(scale, scale),
+                               atol=0.05)  # fmt: skip
+    np.testing.assert_allclose(noise.across, np.einsum("mtd,msd->ts", paths, paths) / (40000 * 4), rtol=0.02)
+    # Few paths of a product: the product, not the noise of the sample.
+    time, space = np.linalg.cholesky(np.array([[1, 0.6], [0.6, 2]])), rng.normal(size=(30, 30))
+    few = Noise.fit(np.einsum("ts,msd,de->mte", time, rng.normal(size=(60, 2, 30)), space))
+    assert few.share > 0.8 and len(few.rows) == 60
+
+
+def test_frozen_runs_draw_nothing():
+    frames = np.repeat(autoregression(1, 6, 0.0), 60, axis=0)
+    for kind in DRAWN:
+        drawn = kind.fitted(Known([frames], tuple(STEPS)))(frames[None, :4], STEPS, 3, np.random.default_rng(0))
+        np.testing.assert_allclose(drawn, np.broadcast_to(frames[0], drawn.shape), atol=1e-5)
+
+
+def test_analogues_find_what_they_were_taken_from():
+    frames = tumbled(coupled(700, 12)[0])
+    found = Analogues.fitted(Known([frames], tuple(STEPS)))
+    assert found.nearest == 26
+    np.testing.assert_array_equal(found.like(frames[[5, 300]])[:, 0], [5, 300])
+    alone = Analogues(found.mean, found.segments, found.places, found.library, 1, 4, 1)
+    drawn = alone(frames[[[300]]], STEPS, 2, np.random.default_rng(0))
+    np.testing.assert_allclose(drawn[0, 0], frames[301:305], atol=1e-5)
+    mean = alone(frames[[[300]]], STEPS)[0, 0]
+    np.testing.assert_allclose(
+        mean - mean.mean(axis=1, keepdims=True), aligned(frames[301:305], frames[300]), atol=1e-5
+    )
+    # A stride of three frames: what follows is three frames on, and between strides the frames that were saved.
+    fine = Analogues.fitted(Known([frames], (1, 2), 3))
+    fine = Analogues(fine.mean, fine.segments, fine.places, fine.library, 3, 2, 1)
+    np.testing.assert_allclose(fine(frames[[[300]]], [1 / 3, 2], 1, np.random.default_rng(0))[0, 0], frames[[301, 306]],
+                               atol=1e-5)  # fmt: skip
+
+
+def test_chains_of_draws_have_the_fluctuations_of_the_run():
+    frames = coupled(9000, 12)[0]
+    process = GaussianProcess.fitted(Known([frames[:8000]], tuple(STEPS)))
+    chain = Chained(process, STEPS)
+    drawn = chain(pasts(frames, [8010, 8400, 8800]), np.arange(1, 601), 8, np.random.default_rng(0))
+    assert drawn.shape == (3, 8, 600, 12, 3)
+    found = aligned(drawn[:, :, 200:].reshape(-1, 12, 3), process.mean).var(axis=0).mean()
+    assert found == pytest.approx(aligned(frames, process.mean).var(axis=0).mean(), rel=0.1)
