@@ -31,6 +31,8 @@ COLOURS = {
     "AR(1)": "#CC79A7",
     "smoothed history": "#56B4E9",
     "regression": "#E69F00",
+    "Gaussian process": "#8C510A",
+    "analogues": "#4D4D4D",
 }
 OTHER, LINES = "#000000", ("-", "--", ":", "-.")
 

@@ -184,7 +184,9 @@ def _common(known: Sequence[Known]) -> tuple[list[str], list[str]]:
     all_of_them = [one.baselines for one in known]
     left_out = {name: why for found in all_of_them for name, why in found.left_out.items()}
     names = [name for name in all_of_them[0].forecasts if name not in left_out]
-    return names, [f"without the baseline {name!r}: {why}" for name, why in left_out.items()]
+    notes = [f"without the baseline {name!r}: {why}" for name, why in left_out.items()]
+    said = [note for found in all_of_them for name in names for note in getattr(found.forecasts[name], "notes", ())]
+    return names, notes + list(dict.fromkeys(said))
 
 
 def _frames(run: Run, starts: np.ndarray, n_past: int) -> np.ndarray:
