@@ -94,16 +94,14 @@ def predict(
 
     TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run.
     """
-    from egno_md.trajectory.universe import open_universe
+    from egno_md.trajectory.universe import forget_box, open_universe
 
     from .analysis import EGNOSurrogate
 
     output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
     universe = open_universe(topology, trajectory, dt=dt)
     if no_box:
-        from MDAnalysis.transformations import set_dimensions
-
-        universe.trajectory.add_transformations(set_dimensions([0, 0, 0, 90, 90, 90]))
+        forget_box(universe)
     n_frames = universe.trajectory.n_frames
     start = n_frames - 1 if from_frame is None else from_frame
     if not -n_frames <= start < n_frames:

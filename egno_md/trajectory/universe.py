@@ -20,6 +20,7 @@ from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.XTC import XTCReader
 from MDAnalysis.lib.util import guess_format
+from MDAnalysis.transformations import set_dimensions
 
 from ..errors import DataError, EGNOError, UsageError
 from .clock import remember_scans
@@ -170,6 +171,11 @@ def _in_order(files: list[str], scans: list[Scan | None]) -> tuple[list[str], li
         stacklevel=4,
     )
     return files, scans
+
+
+def forget_box(universe: mda.Universe) -> None:
+    """Have every frame come without a periodic box, whatever the files say."""
+    universe.trajectory.add_transformations(set_dimensions([0, 0, 0, 90, 90, 90]))
 
 
 def input_files(universe: mda.Universe) -> list[str]:
