@@ -15,7 +15,7 @@ NUCLEOTIDES = ("A", "C", "G", "T", "U")
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
 
 NodeFeature = Literal["speed", "element", "residue", "atom_name", "charge"]
-EdgeFeature = Literal["distance", "distance2", "rbf", "hop", "bond", "chain"]
+EdgeFeature = Literal["distance", "distance2", "rbf", "hop", "bond", "chain", "charge_product"]
 
 
 class Spec(BaseModel):
@@ -30,14 +30,15 @@ class GraphSpec(Spec):
     select : str
         MDAnalysis selection, or one of the names ``"ca"``, ``"backbone"``, ``"heavy"``.
     cutoff : float
-        Radius of the graph in Angstrom; every atom within it is a neighbour.
+        Radius of the graph in Angstrom; every atom within it is a neighbour. Infinity: all pairs are edges.
     hops : int
         Covalent neighbours up to this many bonds are edges whatever their distance (C-alpha: along the chain).
     node_features, edge_features : tuple of str
         Names of the features. Nodes: ``speed`` (Angstrom per stride), ``element``, ``residue``, ``atom_name``
         (one-hot over the vocabularies below) and ``charge`` (in e, from the topology). Edges: ``distance``
         (Angstrom), ``distance2`` (Angstrom squared), ``rbf`` (smooth radial basis), ``hop`` (one-hot over 0 ...
-        hops, 0 = not covalent), ``bond`` (1 where bonded), ``chain`` (distance along the chain, scaled and capped).
+        hops, 0 = not covalent), ``bond`` (1 where bonded), ``chain`` (distance along the chain, scaled and capped),
+        ``charge_product`` (q_i q_j in e squared).
     n_rbf : int
         Size of the radial basis.
     elements, residues, atom_names : tuple of str
@@ -55,6 +56,12 @@ class GraphSpec(Spec):
     residues: tuple[str, ...] = AMINO_ACIDS
     atom_names: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _finite_basis(self) -> GraphSpec:
+        if "rbf" in self.edge_features and self.cutoff == float("inf"):
+            raise ValueError("the edge feature rbf needs a cutoff that is not infinite: take distance or distance2")
+        return self
+
     @property
     def n_node_features(self) -> int:
         """Width of the node features."""
@@ -71,6 +78,7 @@ class GraphSpec(Spec):
     def n_edge_features(self) -> int:
         """Width of the edge features."""
         width = {"distance": 1, "distance2": 1, "rbf": self.n_rbf, "hop": self.hops + 1, "bond": 1, "chain": 1}
+        width["charge_product"] = 1
         return sum(width[name] for name in self.edge_features)
 
 
@@ -89,8 +97,9 @@ class WindowSpec(Spec):
         Targets spread evenly over the window, or its last T frames. A forecaster wants "U".
     span : int
         Frames from the start to the end of the window; ``n_times`` unless the targets are thinned out.
-    velocity : {"backward", "forward"}
-        ``x[t] - x[t-1]``, which a forecaster has, or ``x[t+1] - x[t]``, which the paper's data sets use.
+    velocity : {"backward", "forward", "stored"}
+        ``x[t] - x[t-1]``, which a forecaster has, ``x[t+1] - x[t]``, which most of the paper's data sets use, or what a
+        run of a data set holds beside its positions, in a unit of its own.
     """
 
     stride_ps: float = Field(gt=0)
@@ -98,7 +107,7 @@ class WindowSpec(Spec):
     history: int = Field(1, ge=1)
     sampling: Literal["U", "L"] = "U"
     span: int = 0
-    velocity: Literal["backward", "forward"] = "backward"
+    velocity: Literal["backward", "forward", "stored"] = "backward"
 
     @model_validator(mode="before")
     @classmethod

@@ -37,10 +37,14 @@ def check_request(model: Model, horizon: int, substeps: int) -> None:
     for name, value in (("horizon", horizon), ("substeps", substeps)):
         if int(value) != value or value < 1:
             raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
-    if window.velocity == "forward":
+    if window.velocity != "backward":
+        of_what = {
+            "forward": "forward differences x[t+1] - x[t], as the paper's data sets are; a forecast does not know the "
+            "next frame",
+            "stored": "velocities that its data set holds beside the positions; a forecast does not have any",
+        }
         raise ModelError(
-            f"model {model.name!r} was trained on forward differences x[t+1] - x[t], as the paper's data sets are; "
-            "a forecast does not know the next frame: use a model with velocity='backward'"
+            f"model {model.name!r} was trained on {of_what[window.velocity]}: use a model with velocity='backward'"
         )
     whole = window.targets == tuple(range(1, window.n_times + 1))
     if not whole and (horizon > window.n_times or substeps > 1):

@@ -29,7 +29,7 @@ KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
     """The operator that the three specs describe; its weights come from torch's generator."""
-    if spec.prior == "regression" and (window.history > 1 or window.velocity == "forward"):
+    if spec.prior == "regression" and (window.history > 1 or window.velocity != "backward"):
         raise UsageError(
             f"the prior 'regression' goes on from one start frame and the way it came; found a history of "
             f"{window.history} and {window.velocity} velocities: use 'static'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -170,11 +171,19 @@ class GraphBuilder:
             )
         return array
 
+    @functools.cached_property
+    def _all_pairs(self) -> NDArray[np.int64]:
+        """Every atom and every other one, sorted, (2, N (N - 1))."""
+        return np.stack(np.nonzero(~np.eye(self.n_atoms, dtype=bool))).astype(np.int64)
+
     def _edges(
         self, positions: NDArray[np.float64], box: ArrayLike | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None, NDArray[np.int64]]:
         """Radius graph and covalent neighbours in one: edges (2, E), image vectors (E, 3) or None, hops (E,)."""
-        edges, shift = radius_graph(positions, self.spec.cutoff, box)  # (2, E')
+        if self.spec.cutoff == np.inf:
+            edges, shift = self._all_pairs.copy(), None  # (2, N (N - 1))
+        else:
+            edges, shift = radius_graph(positions, self.spec.cutoff, box)  # (2, E')
         crossed = np.zeros(edges.shape[1], dtype=np.int64) if shift is None else shift.any(axis=1).astype(np.int64)
         # Edges are sorted by this number, and a covalent neighbour is always the atom in place (crossed = 0).
         keys = (edges[0] * self.n_atoms + edges[1]) * 2 + crossed
@@ -220,6 +229,9 @@ class GraphBuilder:
                 if shift is not None:
                     far |= shift.any(axis=1)
                 columns.append(torch.from_numpy(np.where(far, 1.0, apart / CHAIN_CAP)).to(self.device)[:, None])
+            elif name == "charge_product":
+                charges = _known(self.molecule, "charges", name)
+                columns.append(torch.from_numpy(charges[edges[0]] * charges[edges[1]]).to(self.device)[:, None])
         return torch.cat([column.to(torch.float32) for column in columns], dim=1)  # (E, A)
 
 
@@ -292,7 +304,7 @@ def _known(molecule: Molecule, attribute: str, feature: str) -> NDArray[Any]:
     values = getattr(molecule, attribute)
     if values is None:
         raise ModelError(
-            f"the node feature {feature!r} needs {attribute} and the topology {molecule.source} has none. Load a "
+            f"the feature {feature!r} needs {attribute} and the topology {molecule.source} has none. Load a "
             "topology that has them (PSF, PRMTOP, TPR), or give them with "
             f"`universe.add_TopologyAttr({attribute!r}, values)`."
         )

@@ -32,6 +32,8 @@ class Run:
     boxes : ndarray, shape (F, 6), optional
         Lengths in Angstrom, angles in degrees.
     name : str
+    velocities : ndarray, shape (F, N, 3), optional
+        For windows whose velocities are stored (``WindowSpec.velocity``).
     """
 
     positions: np.ndarray
@@ -39,6 +41,7 @@ class Run:
     every: int = 1
     boxes: np.ndarray | None = None
     name: str = "run"
+    velocities: np.ndarray | None = None
 
 
 def segments(starts: np.ndarray, window: WindowSpec, every: int = 1) -> list[tuple[int, int]]:
@@ -166,11 +169,17 @@ class TrajectoryWindows(torch.utils.data.Dataset):
         r, start = self.index[item]
         run, window = self.runs[r], self.window
         last = 1 if window.velocity == "forward" else 0
-        past = run.positions[start + np.arange(-frames_back(window), last + 1) * run.every]
+        frames = start + np.arange(-frames_back(window), last + 1) * run.every
+        past = run.positions[frames]
         if noise is not None:
             past = past + noise(past.shape)
-        velocities = displacements(past, window)  # (history, N, 3)
-        sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
+        if window.velocity == "stored":
+            if run.velocities is None:
+                raise DataError(f"{run.name} holds no velocities: use windows with velocity='backward'")
+            sequence, velocities = past, run.velocities[frames]  # (history, N, 3)
+        else:
+            velocities = displacements(past, window)  # (history, N, 3)
+            sequence = past[1:] if window.velocity == "backward" else past[:-1]  # (history, N, 3)
         box = None if run.boxes is None else run.boxes[start]
         targets = run.positions[start + np.asarray(window.targets) * run.every]
         graph = run.builder(sequence[-1], velocities[-1], box)

@@ -22,6 +22,11 @@ class Varied(Dataset):
             raise UsageError(
                 f"noise and unroll change windows of runs: give TrajectoryWindows, found {type(windows).__name__}"
             )
+        if spec.unroll > 1 and windows.window.velocity != "backward":
+            raise UsageError(
+                f"unroll = {spec.unroll} chains windows, which those with {windows.window.velocity!r} velocities cannot "
+                "be: use unroll = 1, or velocity = 'backward'"
+            )
         self.windows, self.spec, self.epoch = windows, spec, 0
         self.items = list(range(len(windows)))  # type: ignore[arg-type]
         if spec.unroll > 1:
