@@ -2,8 +2,8 @@
 
 Charges are +1 or -1 with equal probability, positions standard normal, velocities random directions of length 0.5. The
 force on a particle is ``F_i = sum_j q_i q_j (x_i - x_j) / r_ij^3``, every component clipped to +-100. The time step is
-0.001, velocities first (symplectic Euler, the first kick a full step), and every hundredth step is a frame. The start is
-reflected at a box of half width 5, later frames are not. Lengths and times have no unit: a frame is 0.1.
+0.001, velocities first (symplectic Euler, the first kick a full step), and every hundredth step is a frame. The start
+is reflected at a box of half width 5, later frames are not. Lengths and times have no unit: a frame is 0.1.
 
 The generator is numpy's legacy one with the seed 43. It draws train 10000, validation 2000, test 2000; of each sample
 the charges, positions and velocities, and then the noise of its 49 frames, which has no strength but is drawn.

@@ -24,8 +24,8 @@ class Varied(Dataset):
             )
         if spec.unroll > 1 and windows.window.velocity != "backward":
             raise UsageError(
-                f"unroll = {spec.unroll} chains windows, which those with {windows.window.velocity!r} velocities cannot "
-                "be: use unroll = 1, or velocity = 'backward'"
+                f"unroll = {spec.unroll} chains windows, which those with {windows.window.velocity!r} velocities "
+                "cannot be: use unroll = 1, or velocity = 'backward'"
             )
         self.windows, self.spec, self.epoch = windows, spec, 0
         self.items = list(range(len(windows)))  # type: ignore[arg-type]
