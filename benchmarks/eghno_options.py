@@ -27,6 +27,7 @@ from egno_md.forecast.operator import apply_operator
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.graph import Graph, collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks, window_starts
+from egno_md.nn.operators import suited
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.loop import fit
 
@@ -153,6 +154,7 @@ def main(data: Path, work: Path, result: Path, seeds: int, hidden: int, epochs: 
                     continue
                 clusters = 5 if name == "mocap walk" else 20
                 spec = ModelSpec(hidden=hidden, layers=3, clusters=clusters, pooling_layers=3, **settings, **choice)
+                spec = suited(spec, spec.operator)
                 folder = work / key.replace(" / ", "-").replace(" ", "_")
                 model = fit(
                     new_model(graph, window, spec, seed=seed),

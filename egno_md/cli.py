@@ -218,10 +218,11 @@ def info(model: str, as_json: bool) -> None:
 
 def _readable_info(content: dict[str, Any]) -> str:
     graph, window, spec = content["graph"], content["window"], content["model"]
+    names = {"layers": "{} layers", "hidden": "width {}"}
+    size = [text.format(spec["options"][name]) for name, text in names.items() if name in spec["options"]]
     lines = [
         f"name       {content['name']}",
-        f"operator   {spec['operator'].upper()}, {spec['layers']} layers, width {spec['hidden']}, "
-        f"{content['parameters']} parameters",
+        f"operator   {spec['operator'].upper()}, {', '.join([*size, str(content['parameters'])])} parameters",
         f"atoms      {graph['select']}",
         f"graph      {graph['cutoff']:g} A, covalent neighbours up to {graph['hops']} bonds",
         f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from {window['history']} frame(s)",
@@ -291,7 +292,7 @@ def models(as_json: bool) -> None:
 @click.option("--dt", type=float, help="Spacing of the frames in ps, where the headers are wrong.")
 @click.option("--window", "n_times", type=int, help="T, frames that are predicted at once.  [default: 8]")
 @click.option("--history", type=click.Choice(["state", "trajectory"]), help="What the model reads: 1 or T frames.")
-@click.option("--operator", help="Name of an operator, such as egno or eghno.  [default: egno]")
+@click.option("--operator", help="egno, eghno, or one that an installed package brings.  [default: egno]")
 @click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to begin with.  [default: default]")
 @click.option("--hidden", type=int, help="Width.")
 @click.option("--layers", type=int, help="Number of layers.")

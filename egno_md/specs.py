@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -133,65 +134,59 @@ class WindowSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """The operator itself; the defaults of the paper's options are the paper's.
+    """The operator itself, and what stands around it.
+
+    ``ModelSpec(operator="eghno", hidden=8, clusters=4)`` is short for ``ModelSpec(operator="eghno", options={"hidden":
+    8, "clusters": 4})``: what is no field of this class is an option of the operator, and ``spec.hidden`` reads it. The
+    options are checked and completed by the operator's own spec where a model is made, see
+    :func:`egno_md.nn.operators.options_of`.
 
     Attributes
     ----------
-    operator : {"egno", "eghno"}
-    hidden, layers : int
-        Width H and number of layers (EGHNO: layers of each block).
-    modes : int
-        M, Fourier modes kept by the temporal convolutions.
-    time_embedding : int
-        D, width of the time embedding (even).
-    time_conv : {"full", "positions", "scalars", "none"}
-        Table 7: I convolves h, x and v; II h and x; III h alone; IV nothing (EGNN, EGHN).
-    flat, norm : bool
-        Options of the original code, readable for its weights, never a default.
-    residual : bool
-        Add the old h to the new one in every EGNN layer (not in the paper).
-    reduce : {"sum", "mean"}
-        How messages meet at the receiver; the paper sums.
-    handed : bool
-        SE(3)- instead of O(3)-equivariant layers, which tell a molecule from its mirror image (not in the paper); see
-        :class:`egno_md.nn.egnn.EGNNLayer`.
+    operator : str
+        Name in the register, :mod:`egno_md.nn.operators`.
+    options : dict
+        The operator's own settings: :class:`egno_md.nn.EGNOOptions`, :class:`egno_md.nn.EGHNOOptions`.
     length_scale : float
         Angstrom per unit of length inside the network: positions and velocities are divided by it.
-    start : {"paper", "static"}
-        Initial weights: the original's, or those whose forecast is the static frame.
     prior : {"static", "regression"}
         What the operator gets as the positions at every time, and corrects: the start frame (section 4.3), or the best
         forecast of every atom by itself that is linear in its start, fitted to the training runs
-        (:class:`egno_md.metrics.PathRegression`). "regression" holds for the molecules of the training runs alone, and
-        wants ``history = 1``.
+        (:class:`egno_md.forecast.forecasters.PathRegression`). "regression" holds for the molecules of the training
+        runs alone, and wants ``history = 1``.
     keep_bonds : bool
         Bring every predicted frame back to a local geometry: of a molecule that the model was trained on to what
-        hardly varies in those runs, of others the bonds to their lengths at the start; see :mod:`egno_md.geometry`.
-    clusters, pooling_layers, decoder_layers, placement, assignment, cut_weight
-        EGHNO alone; see :class:`egno_md.nn.EGHNO`.
+        hardly varies in those runs, of others the bonds to their lengths at the start; see
+        :mod:`egno_md.molecule.local`.
     """
 
-    operator: Literal["egno", "eghno"] = "egno"
-    hidden: int = Field(64, ge=1)
-    layers: int = Field(4, ge=1)
-    modes: int = Field(2, ge=1)
-    time_embedding: int = Field(32, ge=4, multiple_of=2)
-    time_conv: Literal["full", "positions", "scalars", "none"] = "full"
-    flat: bool = False
-    norm: bool = False
-    residual: bool = False
-    reduce: Literal["sum", "mean"] = "sum"
-    handed: bool = False
+    operator: str = "egno"
+    options: dict[str, Any] = {}
     length_scale: float = Field(1.0, gt=0)
-    start: Literal["paper", "static"] = "paper"
     prior: Literal["static", "regression"] = "static"
     keep_bonds: bool = False
-    clusters: int = Field(20, ge=1)
-    pooling_layers: int = Field(4, ge=1)
-    decoder_layers: int = Field(2, ge=1)
-    placement: Literal["before", "end"] = "before"
-    assignment: Literal["shared", "per_time"] = "shared"
-    cut_weight: float = Field(2.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fold(cls, values: Any) -> Any:
+        """Unknown keys are options; one that is given both ways counts as given by its own name."""
+        if not isinstance(values, dict):
+            return values
+        own = {key: values[key] for key in values if key in cls.model_fields}
+        others = {key: values[key] for key in values if key not in cls.model_fields}
+        return {**own, "options": {**own.get("options", {}), **others}} if others else own
+
+    def __getattr__(self, name: str) -> Any:
+        options = self.__dict__.get("options", {})
+        return options[name] if name in options else super().__getattr__(name)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> ModelSpec:
+        """A copy with other values, be they fields of this class or options."""
+        update = dict(update or {})
+        others = {key: update.pop(key) for key in list(update) if key not in type(self).model_fields}
+        if others:
+            update["options"] = {**update.get("options", self.options), **others}
+        return super().model_copy(update=update, deep=deep)
 
 
 class TrainSpec(Spec):

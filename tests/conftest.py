@@ -13,6 +13,7 @@ from nn_systems import Official, read_official
 
 from egno_md.forecast.model import Model, build_network
 from egno_md.nn import EGNOOutput
+from egno_md.nn.operators import suited
 from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -72,6 +73,7 @@ def make_model(network=None, *, select="all", cutoff=5.0, hidden=8, history=1, n
     graph = GraphSpec(select=select, cutoff=cutoff, node_features=("speed",), edge_features=("distance", "hop"))
     window = WindowSpec(stride_ps=1.0, n_times=n_times, history=history)
     model = ModelSpec(hidden=hidden, layers=2, **spec)
+    model = suited(model, model.operator)  # the same arguments for every operator: of those the ones that it has
     torch.manual_seed(seed)
     return Model(network or build_network(graph, window, model).eval(), graph, window, model, name="test")
 

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 
+import MDAnalysis as mda
+import numpy as np
 import pytest
 import torch
 from conftest import make_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from egno_md import load_model
+from egno_md import load_model, sample
 from egno_md.errors import ModelError, OutputError
+from egno_md.forecast import forecast
+from egno_md.forecast.model import new_model
+from egno_md.graph import GraphBuilder, select_atoms
 from egno_md.models import bundled_models
+from egno_md.models.header import FORMAT_VERSION, UPGRADES
+from egno_md.nn import operators
+from egno_md.specs import ModelSpec
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize("operator", ["egno", "eghno"])
@@ -94,3 +106,66 @@ def test_bundled_models_load_and_say_what_they_are():
         assert {"about", "data", "licence", "test", "training"} <= set(model.provenance)
         errors = model.provenance["test"]["mse_A2_per_step"]
         assert len(errors["model"]) == len(errors["static"]) == model.window.n_times
+
+
+def forecast_of(model, arrays, **spec) -> np.ndarray:
+    model = dataclasses.replace(model, spec=model.spec.model_copy(update=spec))
+    u = mda.Universe(str(sample("chignolin")[0]))
+    builder = GraphBuilder(select_atoms(u, model.graph.select), model.graph)
+    return forecast(model, builder, arrays["past"], arrays["forecast"].shape[1], device="cpu")
+
+
+@pytest.mark.parametrize("name", ["format1-egno", "format1-eghno", "format2-egno", "format2-eghno"])
+def test_files_of_older_formats_forecast_the_same(tmp_path, name):
+    """Files that the code of those formats wrote, and what they forecast with it."""
+    version, operator = int(name[6]), name[8:]
+    with safe_open(DATA / f"{name}.safetensors", "pt") as file:
+        assert file.metadata()["format_version"] == str(version)
+    model, arrays = load_model(DATA / f"{name}.safetensors"), np.load(DATA / f"{name}.npz")
+    np.testing.assert_allclose(forecast_of(model, arrays, keep_bonds=False), arrays["network"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(forecast_of(model, arrays), arrays["forecast"], rtol=0, atol=2e-5)
+    assert model.spec.operator == operator and model.spec.hidden == 8 and model.spec.keep_bonds
+    assert model.spec.options.keys() == operators.get(operator).options.model_fields.keys()
+    assert len(model.geometry) == (version == 2) and len(model.regression) == (name == "format2-egno")
+    if operator == "eghno":
+        assert model.spec.options["cut_weight"] == 1.5 and model.spec.assignment == "per_time"
+    # Saved again it is a file of the newest format, and says the same.
+    path = model.save(tmp_path / "new.safetensors")
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format_version"] == str(FORMAT_VERSION) == "3"
+        assert json.loads(file.metadata()["content"])["model"].keys() == ModelSpec.model_fields.keys()
+    again = load_model(path)
+    assert again.spec == model.spec and again.provenance == model.provenance
+    np.testing.assert_array_equal(forecast_of(again, arrays), forecast_of(model, arrays))
+
+
+def test_the_bundled_model_forecasts_what_it_always_did():
+    arrays = np.load(DATA / "ca-1ps.npz")
+    network = forecast_of(load_model("ca-1ps"), arrays, keep_bonds=False)
+    np.testing.assert_allclose(network, arrays["network"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(forecast_of(load_model("ca-1ps"), arrays), arrays["forecast"], rtol=0, atol=2e-5)
+
+
+def test_every_older_format_has_an_upgrade():
+    assert list(UPGRADES) == list(range(1, FORMAT_VERSION))
+    assert {int(path.stem[6]) for path in DATA.glob("format*.safetensors")} == set(UPGRADES)
+
+
+@pytest.mark.parametrize("version", ["0", "-1", "two", ""])
+def test_a_format_that_never_was_is_refused(tmp_path, version):
+    path = make_model().save(tmp_path / "m.safetensors")
+    rewrite(path, format_version=version)
+    with pytest.raises(ModelError, match="never was one"):
+        load_model(path)
+
+
+def test_a_model_whose_operator_is_not_installed_names_it(tmp_path, monkeypatch):
+    from toy_operator import OPERATOR
+
+    monkeypatch.setitem(operators._REGISTER, "toy", OPERATOR)
+    model = make_model()
+    path = new_model(model.graph, model.window, ModelSpec(operator="toy")).save(tmp_path / "toy.safetensors")
+    assert load_model(path).spec.options == {"width": 8, "drag": 0.0}
+    monkeypatch.delitem(operators._REGISTER, "toy")
+    with pytest.raises(ModelError, match="toy.safetensors .*no operator 'toy'.*once it is installed"):
+        load_model(path)

@@ -13,13 +13,13 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import nn
 
 from .._version import __version__
 from ..errors import ModelError, OutputError, UsageError
 from ..models.header import FORMAT, FORMAT_VERSION, digest, read_header
 from ..molecule.local import LocalGeometry
-from ..nn.eghno import EGHNO
-from ..nn.egno import EGNO
+from ..nn import operators
 from ..specs import GraphSpec, ModelSpec, WindowSpec
 from .forecasters import PathRegression
 
@@ -27,40 +27,21 @@ from .forecasters import PathRegression
 KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
 
 
-def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> EGNO | EGHNO:
-    """The operator that the three specs describe; its weights come from torch's generator."""
+def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> nn.Module:
+    """The operator that the three specs describe; its weights come from torch's generator.
+
+    Raises
+    ------
+    UsageError
+        Specs that do not go together, or what :func:`egno_md.nn.operators.options_of` refuses.
+    """
     if spec.prior == "regression" and (window.history > 1 or window.velocity != "backward"):
         raise UsageError(
             f"the prior 'regression' goes on from one start frame and the way it came; found a history of "
             f"{window.history} and {window.velocity} velocities: use 'static'"
         )
-    options: dict[str, Any] = {
-        "n_times": window.n_times,
-        "modes": spec.modes,
-        "time_embedding": spec.time_embedding,
-        "time_conv": spec.time_conv,
-        "flat": spec.flat,
-        "norm": spec.norm,
-        "residual": spec.residual,
-        "reduce": spec.reduce,
-        "handed": spec.handed,
-        "start": spec.start,
-    }
-    if spec.operator == "egno":
-        return EGNO(graph.n_node_features, graph.n_edge_features, spec.hidden, spec.layers, **options)
-    return EGHNO(
-        graph.n_node_features,
-        graph.n_edge_features,
-        1,
-        spec.hidden,
-        spec.layers,
-        clusters=spec.clusters,
-        pooling_layers=spec.pooling_layers,
-        decoder_layers=spec.decoder_layers,
-        placement=spec.placement,
-        assignment=spec.assignment,
-        **options,
-    )
+    operator = operators.get(spec.operator)
+    return operator.build(graph.n_node_features, graph.n_edge_features, window.n_times, operators.options_of(spec))
 
 
 @dataclass
@@ -69,14 +50,14 @@ class Model:
 
     Attributes
     ----------
-    network : EGNO or EGHNO
-        In eval mode after :func:`load_model`.
+    network : nn.Module
+        The operator of ``spec.operator``; in eval mode after :func:`load_model`.
     graph : GraphSpec
         Selection, edges and features.
     window : WindowSpec
         Stride in ps, T and history.
     spec : ModelSpec
-        The operator's own settings.
+        The operator's own settings, complete.
     provenance : dict
         What it was trained on, with which settings, how good it is, its licence.
     name : str
@@ -88,7 +69,7 @@ class Model:
         The forecast that the operator corrects, where ``spec.prior`` says so.
     """
 
-    network: EGNO | EGHNO
+    network: nn.Module
     graph: GraphSpec
     window: WindowSpec
     spec: ModelSpec
@@ -96,6 +77,9 @@ class Model:
     name: str = "unnamed"
     geometry: dict[str, LocalGeometry] = field(default_factory=dict)
     regression: dict[str, PathRegression] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.spec = operators.complete(self.spec)
 
     @property
     def n_parameters(self) -> int:

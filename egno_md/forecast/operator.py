@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from ..graph.builder import GraphBuilder
 from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
+from ..nn import operators
 from ..nn.captured import CapturedEGNO
 from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
@@ -48,8 +49,15 @@ def apply_operator(
 
     Returns
     -------
-    EGNOOutput or EGHNOOutput
-        With ``pos`` (T, N, 3) and ``vel`` (T, N, 3) in Angstrom.
+    NamedTuple
+        What the operator returns, with ``pos`` (T, N, 3) and ``vel`` (T, N, 3) in Angstrom.
+
+    Raises
+    ------
+    ModelError
+        A molecule that the model's regression does not know.
+    DataError
+        Graphs without a field that the operator reads.
     """
     scale = model.spec.length_scale
     pos, vel = graph.pos, graph.vel  # (N, 3)
@@ -59,9 +67,12 @@ def apply_operator(
     if model.window.history > 1:
         pos = graph.pos_history.transpose(0, 1)  # (T, N, 3)
         vel = graph.vel_history.transpose(0, 1)  # (T, N, 3)
-    options = {}
-    if model.spec.operator == "eghno":
-        options = {"local_index": graph.local_index, "local_attr": graph.local_attr}
+    further = {name: getattr(graph, name, None) for name in operators.get(model.spec.operator).reads}
+    if lacking := [name for name, value in further.items() if value is None]:
+        raise DataError(
+            f"the operator {model.spec.operator!r} reads {', '.join(lacking)}, which these graphs do not have: add it "
+            "to the data set, see egno_md.graph.Graph"
+        )
     out = (network or model.network)(
         graph.x,
         pos / scale,
@@ -72,7 +83,7 @@ def apply_operator(
         batch=graph.batch,
         edge_shift=None if graph.edge_shift is None else graph.edge_shift / scale,
         max_memory=None if max_memory == "auto" else max_memory,
-        **options,
+        **further,
     )
     return out._replace(pos=out.pos * scale, vel=out.vel * scale)
 

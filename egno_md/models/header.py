@@ -20,8 +20,9 @@ from . import DEFAULT_MODEL, bundled_models
 
 FORMAT = "egno_md"
 
-#: 2: what is known of molecules beside the weights. Older files are read as they are.
-FORMAT_VERSION = 2
+#: 2: what is known of molecules beside the weights. 3: the operator's options by themselves. Files of older formats
+#: go through UPGRADES, one version after the other.
+FORMAT_VERSION = 3
 
 #: What is known of molecules beside the weights: fields of Model, stored as ``<field>.<identity>.<array>``.
 KNOWLEDGE = ("geometry", "regression")
@@ -51,9 +52,9 @@ class Header(NamedTuple):
         Of the bundled model, or of the file without its suffix.
     path : Path
     version : int
-        Of the format.
+        Of the file's format.
     content : dict
-        ``graph``, ``window`` and ``model`` (fields of the specs) and ``provenance``, as they are stored.
+        ``graph``, ``window`` and ``model`` (fields of the specs) and ``provenance``, as the newest format has them.
     n_parameters : int
         Numbers in the weights.
     known : dict of str to int
@@ -110,7 +111,10 @@ def read_header(name_or_path: str | os.PathLike | None = None) -> Header:
             f"{path} holds tensors but was not written by egno_md (format {metadata.get('format')!r}); "
             "weights of the original code are read by egno_md.nn.from_official"
         )
-    version = int(metadata.get("format_version", 0))
+    written = metadata.get("format_version", "")
+    if not written.isdecimal() or int(written) < 1:
+        raise ModelError(f"{path} has format version {written!r}, which never was one: it was changed or damaged")
+    version = int(written)
     if version > FORMAT_VERSION:
         raise ModelError(
             f"{path} has format version {version}, this egno_md {__version__} reads up to {FORMAT_VERSION}: "
@@ -122,7 +126,13 @@ def read_header(name_or_path: str | os.PathLike | None = None) -> Header:
     weights = [shape for key, _, shape, _ in tensors if key.partition(".")[0] not in KNOWLEDGE]
     known = {field: {key.split(".")[1] for key, *_ in tensors if key.startswith(f"{field}.")} for field in KNOWLEDGE}
     counts = {field: len(identities) for field, identities in known.items()}
-    return Header(name, path, version, json.loads(content), sum(map(math.prod, weights)), counts)
+    parsed = json.loads(content)
+    try:
+        for older in range(version, FORMAT_VERSION):
+            parsed = UPGRADES[older](parsed)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path} of format {version} lacks what such files have ({error}): it was changed") from error
+    return Header(name, path, version, parsed, sum(map(math.prod, weights)), counts)
 
 
 def digest(tensors: Iterable[tuple[str, str, tuple[int, ...], Any]], content: str) -> str:
@@ -149,3 +159,22 @@ def _parsed(data: bytes) -> tuple[dict[str, str], list[tuple[str, str, tuple[int
             raise ValueError(f"tensor {name} is cut short")
         tensors.append((name, f"torch.{dtype}", shape, body[begin:end]))
     return metadata, tensors
+
+
+def _from_1(content: dict[str, Any]) -> dict[str, Any]:
+    """Before there were priors and handed layers, and before anything was known of molecules."""
+    return {**content, "model": {"prior": "static", "handed": False, **content["model"]}}
+
+
+def _from_2(content: dict[str, Any]) -> dict[str, Any]:
+    """Options stood beside the other fields, those of EGHNO in every model."""
+    options = dict(content["model"])
+    model = {key: options.pop(key) for key in ("operator", "length_scale", "prior", "keep_bonds") if key in options}
+    if model.get("operator") != "eghno":
+        for key in ("clusters", "pooling_layers", "decoder_layers", "placement", "assignment", "cut_weight"):
+            options.pop(key, None)
+    return {**content, "model": {**model, "options": options}}
+
+
+#: What makes of a file's specs those of the next version. The names of the tensors have not changed yet.
+UPGRADES = {1: _from_1, 2: _from_2}

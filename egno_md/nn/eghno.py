@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from .egnn import graph_centre
-from .egno import OperatorBlock, over_time
+from .egno import EGNOOptions, OperatorBlock, over_time, symmetry
+from .operators import Operator, register
 from .pooling import (
     MIN_WEIGHT,
     Decoder,
@@ -32,6 +34,29 @@ class EGHNOOutput(NamedTuple):
     h: Tensor  # (T, N, H)
     cut_loss: Tensor  # ()
     assignment: Tensor  # (N, K), per_time (T, N, K)
+
+
+class EGHNOOptions(EGNOOptions):
+    """Settings of :class:`EGHNO`: those of EGNO, `layers` being those of each block, and its own.
+
+    Attributes
+    ----------
+    clusters, pooling_layers, decoder_layers : int
+        K and the layers of the pooling network and of the decoder.
+    placement : {"before", "end"}
+        Where the temporal convolutions stand.
+    assignment : {"shared", "per_time"}
+        One assignment to clusters for all T, or one for every time point.
+    cut_weight : float
+        Weight of the cut loss in training.
+    """
+
+    clusters: int = Field(20, ge=1)
+    pooling_layers: int = Field(4, ge=1)
+    decoder_layers: int = Field(2, ge=1)
+    placement: Literal["before", "end"] = "before"
+    assignment: Literal["shared", "per_time"] = "shared"
+    cut_weight: float = Field(2.0, ge=0)
 
 
 class EGHNO(nn.Module):
@@ -226,3 +251,22 @@ class EGHNO(nn.Module):
         return EGHNOOutput(
             centre + mean_x0 + moved + decoded, low_vel, h, loss, s[0] if self.assignment == "shared" else s
         )
+
+
+#: Features of the local edges that a GraphBuilder gives: the length.
+IN_LOCAL = 1
+
+
+def _build(in_node: int, in_edge: int, n_times: int, options: EGHNOOptions) -> EGHNO:
+    values = options.model_dump(exclude={"cut_weight"})
+    hidden, layers = values.pop("hidden"), values.pop("layers")
+    return EGHNO(in_node, in_edge, IN_LOCAL, hidden, layers, n_times=n_times, **values)
+
+
+def _loss_terms(out: EGHNOOutput, options: EGHNOOptions) -> dict[str, Tensor]:
+    return {"cut": options.cut_weight * out.cut_loss}
+
+
+OPERATOR = register(
+    Operator("eghno", _build, EGHNOOptions, ("local_index", "local_attr"), loss_terms=_loss_terms, symmetry=symmetry)
+)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..specs import Spec
 from .egnn import EGNNLayer, graph_centre
+from .operators import Operator, register
 from .spectral import FourierBasis, NodeEmbedding, TemporalConv, fourier_basis
 
 #: What the temporal convolutions act on: (scalars h, channels of the vectors), by name; table 7, I to IV.
@@ -21,6 +24,50 @@ class EGNOOutput(NamedTuple):
     pos: Tensor  # (T, N, 3)
     vel: Tensor  # (T, N, 3)
     h: Tensor  # (T, N, H)
+
+
+class EGNOOptions(Spec):
+    """Settings of :class:`EGNO`; the defaults of the paper's options are the paper's.
+
+    Attributes
+    ----------
+    hidden, layers : int
+        Width H and number of layers.
+    modes : int
+        M, Fourier modes kept by the temporal convolutions.
+    time_embedding : int
+        D, width of the time embedding (even).
+    time_conv : {"full", "positions", "scalars", "none"}
+        Table 7: I convolves h, x and v; II h and x; III h alone; IV nothing (EGNN, EGHN).
+    flat, norm : bool
+        Options of the original code, readable for its weights, never a default.
+    residual : bool
+        Add the old h to the new one in every EGNN layer (not in the paper).
+    reduce : {"sum", "mean"}
+        How messages meet at the receiver; the paper sums.
+    handed : bool
+        SE(3)- instead of O(3)-equivariant layers, which tell a molecule from its mirror image (not in the paper); see
+        :class:`egno_md.nn.egnn.EGNNLayer`.
+    start : {"paper", "static"}
+        Initial weights: the original's, or those whose forecast is the static frame.
+    """
+
+    hidden: int = Field(64, ge=1)
+    layers: int = Field(4, ge=1)
+    modes: int = Field(2, ge=1)
+    time_embedding: int = Field(32, ge=4, multiple_of=2)
+    time_conv: Literal["full", "positions", "scalars", "none"] = "full"
+    flat: bool = False
+    norm: bool = False
+    residual: bool = False
+    reduce: Literal["sum", "mean"] = "sum"
+    handed: bool = False
+    start: Literal["paper", "static"] = "paper"
+
+
+def symmetry(options: EGNOOptions) -> Literal["E(3)", "SE(3)"]:
+    """What the outputs of EGNO and EGHNO turn with: handed layers tell left from right."""
+    return "SE(3)" if options.handed else "E(3)"
 
 
 class OperatorBlock(nn.Module):
@@ -300,3 +347,11 @@ class EGNO(nn.Module):
             max_memory=max_memory,
         )
         return EGNOOutput(pos, vel, h)
+
+
+def _build(in_node: int, in_edge: int, n_times: int, options: EGNOOptions) -> EGNO:
+    values = options.model_dump()
+    return EGNO(in_node, in_edge, values.pop("hidden"), values.pop("layers"), n_times=n_times, **values)
+
+
+OPERATOR = register(Operator("egno", _build, EGNOOptions, symmetry=symmetry))

@@ -125,6 +125,8 @@ class PoolingNetwork(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(PoolingLayer(hidden, in_edge, flat=flat) for _ in range(layers))
         self.head = nn.Sequential(nn.Linear(hidden, 8 * hidden), nn.Tanh(), nn.Linear(8 * hidden, clusters))
+        # The original has these weights, but nothing reads the vectors that the last layer makes: no gradient is due.
+        self.layers[-1].vector.requires_grad_(False)
 
     def forward(self, vectors: Tensor, h: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         """S (T, N, K) from `vectors` (T, N, 3, 3 channels), `h` (T, N, H) and the local edges."""

@@ -22,6 +22,7 @@ from ..forecast.chain import restored
 from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
+from ..nn import operators
 from ..specs import TrainSpec
 from .order import Batches, Varied
 from .process import check_processes, unchanged_process
@@ -96,6 +97,7 @@ class _Module(pl.LightningModule):
         self.network = model.network
         self.model = model
         self.spec = spec
+        self.operator, self.options = operators.get(model.spec.operator), operators.options_of(model.spec)
         weights = torch.ones(model.window.n_times)  # (T,)
         if spec.step_weights == "static":
             weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
@@ -115,8 +117,7 @@ class _Module(pl.LightningModule):
         if self.spec.pair_weight:
             error = _pair_error(out.pos, batch.y.transpose(0, 1), batch.edge_index)
             terms.append((self.spec.pair_weight * error, int((batch.edge_index[0] < batch.edge_index[1]).sum())))
-        if self.model.spec.operator == "eghno":
-            terms.append((self.model.spec.cut_weight * out.cut_loss, batch.n_graphs))
+        terms += [(term, batch.n_graphs) for term in self.operator.loss_terms(out, self.options).values()]
         return terms
 
     def training_step(self, batch: Graph, number: int) -> torch.Tensor:

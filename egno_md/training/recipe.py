@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError, UsageError, nearest
+from ..nn import operators
 from ..specs import PRESETS, GraphSpec, ModelSpec, Recipe, TrainSpec, WindowSpec
 from .data import FilesOptions, System
 from .source import Source, options_type
@@ -156,8 +157,14 @@ def _placed(systems: Any, path: Path) -> list[dict[str, Any]]:
 def known_keys(recipe: Recipe) -> dict[str, list[str]]:
     """The keys of each section, those of the recipe's operator and data set among them."""
     keys = {name: list(spec.model_fields) for name, spec in SECTIONS.items()}
+    keys["model"].remove("options")
+    keys["model"] += operators.get(_operator(recipe)).options.model_fields
     keys["data"] = ["name", *options_type(recipe.data.get("name", "files")).model_fields]
     return keys
+
+
+def _operator(recipe: Recipe) -> str:
+    return recipe.model.get("operator", PRESETS[recipe.preset or "default"][0].operator)
 
 
 def check_keys(recipe: Recipe, where: str = "") -> None:
@@ -274,10 +281,11 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
         _spec(WindowSpec, "window", {**window, "stride_ps": 1.0})  # what is wrong is said before files are opened
         window["stride_ps"] = source.stride_ps()
     window = _spec(WindowSpec, "window", window)
-    model = {**_flat(preset[0]), **source.defaults("model", recipe), **recipe.model}
+    usual = _spec(ModelSpec, "model", {**_flat(preset[0]), **source.defaults("model", recipe)})
+    model = {**_flat(operators.suited(usual, _operator(recipe))), **recipe.model}
     if (prior := model.get("prior")) == "auto":
         model["prior"] = "static"
-    model = _flat(_spec(ModelSpec, "model", model))
+    model = _flat(operators.complete(_spec(ModelSpec, "model", model)))
     # With fewer points in time there are fewer modes (section 4.2).
     if "modes" in model:
         model["modes"] = min(model["modes"], window.n_times // 2 + 1)

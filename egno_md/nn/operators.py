@@ -1,0 +1,182 @@
+"""The register of operators: everything that the rest of the package knows of one.
+
+A module in this folder registers its operators when it is imported. Another package names its own in the entry point
+group ``egno_md.operators``, an entry's name being the operator's::
+
+    [project.entry-points."egno_md.operators"]
+    mine = "my_package.mine:OPERATOR"
+
+Building, training, saving, predicting and evaluating then follow. What an operator must keep is checked by
+:func:`egno_md.nn.testing.check_operator`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from ..errors import UsageError, nearest
+from ..specs import ModelSpec
+
+#: Other packages name their operators in this group.
+ENTRY_POINTS = "egno_md.operators"
+
+#: What the outputs turn with: rotations, translations and reflections, or without the last.
+Symmetry = Literal["E(3)", "SE(3)"]
+
+
+def _no_terms(out: Any, options: Any) -> dict[str, Tensor]:
+    return {}
+
+
+def _mirrored(options: Any) -> Symmetry:
+    return "E(3)"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the package knows of one operator.
+
+    The module is called as :meth:`egno_md.nn.EGNO.forward` is::
+
+        module(h (N, F), pos, vel, edge_index (2, E), edge_attr (E, A),
+               times=, batch=, edge_shift=, max_memory=, **{name: ... for name in reads})
+
+    with `pos` and `vel` (N, 3), or (T, N, 3) for a sequence, in the network's own unit of length. It returns a
+    NamedTuple with ``pos`` and ``vel`` (T, N, 3).
+
+    Attributes
+    ----------
+    name : str
+        As ``ModelSpec.operator`` has it.
+    build : callable
+        ``build(in_node, in_edge, n_times, options) -> nn.Module``: F, A, T where a call does not say, and the options.
+    options : type of pydantic model
+        Its settings with their defaults; an unknown key is an error. Values must survive JSON.
+    reads : tuple of str
+        Further fields of :class:`egno_md.graph.Graph` that ``forward`` takes by keyword, as they are (Angstrom).
+    loss_terms : callable
+        ``loss_terms(out, options) -> {name: Tensor ()}``: what training adds to the error of the positions, each a mean
+        over the graphs of the batch, which several processes may share.
+    symmetry : callable
+        ``symmetry(options) -> "E(3)" or "SE(3)"``: whether reflections are among what the outputs turn with.
+    """
+
+    name: str
+    build: Callable[[int, int, int, Any], nn.Module]
+    options: type[BaseModel]
+    reads: tuple[str, ...] = ()
+    loss_terms: Callable[[Any, Any], Mapping[str, Tensor]] = _no_terms
+    symmetry: Callable[[Any], Symmetry] = _mirrored
+
+
+_REGISTER: dict[str, Operator] = {}
+
+
+def register(operator: Operator) -> Operator:
+    """Make an operator known by its name.
+
+    Returns
+    -------
+    Operator
+        The same.
+
+    Raises
+    ------
+    UsageError
+        The name is taken by another operator.
+    """
+    if _REGISTER.get(operator.name, operator) != operator:
+        raise UsageError(f"there is an operator {operator.name!r} already: give this one another name")
+    _REGISTER[operator.name] = operator
+    return operator
+
+
+@functools.cache
+def _import_ours() -> None:
+    """Import what lies beside this file, which registers it."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if not module.ispkg:
+            importlib.import_module(f"{package}.{module.name}")
+
+
+def names() -> tuple[str, ...]:
+    """Names of all operators, those of other packages last; these are not imported for it."""
+    _import_ours()
+    return tuple(dict.fromkeys([*_REGISTER, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
+
+
+def get(name: str) -> Operator:
+    """The operator of that name.
+
+    Raises
+    ------
+    UsageError
+        There is none, or the package that brings it cannot be imported.
+    """
+    if name not in _REGISTER:
+        _import_ours()
+    if name in _REGISTER:
+        return _REGISTER[name]
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
+        try:
+            operator = point.load()
+        except Exception as error:  # whatever another package raises while it is imported
+            raise UsageError(
+                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
+            ) from error
+        if not isinstance(operator, Operator) or operator.name != name:
+            raise UsageError(f"{where} must be an egno_md.nn.operators.Operator with the name {name!r}")
+        return register(operator)
+    known = names()
+    raise UsageError(
+        f"there is no operator {name!r}{nearest(name, known)}: known are {', '.join(known)}; those of another package "
+        "are known once it is installed"
+    )
+
+
+def options_of(spec: ModelSpec) -> Any:
+    """The options of a spec's operator, complete, as an instance of ``Operator.options``.
+
+    Raises
+    ------
+    UsageError
+        An unknown operator, an option that it does not have, or a value that it refuses.
+    """
+    operator = get(spec.operator)
+    known = operator.options.model_fields
+    for key in spec.options:
+        if key not in known:
+            raise UsageError(
+                f"the operator {spec.operator!r} has no option {key!r}{nearest(key, known)}: it has {', '.join(known)}"
+            )
+    try:
+        return operator.options(**spec.options)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"])) or "options"
+        raise UsageError(
+            f"{place} of the operator {spec.operator!r}: {wrong['msg']}; found {wrong['input']!r}"
+        ) from error
+
+
+def complete(spec: ModelSpec) -> ModelSpec:
+    """The spec with every option of its operator written out; errors are those of :func:`options_of`."""
+    return spec.model_copy(update={"options": options_of(spec).model_dump(mode="json")})
+
+
+def suited(spec: ModelSpec, operator: str) -> ModelSpec:
+    """A preset for another operator: of its options those that this one has."""
+    known = get(operator).options.model_fields
+    options = {key: value for key, value in spec.options.items() if key in known}
+    return spec.model_copy(update={"operator": operator, "options": options})
