@@ -280,17 +280,34 @@ class Recipe(Spec):
         return section
 
 
+#: All options of EGNO, written out so that a preset says what it stands for.
+_PLAIN = {
+    "hidden": 128,
+    "layers": 4,
+    "modes": 2,
+    "time_embedding": 32,
+    "time_conv": "full",
+    "flat": False,
+    "norm": False,
+    "residual": False,
+    "reduce": "sum",
+    "handed": False,
+    "start": "paper",
+}
+
 #: Settings by name. "default" is made for proteins: lengths of Angstrom, graphs with cutoffs of 10 A, a start at the
 #: static frame. "paper" is table 8 of the paper, row Protein, and the plain operator of its section 4.
 PRESETS: dict[str, tuple[ModelSpec, TrainSpec]] = {
     "default": (
         ModelSpec(
-            hidden=64, layers=4, residual=True, reduce="mean", length_scale=10.0, start="static", keep_bonds=True
+            options=_PLAIN | {"hidden": 64, "residual": True, "reduce": "mean", "start": "static"},
+            length_scale=10.0,
+            keep_bonds=True,
         ),
         TrainSpec(batch_size=8, learning_rate=2e-3, max_epochs=50),
     ),
     "paper": (
-        ModelSpec(hidden=128, layers=4),
+        ModelSpec(options=_PLAIN),
         TrainSpec(
             batch_size=8,
             learning_rate=5e-5,

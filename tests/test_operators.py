@@ -198,6 +198,8 @@ def test_a_spec_takes_options_by_their_names_and_reads_them():
         spec.no_such_option  # noqa: B018
     whole = operators.complete(spec)
     assert whole.cut_weight == 2.0 and whole.hidden == 8 and operators.complete(whole) == whole
+    for preset, _ in PRESETS.values():
+        assert operators.complete(preset) == preset  # a preset says all that it stands for
     assert PRESETS["paper"][0].hidden == 128
 
 

@@ -282,7 +282,7 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
         window["stride_ps"] = source.stride_ps()
     window = _spec(WindowSpec, "window", window)
     usual = _spec(ModelSpec, "model", {**_flat(preset[0]), **source.defaults("model", recipe)})
-    model = {**_flat(operators.suited(usual, _operator(recipe))), **recipe.model}
+    model = {**_flat(operators.suited(usual, recipe.model.get("operator", usual.operator))), **recipe.model}
     if (prior := model.get("prior")) == "auto":
         model["prior"] = "static"
     model = _flat(operators.complete(_spec(ModelSpec, "model", model)))
