@@ -281,8 +281,11 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
         _spec(WindowSpec, "window", {**window, "stride_ps": 1.0})  # what is wrong is said before files are opened
         window["stride_ps"] = source.stride_ps()
     window = _spec(WindowSpec, "window", window)
-    usual = _spec(ModelSpec, "model", {**_flat(preset[0]), **source.defaults("model", recipe)})
-    model = {**_flat(operators.suited(usual, recipe.model.get("operator", usual.operator))), **recipe.model}
+    usual = {**_flat(preset[0]), **source.defaults("model", recipe)}
+    operator = operators.get(recipe.model.get("operator", usual["operator"]))
+    # Another operator than that of the preset takes of its options those that it has.
+    known = {*ModelSpec.model_fields, *operator.options.model_fields}
+    model = {**{key: value for key, value in usual.items() if key in known}, **recipe.model}
     if (prior := model.get("prior")) == "auto":
         model["prior"] = "static"
     model = _flat(operators.complete(_spec(ModelSpec, "model", model)))
@@ -314,7 +317,8 @@ def planned(recipe: Recipe) -> Plan:
 def _flat(spec: BaseModel) -> dict[str, Any]:
     """A spec as the section of a recipe: options stand beside the other fields."""
     section = spec.model_dump(mode="json")
-    return {**section, **section.pop("options", {})}
+    options = section.pop("options", {})
+    return {**section, **options}
 
 
 def _spec(kind: type[BaseModel], section: str, values: Mapping[str, Any]) -> Any:
