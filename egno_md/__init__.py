@@ -18,6 +18,7 @@ _HOME = {
     "HybridPropagator": "propagator",
     "Model": "forecast.model",
     "ModelSpec": "specs",
+    "Recipe": "specs",
     "TrainSpec": "specs",
     "WindowSpec": "specs",
     "bundled_models": "models",
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from egno_md.forecast.model import Model, load_model
     from egno_md.graph.builder import GraphBuilder
     from egno_md.models import bundled_models
-    from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
+    from egno_md.specs import GraphSpec, ModelSpec, Recipe, TrainSpec, WindowSpec
     from egno_md.training.loop import fit
     from egno_md.trajectory.universe import open_universe
 

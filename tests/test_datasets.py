@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,42 +199,20 @@ def test_unknown_data_sets_name_the_nearest_and_names_are_taken_once():
     assert datasets.get("nbody").options is NBodyOptions and "nbody" in datasets.names()
 
 
-TOY = """
-import numpy as np
-from egno_md.datasets import DataSet, Split
-from egno_md.graph.builder import GraphBuilder
-from egno_md.graph.windows import Run, TrajectoryWindows
-from egno_md.molecule.molecule import Molecule
-from egno_md.specs import Spec
-
-class Options(Spec):
-    frames: int = 60
-
-def recipe(options):
-    graph = {"select": "all", "cutoff": 5.0, "node_features": ["speed"], "edge_features": ["distance"]}
-    return {"graph": graph, "window": {"stride_ps": 1.0, "n_times": 4}, "training": {"batch_size": 16}}
-
-def load(options, graph, window):
-    builder = GraphBuilder(Molecule(elements=["C"] * 4, bonds=[(0, 1), (1, 2), (2, 3)]), graph)
-    swing = 0.3 * np.sin(np.arange(options.frames) / 3)[:, None, None] * np.eye(4, 3)
-    frames = (1.4 * np.arange(4)[:, None] * np.ones(3) + swing).astype(np.float32)
-    windows = [TrajectoryWindows([Run(frames, builder)], window) for _ in range(3)]
-    return Split(*windows)
-
-TOY = DataSet("toy", Options, recipe, load)
-"""
-
-
-def test_a_data_set_of_another_package_trains(tmp_path):
+def test_the_data_set_of_the_documentation_trains_from_another_package(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "SPRING" in block]
+    assert len(code.splitlines()) < 40
     package = tmp_path / "site"
-    (package / "toy-1.dist-info").mkdir(parents=True)
-    (package / "toy.py").write_text(TOY)
-    (package / "toy-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1\n")
-    (package / "toy-1.dist-info" / "entry_points.txt").write_text("[egno_md.datasets]\ntoy = toy:TOY\n")
-    (tmp_path / "recipe.toml").write_text('[data]\nname = "toy"\nframes = 50\n[model]\nhidden = 6\nlayers = 1\n')
-    code = f"import sys; sys.path.insert(0, {str(package)!r}); from egno_md.cli import main; main()"
+    (package / "spring-1.dist-info").mkdir(parents=True)
+    (package / "spring.py").write_text(code)
+    (package / "spring-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: spring\nVersion: 1\n")
+    (package / "spring-1.dist-info" / "entry_points.txt").write_text("[egno_md.datasets]\nspring = spring:SPRING\n")
+    (tmp_path / "recipe.toml").write_text('[data]\nname = "spring"\nruns = 6\n[model]\nhidden = 6\nlayers = 1\n')
+    command = f"import sys; sys.path.insert(0, {str(package)!r}); from egno_md.cli import main; main()"
     arguments = ["train", tmp_path / "recipe.toml", "--epochs", 1, "-o", tmp_path / "m.safetensors"]
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", command, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     model = load_model(tmp_path / "m.safetensors")
-    assert model.provenance["data"] == {"dataset": "toy", "options": {"frames": 50}} and model.window.n_times == 4
+    found = {key: model.provenance["data"][key] for key in ("dataset", "options")}
+    assert found == {"dataset": "spring", "options": {"runs": 6}} and model.window.n_times == 4
