@@ -158,7 +158,7 @@ class EGNOSurrogate(AnalysisBase):
             who=f"model {self.model.name!r}",
         )
         self.atoms, self.builder, self.every = self.subject.atoms, self.subject.builder, self.subject.every
-        if len(self.subject.clock.times) < 2:
+        if self.subject.clock.usable.sum() < 2:
             warnings.warn(
                 "the trajectory has one frame: its spacing in time cannot be checked and its velocities are taken as "
                 "zero; a forecast from two frames one stride apart is better",
@@ -338,6 +338,7 @@ class EGNOSurrogate(AnalysisBase):
                 boxes=boxes,
                 dt=self.spacing,
                 force=force,
+                recentre=True,
                 inputs=input_files(self.atoms.universe),
             )
         return files

@@ -92,7 +92,8 @@ def predict(
 ) -> None:
     """Forecast the frames after the end of a run (or after --from-frame) and write them.
 
-    TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run.
+    TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run. The exit code is
+    3 where predicted frames fail the physical checks; the files are kept.
     """
     from egno_md.trajectory.universe import forget_box, open_universe
 
@@ -122,12 +123,14 @@ def predict(
     ).run(frames=[start % n_frames])
     summary = _summary(surrogate)
     click.echo(json.dumps(summary, indent=2) if as_json else _readable(summary))
+    if not summary["checks"]["ok"]:
+        click.echo("the forecast failed the checks; what was written is kept, the exit code is 3", err=True)
+        sys.exit(3)
 
 
 def _summary(surrogate) -> dict[str, Any]:
     """What one forecast came to, ready for JSON; Angstrom and ps."""
     results, model = surrogate.results, surrogate.model
-    known = [k for k, value in enumerate(results.rmsd[0]) if value == value]
     return {
         "model": model.name,
         "atoms": len(surrogate.atoms),
@@ -136,8 +139,9 @@ def _summary(surrogate) -> dict[str, Any]:
         "frames": surrogate.horizon,
         "times_ps": [float(t) for t in results.times[0]],
         "windows": -(-surrogate.horizon // (model.window.n_times * surrogate.substeps)),
-        "rmsd_A": [float(results.rmsd[0, k]) for k in known],
-        "rmsd_static_A": [float(results.rmsd_static[0, k]) for k in known],
+        # One for each time; None where the trajectory does not have the frame.
+        "rmsd_A": [float(value) if value == value else None for value in results.rmsd[0]],
+        "rmsd_static_A": [float(value) if value == value else None for value in results.rmsd_static[0]],
         "moved_A": float(results.moved[0, -1]),
         "checks": _checks(results.checks[0]),
         "files": [str(path) for path in results.files],
@@ -164,8 +168,9 @@ def _readable(summary: dict[str, Any]) -> str:
     ]
     if summary["windows"] > 1:
         lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
-    if summary["rmsd_A"]:
-        k = len(summary["rmsd_A"]) - 1
+    known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
+    if known:
+        k = known[-1]
         lines.append(
             f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_A'][k]:.2f} A "
             f"(the start frame standing still: {summary['rmsd_static_A'][k]:.2f} A)"

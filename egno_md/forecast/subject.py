@@ -105,7 +105,7 @@ class Subject:
             warnings.warn(note, UserWarning, stacklevel=3)
         if window is None:
             stride = 1
-        elif trajectory.n_frames < 2:
+        elif clock.usable.sum() < 2:
             stride = every or 1
         else:
             stride = clock.per_stride(window.stride_ps, every, who=who)

@@ -128,6 +128,17 @@ class Clock:
         near = last - 1 if by < 0 else first  # of a frame that is stored twice, the one on this side
         return int(self._frames[low + near])
 
+    @property
+    def _left_out(self) -> str:
+        """Which frames hold no positions, for messages; empty where all do."""
+        without = np.flatnonzero(~self.usable)
+        if not len(without):
+            return ""
+        return (
+            f" ({len(without)} of its {len(self.usable)} frames, such as frame {without[-1]}, hold no positions, only "
+            "velocities or forces, and are left out)"
+        )
+
     @cached_property
     def _frames(self) -> NDArray[np.int64]:
         return np.flatnonzero(self.usable)
@@ -167,7 +178,7 @@ class Clock:
             A run of one frame, or a stride that is not a whole number of frames (or not `every` of them).
         """
         if len(self._frames) < 2:
-            raise SpacingError(f"{self.name} has {len(self._frames)} frame(s); a run has at least two")
+            raise SpacingError(f"{self.name} has {len(self._frames)} frame(s){self._left_out}; a run has at least two")
         ratio = stride_ps / self.spacing
         whole = round(ratio)
         slack = 1e-3 * ratio + (ratio / self.spacing) * self.uncertainty
@@ -176,7 +187,7 @@ class Clock:
             return whole
         if every is not None and abs(ratio - every) <= slack:
             return int(every)
-        found = f"the frames of {self.name} are {self.spacing:g} ps apart"
+        found = f"the frames of {self.name} are {self.spacing:g} ps apart{self._left_out}"
         if every is not None and every > 1:
             found += f", so {every} of them are {every * self.spacing:g} ps"
         found += f"; {who} has a stride of {stride_ps:g} ps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,21 @@ def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
     return topology
 
 
-def from_mdtraj(trajectory: mdtraj.Trajectory) -> mda.Universe:
-    """Universe in memory of an mdtraj.Trajectory: Angstrom, its times, box, chains, residues, elements and bonds."""
+def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> mda.Universe:
+    """Universe in memory of an mdtraj.Trajectory: Angstrom, its times, box, chains, residues, elements and bonds.
+
+    Parameters
+    ----------
+    trajectory : mdtraj.Trajectory
+    dt : float, optional
+        Spacing of the frames in ps, in place of ``trajectory.time``. mdtraj numbers the frames of a DCD file, and of
+        other files without times, instead of reading them: times of 0, 1, 2, ... are used with a warning.
+
+    Raises
+    ------
+    DataError
+        No topology, no frame, or a spacing that is not a positive number.
+    """
     topology = trajectory.topology
     if topology is None or trajectory.n_frames == 0:
         raise DataError("the mdtraj.Trajectory holds no topology or no frame; load it with top=")
@@ -123,5 +137,18 @@ def from_mdtraj(trajectory: mdtraj.Trajectory) -> mda.Universe:
     boxes = None
     if trajectory.unitcell_lengths is not None:
         boxes = np.hstack([trajectory.unitcell_lengths * 10.0, trajectory.unitcell_angles]).astype(np.float32)  # (F, 6)
-    attach(universe, trajectory.xyz * np.float32(10.0), np.asarray(trajectory.time, dtype=np.float64), boxes)
+    times = np.asarray(trajectory.time, dtype=np.float64)  # (F,)
+    if dt is not None:
+        if not (np.isfinite(dt) and dt > 0):
+            raise DataError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
+        times = dt * np.arange(len(times))
+    elif len(times) > 1 and (times == int(times[0]) + np.arange(len(times))).all():
+        warnings.warn(
+            f"the frames of the mdtraj.Trajectory are at {times[0]:g}, {times[1]:g}, ... ps: mdtraj numbers the frames "
+            "of a DCD file instead of reading its times, so 1 ps may not be true; if it is not, set the times first: "
+            "trajectory.time = dt * np.arange(trajectory.n_frames)",
+            UserWarning,
+            stacklevel=2,
+        )
+    attach(universe, trajectory.xyz * np.float32(10.0), times, boxes)
     return universe

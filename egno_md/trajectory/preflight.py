@@ -8,7 +8,7 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -121,14 +121,16 @@ def _refuse_wrapped(name: str, kind: str, head: bytes) -> None:
 
 
 def preflight(name: str) -> Scan | None:
-    """Walk the headers of a DCD, XTC or TRR file; None for the other formats."""
+    """Walk the headers of a DCD, XTC, TRR, NetCDF or XYZ file; None for the other formats."""
     require_file(name, "trajectory")
-    scanner = SCANNERS.get(file_suffix(name))
+    scanner = (SCANNERS | _NAMED_SCANNERS).get(file_suffix(name))
     if scanner is None:
         return None
     with mapped(name) as data:
         scan = scanner(name, data)
         size = len(data)
+    if scan is None:
+        return None
     if scan.n_frames == 0:
         raise DataError(
             f"{name} holds no whole frame: the headers describe frames of {scan.n_atoms} atoms, but the file ends "
@@ -355,4 +357,96 @@ def _scan_dcd(name: str, data: mmap.mmap) -> Scan:
     return Scan(layout.n_atoms, 1 + n_more, second + n_more * layout.rest, times)
 
 
-SCANNERS = {".dcd": _scan_dcd, ".xtc": _scan_xtc, ".trr": _scan_trr}
+def _scan_netcdf(name: str, data: mmap.mmap) -> Scan | None:
+    """Count the frames of a NetCDF file of the classic formats (CDF-1 and CDF-2), as Amber writes them.
+
+    After the header come the variables without time, then one record a frame. The header says how many; a copy that
+    was cut off has fewer.
+    """
+    if data[:4] not in (b"CDF\x01", b"CDF\x02"):
+        return None  # NetCDF 4 is HDF5
+    at = 4
+
+    def numbers(count: int, kind: str = "i") -> tuple[int, ...]:
+        nonlocal at
+        found = struct.unpack_from(f">{count}{kind}", data, at)
+        at += struct.calcsize(f">{count}{kind}")
+        return found
+
+    def text() -> str:
+        nonlocal at
+        (length,) = numbers(1)
+        found = data[at : at + length].decode("ascii", "replace")
+        at += -(-length // 4) * 4
+        return found
+
+    def attributes() -> None:
+        nonlocal at
+        for _ in range(numbers(2)[1]):
+            text()
+            kind, count = numbers(2)
+            at += -(-count * {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8}[kind] // 4) * 4
+
+    try:
+        (n_records,) = numbers(1)
+        sizes, n_atoms = [], 0
+        for _ in range(numbers(2)[1]):
+            name_of, size = text(), numbers(1)[0]
+            sizes.append(size)
+            n_atoms = size if name_of == "atom" else n_atoms
+        attributes()
+        first, record = len(data), 0
+        for _ in range(numbers(2)[1]):
+            text()
+            dimensions = numbers(numbers(1)[0])
+            attributes()
+            _, size = numbers(2)
+            (begin,) = numbers(1, "i" if data[3] == 1 else "q")
+            if dimensions and sizes[dimensions[0]] == 0:
+                first, record = min(first, begin), record + size
+    except (struct.error, KeyError, IndexError) as exc:
+        raise damaged(name, 0, at, "is inside a header that is cut off or damaged") from exc
+    if record <= 0:
+        return None
+    whole = (len(data) - first) // record
+    if 0 < n_records <= whole:
+        return Scan(n_atoms, n_records, len(data))
+    return Scan(n_atoms, whole, first + whole * record)
+
+
+def _scan_xyz(name: str, data: mmap.mmap) -> Scan | None:
+    """Count the frames of an XYZ file, text: the number of atoms, a comment, a line for each atom."""
+    first = data[: max(data.find(b"\n"), 0)].split()
+    if len(first) != 1 or not first[0].isdigit() or int(first[0]) == 0:
+        return None  # MDAnalysis says what is wrong
+    n_atoms = int(first[0])
+    per_frame = n_atoms + 2
+    chunks = []
+    for start in range(0, len(data), 1 << 24):
+        chunks.append(start + np.flatnonzero(np.frombuffer(data[start : start + (1 << 24)], np.uint8) == 10))
+    begins = np.concatenate([[-1], *chunks]) + 1  # of every line
+    if data[begins[-1] :].strip() and not _cut_number(data[begins[-2] : begins[-1]], data[begins[-1] :]):
+        begins = np.append(begins, len(data))  # the last line lacks nothing but its end
+    n_frames = (len(begins) - 1) // per_frame
+    for frame, begin in enumerate(begins[:-1:per_frame][:n_frames]):
+        line = data[begin : data.find(b"\n", begin)].split()
+        if line[:1] != first:
+            raise damaged(name, frame, int(begin), f"does not begin with its number of atoms, {n_atoms}")
+    end = int(begins[n_frames * per_frame])
+    return Scan(n_atoms, n_frames, len(data) if not data[end:].strip() else end)
+
+
+def _cut_number(before: bytes, last: bytes) -> bool:
+    """Whether a text ends in the middle of its last line, which looks like the line before it otherwise."""
+    whole, found = before.split(), last.split()
+    return len(found) < len(whole) or len(found[-1].rpartition(b".")[2]) < len(found[-2].rpartition(b".")[2])
+
+
+_Scanner = Callable[[str, mmap.mmap], "Scan | None"]
+
+#: Formats of frames alone, which are no topology.
+SCANNERS: dict[str, _Scanner] = {".dcd": _scan_dcd, ".xtc": _scan_xtc, ".trr": _scan_trr}
+SCANNERS |= {".nc": _scan_netcdf, ".ncdf": _scan_netcdf}
+
+#: Formats with atom names, which may be a topology as well.
+_NAMED_SCANNERS: dict[str, _Scanner] = {".xyz": _scan_xyz}

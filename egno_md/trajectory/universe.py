@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import MDAnalysis as mda
@@ -280,6 +281,9 @@ def _whole_frames(name: str, scan: Scan) -> str:
             while left and (chunk := source.read(min(left, 1 << 24))):
                 target.write(chunk)
                 left -= len(chunk)
+            if file_suffix(name) in (".nc", ".ncdf"):  # the header counts the frames
+                target.seek(4)
+                target.write(scan.n_frames.to_bytes(4, "big"))
     except OSError as exc:
         raise DataError(
             f"{name} ends inside a frame, and a copy of its whole frames could not be written to {folder} "
@@ -291,6 +295,16 @@ def _whole_frames(name: str, scan: Scan) -> str:
 def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None], exc: Exception) -> DataError:
     """Name the reason for which MDAnalysis could not build the Universe."""
     said = _said(exc)
+    if isinstance(exc, UnicodeDecodeError):
+        for name in (topology, *files):
+            try:
+                Path(name).read_text("utf-8")
+            except UnicodeDecodeError as wrong:
+                line = 1 + Path(name).read_bytes()[: wrong.start].count(b"\n")
+                return DataError(
+                    f"line {line} of {name} has a character that is no UTF-8 (byte {wrong.object[wrong.start]:#x}), as "
+                    f"Latin-1 remarks have; convert it: iconv -f latin1 -t utf-8 {name} > utf8{Path(name).suffix}"
+                )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

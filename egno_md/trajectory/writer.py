@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import secrets
+import string
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from MDAnalysis.lib.mdamath import triclinic_vectors
 from MDAnalysis.units import convert
 
 from ..errors import DataError, OutputError, UsageError
+from ..molecule.atoms import chain_numbers
 from .clock import time_tolerance
 from .preflight import INT32_MAX, SCANNERS, StrPath, dcd_layout, mapped
 from .universe import checked_frames, in_memory_universe
@@ -300,6 +302,7 @@ def write_forecast(
     dt: float | None = None,
     force: bool = False,
     topology: bool = True,
+    recentre: bool = False,
     inputs: Iterable[StrPath] = (),
 ) -> list[Path]:
     """Write frames to a DCD or XTC file, and their topology to a PDB file of the same name beside it.
@@ -325,7 +328,10 @@ def write_forecast(
     force
         Replace files that exist.
     topology
-        Write the PDB file.
+        Write the PDB file. Chains without a letter get one.
+    recentre
+        Move the PDB file, not the trajectory, to the origin where its columns cannot hold the coordinates; with a
+        warning.
     inputs
         Files that must not be overwritten, whatever `force` says.
 
@@ -362,6 +368,7 @@ def write_forecast(
                     part,
                     targets[1],
                     in_memory_universe(atoms, xyz[:1], clock[:1], None if cells is None else cells[:1]),
+                    recentre=recentre,
                 )
         if topology:
             os.replace(part, os.path.realpath(targets[1]))
@@ -375,26 +382,74 @@ def _is_cell(box: NDArray[np.float32]) -> bool:
         return bool(triclinic_vectors(box).any())
 
 
-def _write_pdb(part: Path, target: Path, universe: mda.Universe) -> None:
+#: What the columns of a PDB file hold, in Angstrom.
+_PDB_RANGE = (-999.9, 9999.9)
+
+
+def _write_pdb(part: Path, target: Path, universe: mda.Universe, *, recentre: bool = False) -> None:
     """Write the topology to `part`; the errors speak of `target`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
             universe.guess_TopologyAttrs(context="default", to_guess=["elements"])
+            _letter_chains(universe)
+            moved = recentre and _move_into_columns(universe)
             universe.atoms.write(str(part), bonds="all")
         if universe.dimensions is None:
             # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
             lines = part.read_text().splitlines(keepends=True)
             part.write_text("".join(line for line in lines if not line.startswith("CRYST1")))
-    except (OSError, ValueError) as exc:
+        if moved:
+            warnings.warn(
+                f"the frames are so far from the origin that a PDB file cannot hold them: {target} is moved to the "
+                "origin, the trajectory is not",
+                UserWarning,
+                stacklevel=3,
+            )
+    except OSError as exc:
         raise OutputError(
-            f"the topology {target} could not be written ({exc}); write the trajectory alone (topology=False), or "
-            "free some space"
+            f"the topology {target} could not be written ({exc}); free some space, or write elsewhere (in Python, "
+            "topology=False writes the trajectory alone)"
+        ) from exc
+    except ValueError as exc:
+        raise OutputError(
+            f"the topology {target} could not be written ({exc}); centre the run first (gmx trjconv -center, or "
+            "MDAnalysis.transformations), or, in Python, move the PDB file alone (recentre=True) or write "
+            "none (topology=False)"
         ) from exc
     with open(part, "rb") as stream:
         stream.seek(max(0, os.path.getsize(part) - 8))
         if b"END" not in stream.read():
             raise OutputError(f"the topology {target} could not be written whole; is the disk full?")
+
+
+def _letter_chains(universe: mda.Universe) -> None:
+    """Give every chain a letter of its own where the topology does not name all of them by one."""
+    atoms = universe.atoms
+    known = np.char.strip(atoms.chainIDs.astype(str)) if hasattr(atoms, "chainIDs") else np.full(len(atoms), "")
+    if (np.char.str_len(known) == 1).all():
+        return
+    segids = np.char.strip(atoms.segids.astype(str)) if hasattr(atoms, "segids") else known
+    free = iter(dict.fromkeys([c for c in _CHAIN_LETTERS if c not in {*known, *segids}] + list(_CHAIN_LETTERS)))
+    letters: dict[int, str] = {}
+    chains = chain_numbers(atoms)
+    for k in np.unique(chains, return_index=True)[1]:
+        name = known[k] or segids[k]
+        taken = len(name) != 1 or name in letters.values()
+        letters[int(chains[k])] = next(free, _CHAIN_LETTERS[int(chains[k]) % len(_CHAIN_LETTERS)]) if taken else name
+    universe.add_TopologyAttr("chainIDs", [letters[int(chain)] for chain in chains])
+
+
+_CHAIN_LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
+
+
+def _move_into_columns(universe: mda.Universe) -> bool:
+    """Bring coordinates that a PDB file cannot hold to the origin; whether there were any."""
+    positions = universe.atoms.positions
+    if _PDB_RANGE[0] < positions.min() and positions.max() < _PDB_RANGE[1]:
+        return False
+    universe.atoms.positions = positions - np.round(positions.mean(axis=0))
+    return True
 
 
 def _output_suffix(path: Path) -> str:
