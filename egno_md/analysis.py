@@ -24,7 +24,7 @@ from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
 from egno_md.trajectory.universe import in_memory_universe, input_files
 from egno_md.trajectory.writer import require_targets, write_forecast
 
-from .errors import EGNOError, UsageError
+from .errors import DataError, EGNOError, UsageError
 
 
 class EGNOSurrogate(AnalysisBase):
@@ -279,7 +279,11 @@ class EGNOSurrogate(AnalysisBase):
                 if target is not None:
                     wanted.setdefault(target, []).append((i, k))
         for target in sorted(wanted):
-            true = self.subject.positions(target)  # (N, 3)
+            try:
+                true = self.subject.positions(target)  # (N, 3)
+            except DataError as error:  # the forecast itself does not need the frame
+                warnings.warn(f"not compared: {error}", stacklevel=2)
+                continue
             for i, k in wanted[target]:
                 self.results.rmsd[i, k] = rmsd(self.results.positions[i, k], true)
                 self.results.rmsd_static[i, k] = rmsd(self._history[i, -1], true)

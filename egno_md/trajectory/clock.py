@@ -340,6 +340,7 @@ class _File:
     usable: NDArray[np.bool_]
     known: bool = True  # False: the file holds no times
     exact: bool = False  # the times are known better than single precision says
+    uncertainty: float = 0.0  # what is open of the spacing nevertheless, ps
 
 
 def remember_scans(universe: mda.Universe, scans: Sequence[Scan | None]) -> None:
@@ -400,10 +401,10 @@ def _by_steps(scan: Scan, usable: NDArray[np.bool_]) -> _File:
         slope = (times[-1] - times[0]) / steps[-1]
         smallest = np.diff(steps).min()
         if slope > 0 and np.abs(times - times[0] - slope * steps).max() <= rounding + 1e-3 * slope * smallest:
-            spread = rounding / steps[-1]
-            slope = _round(slope * smallest, spread * smallest) / smallest
+            open_ = rounding / 4 / steps[-1] * smallest  # two times, each rounded to the nearest number
+            slope = _round(slope * smallest, open_) / smallest
             begin = float(np.median(times - slope * steps)) if rounding > 1e-3 * slope * smallest else times[0]
-            return _File(begin + slope * steps, usable, exact=True)
+            return _File(begin + slope * steps, usable, True, open_ if open_ > 1e-3 * slope * smallest else 0.0)
     return _File(times, usable)
 
 
@@ -449,7 +450,8 @@ def _line(times: NDArray[np.float64], exact: bool) -> tuple[float | None, float]
     error = np.abs(times - times[0] - spacing * np.arange(n)).max()
     if not spacing > 0 or error > 1e-3 * spacing + rounding:
         return None, 0.0
-    return _round(spacing, rounding / (n - 1)), rounding / (n - 1)
+    uncertainty = rounding / 4 / (n - 1)  # two times, each rounded to the nearest number
+    return _round(spacing, uncertainty), uncertainty
 
 
 def _common_spacing(files: Sequence[_File], ordered: NDArray[np.float64]) -> tuple[float | None, float]:
@@ -461,7 +463,7 @@ def _common_spacing(files: Sequence[_File], ordered: NDArray[np.float64]) -> tup
             continue
         spacing, uncertainty = _line(times, file.exact)
         if spacing is not None:
-            found.append((spacing, uncertainty, len(times) - 1))
+            found.append((spacing, max(uncertainty, file.uncertainty), len(times) - 1))
         else:
             found += [(float(d), 0.0 if file.exact else _rounding(times), 1) for d in np.diff(times)]
     if not found:  # one frame per file
@@ -498,7 +500,7 @@ def _even(times: NDArray[np.float64], spacing: float, exact: bool) -> Iterator[N
 
 def _round(value: float, slack: float) -> float:
     """The roundest number within `slack` of a spacing, which people choose to be round."""
-    slack = max(slack, 3 * _FLOAT32_EPS * value)
+    slack = min(max(slack, 3 * _FLOAT32_EPS * value), 0.25 * value)
     if slack > 1e-2 * value:
         power = 10.0 ** np.floor(np.log10(value))
         for mantissa in (1.0, 10.0, 2.0, 5.0):

@@ -255,6 +255,9 @@ def _own_clock(universe: mda.Universe, dt: float) -> None:
     for reader in getattr(trajectory, "readers", [trajectory]):
         reader.__class__ = _with_clock(type(reader), (begin, dt))
         begin += reader.n_frames * dt
+    if hasattr(trajectory, "readers"):  # a copy of a chain opens its files anew
+        readers = zip(trajectory.filenames, trajectory.readers, strict=True)
+        trajectory._kwargs["filenames"] = [(str(name), type(reader)) for name, reader in readers]
     trajectory[0]
 
 
@@ -295,7 +298,7 @@ def _whole_frames(name: str, scan: Scan) -> str:
 def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None], exc: Exception) -> DataError:
     """Name the reason for which MDAnalysis could not build the Universe."""
     said = _said(exc)
-    if isinstance(exc, UnicodeDecodeError):
+    if "codec can't decode" in said:
         for name in (topology, *files):
             try:
                 Path(name).read_text("utf-8")

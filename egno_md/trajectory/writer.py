@@ -367,7 +367,7 @@ def write_forecast(
                 _write_pdb(
                     part,
                     targets[1],
-                    in_memory_universe(atoms, xyz[:1], clock[:1], None if cells is None else cells[:1]),
+                    in_memory_universe(atoms, xyz[:1].copy(), clock[:1], None if cells is None else cells[:1]),
                     recentre=recentre,
                 )
         if topology:
