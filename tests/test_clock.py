@@ -22,8 +22,8 @@ from egno_md.trajectory.universe import open_runs
 
 
 def timed(times) -> mda.Universe:
-    """Ten atoms with constant velocities, 0.1 A per ps or so, at the given times."""
-    u = make_universe(2)
+    """Ten atoms with constant velocities, 0.03 A per ps or so, at the given times."""
+    u = make_universe(2, velocity=0.03)
     first, second = (u.trajectory[k].positions.copy() for k in (0, 1))
     times = np.asarray(times, float)
     return in_memory_universe(u.atoms, first + (second - first) * (np.nan_to_num(times) % 1000)[:, None, None], times)
@@ -398,12 +398,13 @@ class TestWritten:
         np.testing.assert_allclose(moved, np.broadcast_to(moved[0], moved.shape), atol=2e-3)
 
     def test_chains_have_letters_of_their_own(self, tmp_path):
-        u = make_universe(2)
-        u.residues[1].resid = 1
-        u.residues[0].resid = 7  # the numbers fall: a chain ends, as in GRO files
+        u = mda.Universe.empty(10, n_residues=5, atom_resindex=np.repeat(np.arange(5), 2), trajectory=True)
+        u.add_TopologyAttr("names", [f"C{k}" for k in range(10)])
+        u.add_TopologyAttr("resids", [1, 2, 3, 1, 2])  # the numbers start anew: a chain ends, as in GRO files
+        u.load_new(np.random.default_rng(0).normal(size=(2, 10, 3)).astype(np.float32), dt=1.0)
         write_forecast(tmp_path / "o.xtc", u.atoms, u.trajectory.coordinate_array, [0.0, 1.0])
         read = mda.Universe(str(tmp_path / "o.pdb"))
-        assert list(read.atoms.chainIDs) == ["A"] * 5 + ["B"] * 5
+        assert list(read.atoms.chainIDs) == ["A"] * 6 + ["B"] * 4
         assert mdtraj.load(str(tmp_path / "o.pdb")).topology.n_chains == 2
         u.add_TopologyAttr("chainIDs", ["Q"] * 5 + ["R"] * 5)
         write_forecast(tmp_path / "o.xtc", u.atoms, u.trajectory.coordinate_array, [0.0, 1.0], force=True)
