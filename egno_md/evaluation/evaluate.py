@@ -64,7 +64,7 @@ def half_parts(runs: Sequence[Run], model: Model, horizon: int, sources: Sequenc
         if not chosen or not any(hi - lo > run.every for run, lo, hi in halves[other]):
             need = 2 * ((frames_back(window) + ahead) * runs[0].every + 1)
             raise DataError(
-                f"{total} frames are too few to evaluate {horizon} predicted frame(s): each half needs a window, "
+                f"{total} frame(s) are too few to evaluate {horizon} predicted frame(s): each half needs a window, "
                 f"{need} frames in all; use a longer run or a shorter horizon"
             )
         known = Known([r.positions[lo:hi] for r, lo, hi in halves[other]], steps, runs[0].every)
