@@ -193,7 +193,8 @@ def roll(
     if state is None:
         state = _beginning(past, generator)
     elif state.generator is not None:
-        generator = np.random.default_rng() if generator is None else generator
+        if generator is None:
+            generator = np.random.Generator(getattr(np.random, state.generator["bit_generator"])())
         generator.bit_generator.state = state.generator
     asked = np.asarray(times, float)
     # What the next window reads: the frames at whole strides, without a gap.
