@@ -124,9 +124,11 @@ def test_chained_free_forecasts_are_the_direct_ones():
     np.testing.assert_allclose(chain(past, times), Linear()(past, times), atol=1e-5)
     with pytest.raises(UsageError, match="not all of"):
         chain(past, [1.5])
-    with pytest.raises(ModelError, match="not every stride"):
-        windows = roll(Linear(), past, [2, 4])
-        next(windows), next(windows)
+    for gaps in ([2, 4], [0.5], [1, 1.5]):
+        windows = roll(Linear(), past, gaps)
+        assert next(windows).positions.shape == (3, 1, len(gaps), 5, 3)
+        with pytest.raises(ModelError, match="not every stride"):
+            next(windows)
 
 
 def test_drawn_members_go_on_by_themselves():

@@ -187,7 +187,7 @@ def roll(
     Raises
     ------
     ModelError
-        The prediction is not finite.
+        The prediction is not finite; or a second window is asked for where `times` are not every stride.
     """
     inner, keep = (forecaster.inner, forecaster.keep) if isinstance(forecaster, Restored) else (forecaster, None)
     if state is None:
@@ -197,9 +197,9 @@ def roll(
             generator = np.random.Generator(getattr(np.random, state.generator["bit_generator"])())
         generator.bit_generator.state = state.generator
     asked = np.asarray(times, float)
-    # What the next window reads: the frames at whole strides, without a gap.
+    # What the next window reads: the frames at whole strides, without a gap and up to the last.
     whole = np.flatnonzero(asked % 1 == 0)
-    if not np.array_equal(asked[whole], np.arange(1, len(whole) + 1)) or whole[-1:] != len(asked) - 1:
+    if asked[-1] != len(whole) or not np.array_equal(asked[whole], np.arange(1, len(whole) + 1)):
         whole = None
     while True:
         n_starts, members, n_past, n_atoms = state.past.shape[:4]
