@@ -228,3 +228,14 @@ def test_arguments_that_do_not_fit(frames, reference, bonds, boxes, words: str) 
 def test_a_broken_reference() -> None:
     with pytest.raises(DataError, match="reference frame holds nan"):
         check_frames(np.zeros((1, 2, 3)), np.full((2, 3), np.nan), np.empty((0, 2), int))
+
+
+@pytest.mark.parametrize("edge", [90.0, 150.0, 1000.0])
+def test_boxes_of_any_size(edge: float) -> None:
+    positions, bonds = helix(40)
+    box = np.array([edge, edge, edge, 90, 90, 90], np.float32)
+    box.flags.writeable = False
+    frames = positions[None].repeat(2, 0)
+    frames[1, 30] = frames[1, 2] + [edge - 1.5, 0, 0]  # through the border
+    checks = check_frames(frames, positions, bonds, boxes=box)
+    assert checks.clashes[0] == 0 and checks.clashes[1] > 0

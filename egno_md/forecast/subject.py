@@ -6,7 +6,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,8 @@ class Subject:
     clock: Clock
     every: int
     name: str = "run"
+    _whole: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
+    """The frame that was made whole last, which tells the image of the next."""
 
     @classmethod
     def of(
@@ -268,7 +270,8 @@ class Subject:
             )
         box = self.atoms.universe.dimensions
         if self.builder is not None and asked_to_be_whole(trajectory):
-            positions = make_whole(positions, self.builder.bonds, box)
+            positions = make_whole(positions, self.builder.bonds, box, near=self._whole.get("last"))
+            self._whole["last"] = positions
         return positions, None if box is None else np.array(box, np.float32)
 
     def runs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import MDAnalysis.transformations  # also so that the cures which messages name can be typed
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, UsageError, few
 from .bonds import CHAIN_DISTANCE, NUCLEOTIDE_DISTANCE, bonds_by_distance, loose_ends, neighbours_in_chain, within
 from .geometry import bond_lengths
-from .molecule import Molecule, atom_label
+from .molecule import Molecule, atom_label, sorted_bonds
 from .neighbors import box_vectors, box_widths
 from .residues import CHAIN_AMINO_ACIDS, CHAIN_NUCLEOTIDES
 
@@ -97,8 +97,10 @@ def matching_atoms(source: Any, select: str) -> AtomGroup:
             raise SelectionError("the selection is empty")
         return _matching(source.atoms, select)
     except (SelectionError, AttributeError, NoDataError, TypeError, ValueError) as error:
+        missing = re.search(r"Topology' object has no attribute '(\w+)'", str(error))
+        why = f"the topology has no {missing[1]}" if missing else error
         raise UsageError(
-            f"the selection {select!r} cannot be evaluated: {error}. Use one of {', '.join(SELECTIONS)} or the "
+            f"the selection {select!r} cannot be evaluated: {why}. Use one of {', '.join(SELECTIONS)} or the "
             "selection language of MDAnalysis, for example 'protein and name CA CB'."
         ) from error
 
@@ -235,9 +237,10 @@ def molecule_of(source: Any) -> Molecule:
     elements, chains, residues = atom_elements(atoms), chain_numbers(atoms), residue_numbers(atoms)
     attributes = ("names", "resnames", "resids", "icodes", "segids", "charges", "masses")
     known = {name: np.array(getattr(atoms, name)) for name in attributes if hasattr(atoms, name)}
+    topology = _Known.of(atoms)
     molecule = Molecule(
         elements=elements,
-        bonds=find_bonds(atoms, elements, chains, residues),
+        bonds=find_bonds(atoms, topology, elements, chains, residues),
         chain_ids=np.array(atoms.chainIDs) if hasattr(atoms, "chainIDs") else None,
         residues=residues,
         chains=chains,
@@ -248,7 +251,7 @@ def molecule_of(source: Any) -> Molecule:
     loose = loose_ends(molecule)  # (K, 2)
     if len(loose):
         # A topology that bonds residues to each other knows where its chains end.
-        known_ends = np.isin(atoms.resindices[loose], np.unique(_residues_bonded(atoms))).all(axis=1)
+        known_ends = np.isin(atoms.resindices[loose], np.unique(topology.residues(atoms))).all(axis=1)
         molecule = replace(molecule, loose=loose[~known_ends])
     return molecule
 
@@ -269,7 +272,7 @@ def _warn_of_left_out(atoms: AtomGroup) -> None:
         return
     odd = outside.atoms.select_atoms("(name CA or name C1' or name C1*) and not (protein or nucleic)")
     odd = odd[odd.resnames != odd.names]  # calcium is no residue
-    left_out = [atom for atom in odd if _goes_on(atom, inside)]
+    left_out = [atom for atom in odd if _is_link(atom) and _goes_on(atom, inside)]
     if left_out:
         names = few(dict.fromkeys(f"{atom.resname}{atom.resid}" for atom in left_out), 5)
         warnings.warn(
@@ -277,6 +280,12 @@ def _warn_of_left_out(atoms: AtomGroup) -> None:
             "forecast has a gap there. 'ca', 'backbone' and 'heavy' take the modified residues that are known",
             stacklevel=2,
         )
+
+
+def _is_link(atom: Any) -> bool:
+    """Whether the residue of a C-alpha (or C1') atom has both ends of a link; caps and ligands have not."""
+    others = set(atom.residue.atoms.names)
+    return len(others) == 1 or others >= ({"N", "C"} if atom.name == "CA" else {"P", "O3'"})
 
 
 def _goes_on(atom: Any, inside: NDArray[np.bool_]) -> bool:
@@ -293,44 +302,69 @@ def _goes_on(atom: Any, inside: NDArray[np.bool_]) -> bool:
     return bool(within(pairs, reach, both.positions, universe.dimensions).any())
 
 
+class _Known(NamedTuple):
+    """What the topology knows about the bonds of some atoms and of the rest of their residues."""
+
+    bonds: NDArray[np.int64]
+    """Pairs of atoms of the universe (B, 2), one of each pair in those residues."""
+    guessed: bool
+    """MDAnalysis found some of them."""
+
+    @classmethod
+    def of(cls, atoms: AtomGroup) -> _Known:
+        try:
+            bonds = atoms.residues.atoms.bonds
+        except (AttributeError, NoDataError):
+            return cls(np.zeros((0, 2), np.int64), False)
+        sample = range(0, len(bonds), max(1, len(bonds) // 20))
+        return cls(bonds.to_indices().reshape(-1, 2).astype(np.int64), any(bonds[k].is_guessed for k in sample))
+
+    def among(self, atoms: AtomGroup) -> NDArray[np.int64]:
+        """Bonds with both ends in the group, as indices into it (B, 2)."""
+        place = np.full(len(atoms.universe.atoms), -1, dtype=np.int64)
+        place[atoms.indices] = np.arange(len(atoms))
+        bonds = place[self.bonds]
+        return bonds[(bonds >= 0).all(axis=1)]  # (B, 2)
+
+    def residues(self, atoms: AtomGroup) -> NDArray[np.int64]:
+        """The residues that are bonded to each other (B, 2)."""
+        pairs = atoms.universe.atoms.resindices[self.bonds]
+        return pairs[pairs[:, 0] != pairs[:, 1]]  # (B, 2)
+
+
 def topology_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
     """Bonds of the topology with both ends in the group, as indices into it (B, 2)."""
-    place = np.full(len(atoms.universe.atoms), -1, dtype=np.int64)
-    place[atoms.indices] = np.arange(len(atoms))
-    bonds = place[_all_bonds(atoms)]
-    return bonds[(bonds >= 0).all(axis=1)]  # (B, 2)
-
-
-def _all_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
-    """Bonds of the whole topology (B, 2)."""
-    universe = atoms.universe
-    return universe.bonds.to_indices().reshape(-1, 2) if hasattr(universe, "bonds") else np.zeros((0, 2), np.int64)
+    return sorted_bonds(_Known.of(atoms).among(atoms), len(atoms))
 
 
 def find_bonds(
-    atoms: AtomGroup, elements: NDArray[np.str_], chains: NDArray[np.int64], residues: NDArray[np.int64]
+    atoms: AtomGroup,
+    topology: _Known,
+    elements: NDArray[np.str_],
+    chains: NDArray[np.int64],
+    residues: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Bonds, or links of the chain, as pairs of indices into `atoms` (B, 2)."""
-    topology = _all_bonds(atoms)
-    bonds = topology_bonds(atoms)
+    bonds = topology.among(atoms)
     if not len(bonds) and len(np.unique(residues)) == len(atoms):
-        return _chain_links(atoms, neighbours_in_chain(residues, chains))
-    bonded = np.isin(atoms.indices, topology)
+        return _chain_links(atoms, topology, neighbours_in_chain(residues, chains))
+    bonded = np.isin(atoms.indices, topology.bonds)
     if not bonded[_residue_sizes(atoms) > 1].all():
         return np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
-    return np.concatenate([bonds, _bonds_through_the_box(atoms, elements, residues)])
+    if topology.guessed:
+        bonds = np.concatenate([bonds, _bonds_through_the_box(atoms, elements, residues)])
+    return bonds
 
 
 def _bonds_through_the_box(
     atoms: AtomGroup, elements: NDArray[np.str_], residues: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Bonds within a residue or to the next that cross the box, where those of the topology are guessed.
+    """Bonds within a residue or to the next that cross the box, which guesses of MDAnalysis can miss.
 
     MDAnalysis' `guess_TopologyAttrs` does not look through the box, its `guess_bonds` does.
     """
     universe = atoms.universe
-    sample = range(0, len(universe.bonds), max(1, len(universe.bonds) // 20)) if hasattr(universe, "bonds") else ()
-    box = universe.dimensions if any(universe.bonds[k].is_guessed for k in sample) else None
+    box = universe.dimensions if hasattr(universe, "trajectory") else None
     if box is None or not box[:3].any() or not universe.trajectory.ts.has_positions:
         return np.zeros((0, 2), np.int64)
     positions = atoms.positions
@@ -342,22 +376,16 @@ def _bonds_through_the_box(
     return found[close & far]
 
 
-def _chain_links(atoms: AtomGroup, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+def _chain_links(atoms: AtomGroup, topology: _Known, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
     """Which neighbours along a chain (P, 2) are linked: by the topology or, C-alpha atoms, by being near."""
     n_residues = len(atoms.universe.residues)
-    between = np.sort(_residues_bonded(atoms), axis=1) @ [n_residues, 1]
+    between = np.sort(topology.residues(atoms), axis=1) @ [n_residues, 1]
     linked = np.isin(np.sort(atoms.resindices[pairs], axis=1) @ [n_residues, 1], between)  # (P,)
     is_ca = atoms.names == "CA" if hasattr(atoms, "names") else np.zeros(len(atoms), dtype=bool)
     open_ends = ~linked & is_ca[pairs].all(axis=1)
     if open_ends.any():
         linked |= open_ends & within(pairs, CHAIN_DISTANCE, *_coordinates(atoms))
     return pairs[linked]
-
-
-def _residues_bonded(atoms: AtomGroup) -> NDArray[np.integer]:
-    """The residues that the bonds of the topology join (B, 2)."""
-    pairs = atoms.universe.atoms.resindices[_all_bonds(atoms)]
-    return pairs[pairs[:, 0] != pairs[:, 1]]  # (B, 2)
 
 
 def asked_to_be_whole(trajectory: Any) -> bool:

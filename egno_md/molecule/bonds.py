@@ -88,7 +88,8 @@ def loose_ends(molecule: Molecule) -> NDArray[np.int64]:
         pairs = neighbours_in_chain(molecule.residues, molecule.chains)
         pairs = pairs[(molecule.names[pairs] == "CA").all(axis=1)]
     else:
-        ends = {name: np.flatnonzero(molecule.names == name) for name in ("C", "N")}
+        linked = np.isin(molecule.residues, molecule.residues[molecule.names == "CA"])
+        ends = {name: np.flatnonzero((molecule.names == name) & linked) for name in ("C", "N")}
         if not all(map(len, ends.values())):
             return none
         residues = molecule.residues

@@ -39,6 +39,9 @@ BROKEN = (
     "trjconv -pbc whole`)"
 )
 
+#: The cure for what is too near.
+UNITS = "Are the coordinates in Angstrom? A file in nm is ten times too small"
+
 
 def check_start(
     molecule: Molecule,
@@ -94,8 +97,9 @@ def check_start(
         )
     found = impossible_in(molecule, start, box, limits)
     more = f" ({len(found) - 1} more like it)" if len(found) > 1 else ""
-    lines = [f"{found[0]}{more}. {BROKEN}"] if found else []
     torn, apart, as_by_a_box = _torn(molecule, start, box)
+    cure = BROKEN if as_by_a_box.any() or (lengths > limits[1]).any() else UNITS
+    lines = [f"{found[0]}{more}. {cure}"] if found else []
     if not as_by_a_box.all():
         i, j = torn[apart.argmax()]
         lines.append(
@@ -171,8 +175,8 @@ def _torn(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]:
     """Loose ends that are apart (K, 2), by how much, and whether they look torn by a box along the axes.
 
-    What is missing in a structure lies in any direction; a box moves atoms along its axes, and leaves what belongs
-    together together across them.
+    What is missing in a structure lies in any direction; a box moves atoms along an axis, and leaves what belongs
+    together together across it.
     """
     pairs = molecule.loose
     delta = xyz[pairs[:, 0]] - xyz[pairs[:, 1]]  # (K, 3)
@@ -183,8 +187,9 @@ def _torn(
     limit = np.where(molecule.names[pairs[:, 0]] == "CA", CHAIN_DISTANCE, PEPTIDE_DISTANCE) if len(pairs) else apart
     torn = apart > limit
     pairs, delta, apart, limit = pairs[torn], delta[torn], apart[torn], limit[torn]
-    across = np.where(np.abs(delta) > BROKEN_BOND, 0.0, delta)  # (K, 3)
-    return pairs, apart, (apart > BROKEN_BOND) & (np.linalg.norm(across, axis=1) < limit)
+    far = np.abs(delta) > BROKEN_BOND  # (K, 3)
+    across = np.linalg.norm(np.where(far, 0.0, delta), axis=1)
+    return pairs, apart, (far.sum(axis=1) == 1) & (across < limit)
 
 
 def _overlaps(

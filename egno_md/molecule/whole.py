@@ -61,7 +61,10 @@ def check_whole(
 
 
 def make_whole(
-    positions: NDArray[np.floating], bonds: NDArray[np.integer], box: ArrayLike | None
+    positions: NDArray[np.floating],
+    bonds: NDArray[np.integer],
+    box: ArrayLike | None,
+    near: NDArray[np.floating] | None = None,
 ) -> NDArray[np.floating]:
     """Put atoms next to those that they are bonded to, by whole widths of the box.
 
@@ -73,11 +76,13 @@ def make_whole(
         Pairs of atoms that belong together, in the images of each other that are nearest.
     box : array_like (6,) or None
         Lengths and angles; without a box nothing is moved.
+    near : ndarray (N, 3), optional
+        The frame before, whole: each molecule is put into the image that is nearest to where it was.
 
     Returns
     -------
     ndarray (N, 3)
-        Of the same kind of number. The first atom of each molecule stays where it is.
+        Of the same kind of number. Without `near` the first atom of each molecule stays where it is.
     """
     vectors = box_vectors(box)
     if vectors is None or not len(bonds):
@@ -92,6 +97,11 @@ def make_whole(
         order, before = breadth_first_order(graph, root, directed=False)
         for k in order[1:].tolist():
             images[k] = images[before[k]] - np.rint(fractions[k] - fractions[before[k]])
+    if near is not None:
+        travel = fractions + images - np.asarray(near, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
+        size = np.bincount(molecule)
+        mean = np.stack([np.bincount(molecule, column) / size for column in travel.T], axis=1)  # (M, 3)
+        images -= np.rint(mean)[molecule]
     return (positions + images @ vectors).astype(positions.dtype)
 
 

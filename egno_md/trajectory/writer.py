@@ -22,7 +22,7 @@ from MDAnalysis.lib.mdamath import triclinic_vectors
 from MDAnalysis.units import convert
 
 from ..errors import DataError, OutputError, UsageError
-from ..molecule.atoms import chain_numbers
+from ..molecule.atoms import atom_elements, chain_numbers
 from .clock import time_tolerance
 from .preflight import INT32_MAX, SCANNERS, StrPath, dcd_layout, mapped
 from .universe import checked_frames, in_memory_universe
@@ -391,7 +391,7 @@ def _write_pdb(part: Path, target: Path, universe: mda.Universe, *, recentre: bo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
-            universe.guess_TopologyAttrs(context="default", to_guess=["elements"])
+            universe.add_TopologyAttr("elements", atom_elements(universe.atoms).astype(object))
             _letter_chains(universe)
             moved = recentre and _move_into_columns(universe)
             universe.atoms.write(str(part), bonds="all")
