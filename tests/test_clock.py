@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import MDAnalysis as mda
 import mdtraj
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysisTests import datafiles
 
 from egno_md import EGNOSurrogate
+from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, SpacingError
 from egno_md.evaluation import evaluate
 from egno_md.forecast.subject import Subject
@@ -435,10 +438,6 @@ class TestOpenedOnce:
         return counts
 
     def test_predict(self, tmp_path, topology, counted):
-        from click.testing import CliRunner
-
-        from egno_md.cli import main
-
         model = make_model(start="static").save(tmp_path / "m.safetensors")
         files = [write(tmp_path / f"{k}.xtc", 5.0 * k + np.arange(5)) for k in range(2)]
         arguments = ["predict", topology, *files, "--model", model, "-o", tmp_path / "o.xtc", "--with-input"]
@@ -470,6 +469,44 @@ class TestOpenedOnce:
             for ts in universe.trajectory:
                 assert np.isfinite(ts.positions).all()
         assert opened.count(str(file)) <= 1
+
+
+def predicted(*arguments):
+    """Exit code, summary and messages of ``egno-md predict``, in this process."""
+    done = CliRunner().invoke(main, ["predict", *map(str, arguments), "--json"])
+    return done.exit_code, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def test_frames_that_fail_the_checks_are_kept_with_an_exit_code(tmp_path, topology):
+    file = write(tmp_path / "r.xtc", np.arange(5.0))
+    model = make_model(seed=1).save(tmp_path / "wild.safetensors")
+    code, summary, said = predicted(topology, file, "--model", model, "-o", tmp_path / "o.xtc", "--horizon", 6)
+    assert code == 3 and not summary["checks"]["ok"] and "the forecast failed the checks" in said
+    assert len(mda.Universe(str(tmp_path / "o.pdb"), str(tmp_path / "o.xtc")).trajectory) == 6
+    still = make_model(start="static").save(tmp_path / "still.safetensors")
+    assert predicted(topology, file, "--model", still, "-o", tmp_path / "s.xtc")[0] == 0
+
+
+def test_errors_are_given_for_every_time_or_none(tmp_path, topology):
+    file = write(tmp_path / "r.xtc", np.arange(40.0))
+    model = make_model(start="static").save(tmp_path / "m.safetensors")
+    options = ["--model", model, "-o", tmp_path / "o.xtc", "--substeps", 4, "--from-frame", 20]
+    _, summary, _ = predicted(topology, file, *options)
+    assert len(summary["rmsd_A"]) == len(summary["rmsd_static_A"]) == len(summary["times_ps"]) == 8
+    assert [value is None for value in summary["rmsd_A"]] == [True, True, True, False] * 2
+    run = mda.Universe(str(topology), str(file)).trajectory
+    start, later = (run[frame].positions.copy() for frame in (20, 22))
+    expected = np.sqrt(((later - start) ** 2).sum(axis=1).mean())
+    assert summary["times_ps"][7] == 22 and summary["rmsd_static_A"][7] == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_rule_for_a_foreign_selection(ballistic):
+    narrow = make_model(Ballistic(4), select="resid 1")
+    u = make_universe(30)
+    for use in (lambda: EGNOSurrogate(u, narrow, "all"), lambda: evaluate(narrow, u, select="all")):
+        with pytest.raises(ModelError, match="selection 'all' has 5 atoms.*its selection is 'resid 1'"):
+            use()
+    assert len(EGNOSurrogate(u, narrow, "index 0:2").atoms) == evaluate(narrow, u, select="index 0:2").n_atoms == 3
 
 
 def test_what_a_reader_raises_is_an_error_that_names_the_frame(ballistic):
