@@ -136,11 +136,11 @@ class Files:
             found.append(list(zip(files, open_sources(system.topology, files, self.options.dt), strict=True)))
         return found
 
-    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
-        if section == "model":
-            return {"prior": "auto"} if recipe.preset != "paper" else {}
+    def defaults(self, section: str, recipe: Recipe, preset: Mapping[str, Any]) -> Mapping[str, Any]:
+        if section == "model" and recipe.preset != "paper":
+            return {**preset, "prior": "auto"}
         if section != "graph":
-            return {}
+            return preset
         select = recipe.graph.get("select", "ca")
         if select == "ca":
             return {"select": "ca", "edge_features": ("rbf", "hop", "chain")}

@@ -16,7 +16,7 @@ from ..errors import DataError, UsageError, nearest
 from ..nn import operators
 from ..specs import PRESETS, GraphSpec, ModelSpec, Recipe, TrainSpec, WindowSpec
 from .data import FilesOptions, System
-from .source import Source, options_type
+from .source import Source, options_type, source_of
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "graph": GraphSpec,
@@ -164,7 +164,19 @@ def known_keys(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _operator(recipe: Recipe) -> str:
-    return recipe.model.get("operator", PRESETS[recipe.preset or "default"][0].operator)
+    """The operator of a recipe, be it that of its preset or of its data set."""
+    if "operator" in recipe.model:
+        return recipe.model["operator"]
+    preset = PRESETS[recipe.preset or "default"][0].operator
+    if recipe.data.get("name", "files") == "files":
+        return preset
+    known = {"name", *options_type(recipe.data["name"]).model_fields}
+    data = {key: value for key, value in recipe.data.items() if key in known}
+    try:
+        source = source_of(recipe.model_copy(update={"data": data}))
+    except UsageError:
+        return preset  # what is wrong with the options is said where they are checked
+    return source.defaults("model", recipe, {"operator": preset}).get("operator", "egno")
 
 
 def check_keys(recipe: Recipe, where: str = "") -> None:
@@ -264,7 +276,7 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
     check_keys(recipe)
     data = source.settings()
     preset = PRESETS[recipe.preset or "default"]
-    training = {**_flat(preset[1]), **source.defaults("training", recipe), **recipe.training}
+    training = {**source.defaults("training", recipe, _flat(preset[1])), **recipe.training}
     training = _flat(_spec(TrainSpec, "training", training))
     if recipe.init is not None:
         own = [f"{section}.{key}" for section in ("graph", "window", "model") for key in getattr(recipe, section)]
@@ -273,7 +285,7 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
             names = [_FLAGS.get(key, key) for key in own]
             raise UsageError(f"a model to fine-tune brings its own {', '.join(own)}: leave out {', '.join(names)}")
         return Recipe(training=training, data=data).model_copy(update={"init": recipe.init})
-    window = {**source.defaults("window", recipe), **recipe.window}
+    window = {**source.defaults("window", recipe, {}), **recipe.window}
     window.setdefault("n_times", 8)
     if window.get("history") in ("state", "trajectory"):
         window["history"] = 1 if window["history"] == "state" else window["n_times"]
@@ -281,8 +293,8 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
         _spec(WindowSpec, "window", {**window, "stride_ps": 1.0})  # what is wrong is said before files are opened
         window["stride_ps"] = source.stride_ps()
     window = _spec(WindowSpec, "window", window)
-    usual = {**_flat(preset[0]), **source.defaults("model", recipe)}
-    operator = operators.get(recipe.model.get("operator", usual["operator"]))
+    usual = source.defaults("model", recipe, _flat(preset[0]))
+    operator = operators.get(recipe.model.get("operator", usual.get("operator", "egno")))
     # Another operator than that of the preset takes of its options those that it has.
     known = {*ModelSpec.model_fields, *operator.options.model_fields}
     model = {**{key: value for key, value in usual.items() if key in known}, **recipe.model}
@@ -294,7 +306,7 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
         model["modes"] = min(model["modes"], window.n_times // 2 + 1)
     if prior == "auto":
         model["prior"] = "auto"
-    graph = _spec(GraphSpec, "graph", {**source.defaults("graph", recipe), **recipe.graph})
+    graph = _spec(GraphSpec, "graph", {**source.defaults("graph", recipe, {}), **recipe.graph})
     return Recipe(graph=graph, window=window, model=model, training=training, data=data)
 
 

@@ -22,8 +22,8 @@ class Source(Protocol):
     def settings(self) -> dict[str, Any]:
         """The recipe's section ``data``, complete."""
 
-    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
-        """What another section starts from, where the recipe does not say."""
+    def defaults(self, section: str, recipe: Recipe, preset: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What another section starts from, where the recipe does not say; `preset` is the preset's."""
 
     def stride_ps(self) -> float:
         """Time between two frames of the model."""
@@ -65,10 +65,11 @@ class Registered:
     def settings(self) -> dict[str, Any]:
         return {"name": self.dataset.name, **self.options.model_dump(mode="json")}
 
-    def defaults(self, section: str, recipe: Recipe) -> Mapping[str, Any]:
-        if recipe.preset is not None and section in ("model", "training"):
-            return {}  # the user has asked for other ones
-        return self.dataset.recipe(self.options).get(section, {})
+    def defaults(self, section: str, recipe: Recipe, preset: Mapping[str, Any]) -> Mapping[str, Any]:
+        own = getattr(Recipe(**{section: self.dataset.recipe(self.options).get(section, {})}), section)
+        # The usual preset is made for proteins: what a data set says begins with the plain specs.
+        asked = recipe.preset is not None and section in ("model", "training")
+        return preset if asked or not own else own
 
     def stride_ps(self) -> float:
         return float(self.dataset.recipe(self.options)["window"]["stride_ps"])
