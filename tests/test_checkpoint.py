@@ -20,9 +20,9 @@ from egno_md.forecast import forecast
 from egno_md.forecast.model import new_model
 from egno_md.graph import GraphBuilder, select_atoms
 from egno_md.models import bundled_models
-from egno_md.models.header import FORMAT_VERSION, UPGRADES
+from egno_md.models.header import FORMAT_VERSION, UPGRADES, read_header
 from egno_md.nn import operators
-from egno_md.specs import ModelSpec
+from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 DATA = Path(__file__).parent / "data"
 
@@ -169,3 +169,12 @@ def test_a_model_whose_operator_is_not_installed_names_it(tmp_path, monkeypatch)
     monkeypatch.delitem(operators._REGISTER, "toy")
     with pytest.raises(ModelError, match="toy.safetensors .*no operator 'toy'.*once it is installed"):
         load_model(path)
+
+
+@pytest.mark.parametrize("name", ["ca-1ps", *sorted(map(str, DATA.glob("format*.safetensors")))])
+def test_a_header_says_without_torch_what_the_model_is(name):
+    header, model = read_header(name), load_model(name)
+    assert (header.name, header.n_parameters) == (model.name, model.n_parameters)
+    assert header.known == {"geometry": len(model.geometry), "regression": len(model.regression)}
+    assert GraphSpec(**header.content["graph"]) == model.graph
+    assert WindowSpec(**header.content["window"]) == model.window
