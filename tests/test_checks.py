@@ -86,6 +86,12 @@ def test_what_is_close_in_the_reference_is_no_clash() -> None:
     np.testing.assert_array_equal(checks.clashes, [0, 1])
 
 
+@pytest.mark.parametrize("box", [None, [30.0, 30, 30, 90, 90, 90]])
+def test_two_atoms_of_the_start_in_one_place_are_not_looked_for_again(box: list[float] | None) -> None:
+    start = np.array([[0.0, 0, 0], [5, 0, 0], [5, 0, 0], [10, 0, 0]])
+    assert check_frames(start[None], start, np.zeros((0, 2), int), boxes=box).clashes.tolist() == [0]
+
+
 def test_bonded_atoms_and_their_next_neighbours_do_not_clash() -> None:
     line = np.arange(4.0)[:, None] * [1.0, 0.0, 0.0] * 1.5
     bonds = np.array([[0, 1], [2, 1], [2, 3]])

@@ -183,7 +183,7 @@ def check_frames(
     near = _near_in_bonds(pairs, n_atoms)
     clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None)
     clashes = np.zeros(n_frames, dtype=np.int64)
-    for i in np.flatnonzero(finite):
+    for i in np.flatnonzero(finite) if clash_distance > 0 else ():  # 0: two atoms of the start are in one place
         clashes[i] = len(_contacts(xyz[i], clash_distance, near, cells[i])[1])
 
     centres = _centres(pairs, start)  # (C, 4)
