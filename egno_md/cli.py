@@ -177,7 +177,8 @@ def _readable(summary: dict[str, Any]) -> str:
         )
     else:
         lines.append(
-            f"moved      {summary['moved_A']:.2f} A RMSD from the start; the run ends there, so no error is known"
+            f"moved      {summary['moved_A']:.2f} A RMSD from the start; the run has none of these frames, so no error "
+            "is known"
         )
     checks = summary["checks"]
     if checks["ok"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import MDAnalysis as mda
 import mdtraj
@@ -253,6 +254,17 @@ class TestFormats:
         (tmp_path / "bare.xyz").write_bytes(whole.rstrip())  # nothing is missing but the end of the line
         assert len(open_universe(topology, [tmp_path / "bare.xyz"], dt=1).trajectory) == 6
 
+    @pytest.mark.parametrize("suffix", ["lammpsdump", "mdcrd"])
+    def test_a_cut_text_file_says_what_is_left_out(self, tmp_path, topology, suffix):
+        dump(make_universe(6), tmp_path / f"r.{suffix}")
+        text = (tmp_path / f"r.{suffix}").read_text()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert len(open_universe(topology, [tmp_path / f"r.{suffix}"], dt=1).trajectory) == 6
+        (tmp_path / f"cut.{suffix}").write_text(text[:-100])
+        with pytest.warns(UserWarning, match=rf"cut\.{suffix} ends inside a frame.*hold 5 whole frames"):
+            assert len(open_universe(topology, [tmp_path / f"cut.{suffix}"], dt=1).trajectory) == 5
+
     def test_models_of_different_size_are_named(self, tmp_path, topology, ballistic):
         dump(make_universe(6), tmp_path / "r.pdb")
         lines = (tmp_path / "r.pdb").read_text().splitlines(keepends=True)
@@ -320,6 +332,12 @@ def dump(u, path):
                 stream.write("ITEM: BOX BOUNDS pp pp pp\n0 40\n0 40\n0 40\nITEM: ATOMS id type x y z\n")
                 for n, xyz in enumerate(u.atoms.positions):
                     stream.write(f"{n + 1} 1 {xyz[0]:.4f} {xyz[1]:.4f} {xyz[2]:.4f}\n")
+    elif path.suffix == ".mdcrd":
+        with open(path, "w") as stream:
+            stream.write("title\n")
+            for ts in u.trajectory:
+                numbers = [f"{x:8.3f}" for x in ts.positions.ravel()]
+                stream.writelines("".join(numbers[k : k + 10]) + "\n" for k in range(0, len(numbers), 10))
     else:
         u.atoms.write(str(path), frames="all")
 

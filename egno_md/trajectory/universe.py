@@ -141,9 +141,34 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
         raise _no_names(top)
     if files:
         remember_scans(universe, scans)
+        _warn_of_rests(universe)
     if dt is not None:
         _own_clock(universe, dt)
     return universe
+
+
+def _warn_of_rests(universe: mda.Universe) -> None:
+    """Say where MDAnalysis leaves out the last lines of a text file without a word, because they are no whole frame."""
+    for reader in getattr(universe.trajectory, "readers", [universe.trajectory]):
+        kind = reader.format if isinstance(reader.format, str) else reader.format[0]
+        if kind == "LAMMPSDUMP":
+            title, per_frame = 0, reader.n_atoms + 9
+        elif kind == "TRJ":
+            title, per_frame = 1, reader.lines_per_frame + bool(reader.periodic)
+        else:
+            continue
+        name = str(reader.filename)
+        if file_suffix(name) in (".gz", ".bz2"):
+            continue
+        with open(name, "rb") as stream:
+            lines = sum(chunk.count(b"\n") for chunk in iter(functools.partial(stream.read, 1 << 24), b""))
+        if rest := (lines - title) % per_frame:
+            warnings.warn(
+                f"{name} ends inside a frame: its {lines} lines hold {(lines - title) // per_frame} whole frames; they "
+                f"are used; the last {rest} lines are left out",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _format(name: str) -> Any:
