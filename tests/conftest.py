@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def official() -> Callable[[str], Official]:
         pytest.skip(f"the vector {name} is not here: {SHARED.name}/ beside the checkout has it")
 
     return read
+
+
+@pytest.fixture
+def another_package(tmp_path) -> Callable[[str, str, str], Path]:
+    """A folder in which a package of one module is installed, with one entry point: group, ``name = object``, code."""
+
+    def install(group: str, entry: str, code: str) -> Path:
+        site = tmp_path / "site"
+        module = entry.partition("=")[2].partition(":")[0].strip()
+        (site / f"{module}-1.dist-info").mkdir(parents=True)
+        (site / f"{module}.py").write_text(code)
+        (site / f"{module}-1.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        (site / f"{module}-1.dist-info" / "entry_points.txt").write_text(f"[{group}]\n{entry}\n")
+        return site
+
+    return install
+
+
+def documented(word: str) -> str:
+    """The code on the page about additions in which `word` stands."""
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if word in block]
+    assert len(code.splitlines()) < 40
+    return code
 
 
 class Ballistic(torch.nn.Module):

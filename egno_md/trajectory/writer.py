@@ -1,4 +1,4 @@
-"""DCD and XTC files, written whole or not at all, and the topology of what was written."""
+"""Files of frames, written whole or not at all, and the topology of what was written."""
 
 from __future__ import annotations
 
@@ -10,33 +10,26 @@ import string
 import warnings
 import weakref
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import MDAnalysis as mda
 import numpy as np
-from MDAnalysis.lib.formats.libdcd import DCDFile
-from MDAnalysis.lib.formats.libmdaxdr import XTCFile
 from MDAnalysis.lib.mdamath import triclinic_vectors
-from MDAnalysis.units import convert
 
 from ..errors import DataError, OutputError, UsageError
 from ..molecule.atoms import atom_elements, chain_numbers
 from .clock import time_tolerance
-from .preflight import INT32_MAX, SCANNERS, StrPath, dcd_layout, mapped
+from .formats import Format, format_of
+from .preflight import StrPath
 from .universe import checked_frames, in_memory_universe
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-#: XTC stores whole multiples of 1 / XTC_PRECISION nm, as GROMACS does by default.
-XTC_PRECISION = 1000.0
-
-
 class FrameWriter:
-    """Write frames to a DCD or XTC file that appears under its name only when it is whole.
+    """Write frames to a file that appears under its name only when it is whole.
 
     Frames go to a temporary file in the same folder, which takes the name of the target in `close`. Leaving the
     ``with`` block by an exception, `abort`, or dropping the writer removes the temporary file and leaves what was at
@@ -46,7 +39,7 @@ class FrameWriter:
     Parameters
     ----------
     path
-        Target; the suffix ``.dcd`` or ``.xtc`` decides the format.
+        Target; its suffix decides the format: ``.dcd``, ``.xtc``, or that of another package (:mod:`.formats`).
     n_atoms
         Number of atoms in each frame.
     dt
@@ -81,7 +74,7 @@ class FrameWriter:
         self.start_time = float(start_time)
         self.n_frames = 0
         self._force = force
-        self._is_dcd = _output_suffix(self.path) == ".dcd"
+        self._format = format_of(self.path)
         if n_atoms < 1:
             raise UsageError(f"n_atoms={n_atoms}: a frame needs an atom at least")
         if not (math.isfinite(self.dt) and self.dt > 0):
@@ -92,13 +85,12 @@ class FrameWriter:
         self._part = _part_name(self.path)
         try:
             os.close(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            self._file: Any = (DCDFile if self._is_dcd else XTCFile)(str(self._part), "w")
+            self._file: Format | None = self._format(str(self._part), n_atoms, self.dt, self.start_time)
         except OSError as exc:
             _remove(self._part)
             raise OutputError(f"{self.path} cannot be written ({exc}); choose a folder you may write to") from exc
         self._remove = weakref.finalize(self, _remove, self._part)
         self._periodic = False
-        self._size = self._frame_size = 0  # bytes, DCD only
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -147,19 +139,13 @@ class FrameWriter:
             time = expected_time
         elif not math.isfinite(time):
             raise UsageError(f"frame {frame} has the time {time!r}")
-        elif self._is_dcd and abs(time - expected_time) > time_tolerance(self.dt, np.array([time])):
+        elif self._format.even and abs(time - expected_time) > time_tolerance(self.dt, np.array([time])):
             raise UsageError(
-                f"frame {frame} is at {time:g} ps, but a DCD file holds evenly spaced frames only, here at "
+                f"frame {frame} is at {time:g} ps, but a {self._suffix} file holds evenly spaced frames only, here at "
                 f"{expected_time:g} ps; write XTC, which stores the time of each frame"
             )
         try:
-            if self._is_dcd:
-                self._write_dcd(xyz, cell)
-            else:
-                vectors = np.zeros((3, 3)) if cell is None else triclinic_vectors(cell) / 10.0
-                self._file.write(xyz / 10.0, vectors, frame, time, XTC_PRECISION)
-        except OutputError:
-            raise
+            self._file.write(xyz, cell, frame, time)
         except OSError as exc:
             raise self._unwritten(str(exc)) from exc
         self.n_frames += 1
@@ -197,9 +183,7 @@ class FrameWriter:
         self._remove()
 
     def _require_range(self, xyz: NDArray[np.float64], frame: int) -> None:
-        largest = np.abs(xyz).max()
-        # XTC packs multiples of 1 / XTC_PRECISION nm into 32 bits, the extent of the frame too.
-        limit = float(np.finfo(np.float32).max) if self._is_dcd else 0.499 * INT32_MAX / XTC_PRECISION * 10.0
+        largest, limit = np.abs(xyz).max(), self._format.largest
         if largest >= limit:
             raise OutputError(
                 f"frame {frame} was not written to {self.path}: a coordinate of {largest:g} Angstrom is beyond the "
@@ -215,57 +199,26 @@ class FrameWriter:
                 cell = None  # MDAnalysis' way to say that there is no box
             elif not _is_cell(cell):
                 raise UsageError(f"the box of frame {frame} is {cell.tolist()}, which no cell can have")
-        if self._is_dcd and frame and (cell is not None) != self._periodic:
+        if not frame:
+            self._periodic = cell is not None
+        elif self._format.even and (cell is not None) != self._periodic:
             raise UsageError(
                 f"frame {frame} has {'a' if cell is not None else 'no'} box, unlike the frames before it; "
-                "a DCD file has one in every frame or in none"
+                f"a {self._suffix} file has one in every frame or in none"
             )
         return cell
 
-    def _write_dcd(self, xyz: NDArray[np.float64], cell: NDArray[np.float32] | None) -> None:
-        if self.n_frames == 0:
-            self._periodic = cell is not None
-            ratio = self.start_time / self.dt
-            # Both numbers are stored as 32-bit integers.
-            largest = max(1, min(1000, int(INT32_MAX / max(abs(ratio), 1.0))))
-            steps = Fraction(ratio).limit_denominator(largest)
-            if abs(steps.numerator) > INT32_MAX:
-                raise UsageError(f"a start at {self.start_time:g} ps is {ratio:g} frames, too many for DCD; write XTC")
-            self._file.write_header(
-                remarks="Written by egno_md",
-                natoms=self.n_atoms,
-                istart=steps.numerator,
-                nsavc=steps.denominator,
-                delta=convert(self.dt, "ps", "AKMA") / steps.denominator,
-                is_periodic=int(self._periodic),
-            )
-            try:
-                with mapped(self._part) as data:
-                    layout = dcd_layout(str(self._part), data)
-            except ValueError as exc:  # DataError is one; mmap refuses an empty file by a ValueError
-                raise self._unwritten("the header is incomplete") from exc
-            self._size = layout.header
-            self._frame_size = layout.rest
-        unit_cell = None
-        if cell is not None:
-            lx, ly, lz = cell[:3]
-            # Cosines as in NAMD; as sines of the complement, right angles come out as exactly zero.
-            cos_alpha, cos_beta, cos_gamma = np.sin(np.deg2rad(90.0 - cell[3:].astype(np.float64)))
-            unit_cell = np.array([lx, cos_gamma, ly, cos_beta, cos_alpha, lz], dtype=np.float64)
-        self._file.write(xyz, unit_cell)
-        self._size += self._frame_size
-        found = os.path.getsize(self._part)
-        if found != self._size:
-            raise self._unwritten(f"{found} bytes instead of {self._size}")
+    @property
+    def _suffix(self) -> str:
+        return self._format.suffix.removeprefix(".").upper()
 
     def _verify(self) -> None:
-        with mapped(self._part) as data:
-            try:
-                scan = SCANNERS[self.path.suffix.lower()](str(self._part), data)
-            except DataError as exc:
-                raise self._unwritten(str(exc)) from exc
-            if scan[:3] != (self.n_atoms, self.n_frames, len(data)):
-                raise self._unwritten(f"{scan.n_frames} whole frames instead of {self.n_frames}")
+        try:
+            found = self._format.count(str(self._part))
+        except DataError as exc:
+            raise self._unwritten(str(exc)) from exc
+        if found != (self.n_atoms, self.n_frames):
+            raise self._unwritten(f"{found[1]} whole frames instead of {self.n_frames}")
 
     def _unwritten(self, why: str) -> OutputError:
         return OutputError(
@@ -282,7 +235,7 @@ def require_targets(
     To be asked before a long computation whose result goes there.
     """
     target = Path(path)
-    _output_suffix(target)
+    format_of(target)
     targets = [target, target.with_suffix(".pdb")] if topology else [target]
     sources = [source for source in inputs if os.path.exists(source)]
     for file in targets:
@@ -314,7 +267,7 @@ def write_forecast(
     Parameters
     ----------
     path
-        Target; the suffix ``.dcd`` or ``.xtc`` decides the format.
+        Target; its suffix decides the format: ``.dcd``, ``.xtc``, or that of another package (:mod:`.formats`).
     atoms
         The N atoms that are written.
     positions
@@ -349,14 +302,17 @@ def write_forecast(
     """
     targets = require_targets(path, force=force, topology=topology, inputs=inputs)
     target = targets[0]
-    suffix = _output_suffix(target)
+    kind = format_of(target)
     xyz, clock, cells = checked_frames(len(atoms), positions, times, boxes)
     if dt is None and len(clock) > 1:
         dt = float(clock[-1] - clock[0]) / (len(clock) - 1)
-    elif dt is None and suffix == ".dcd":
-        raise UsageError("a DCD file needs the spacing of its frames, which one frame does not show; pass dt= in ps")
+    elif dt is None and kind.even:
+        name = kind.suffix.removeprefix(".").upper()
+        raise UsageError(
+            f"a {name} file needs the spacing of its frames, which one frame does not show; pass dt= in ps"
+        )
     elif dt is None:
-        dt = 1.0  # not stored in XTC
+        dt = 1.0  # not stored
 
     part = _part_name(targets[-1])
     try:
@@ -450,13 +406,6 @@ def _move_into_columns(universe: mda.Universe) -> bool:
         return False
     universe.atoms.positions = positions - np.round(positions.mean(axis=0))
     return True
-
-
-def _output_suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in (".dcd", ".xtc"):
-        raise UsageError(f"{path}: forecasts are written as .dcd or .xtc, not as {suffix or 'a file without suffix'}")
-    return suffix
 
 
 def _require_target(path: Path, force: bool) -> None:
