@@ -195,7 +195,8 @@ def collate(graphs: Sequence[Graph | Data]) -> Graph:
         raise DataError("a batch needs at least one graph; found none")
     sizes = torch.tensor([size for graph in graphs for size in graph.sizes])  # (B,)
     ptr = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)]).to(graphs[0].pos.device)  # (B + 1,)
-    starts = [sum(graph.n_nodes for graph in graphs[:k]) for k in range(len(graphs))]
+    nodes = torch.tensor([0, *(graph.n_nodes for graph in graphs[:-1])])
+    starts = nodes.cumsum(0).to(ptr.device)  # of every member, which may be a batch itself
     fields: dict[str, Any] = {"identity": tuple(name for graph in graphs for name in graph.identity), "ptr": ptr}
     for name, (_, is_index) in _LAYOUT.items():
         values = [getattr(graph, name) for graph in graphs]
@@ -209,7 +210,8 @@ def collate(graphs: Sequence[Graph | Data]) -> Graph:
             )
         for k in absent:
             values[k] = graphs[k].pos.new_zeros(graphs[k].edge_index.shape[1], 3)  # (E, 3)
-        if is_index:
-            values = [value + start for value, start in zip(values, starts, strict=True)]
         fields[name] = torch.cat(values, dim=1 if is_index else 0)
+        if is_index:
+            lengths = torch.tensor([value.shape[1] for value in values], device=ptr.device)
+            fields[name] += starts.repeat_interleave(lengths, output_size=fields[name].shape[1])
     return Graph(**fields)
