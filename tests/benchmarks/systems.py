@@ -37,7 +37,10 @@ MODES = ("inference", "training")
 
 @dataclass(frozen=True)
 class Shape:
-    """A system and a model. ``atoms``: a selection of adenylate kinase, or None for small complete graphs."""
+    """A system and a model. ``atoms``: a selection of adenylate kinase, or None for a batch of small graphs.
+
+    ``bonds``: of a small graph, whose edges are bonds and second neighbours; None: complete, of 5 nodes.
+    """
 
     atoms: str | None
     width: int
@@ -45,6 +48,7 @@ class Shape:
     cutoff: float = 10.0
     layers: int = 4
     n_graphs: int = 1
+    bonds: tuple[tuple[int, int], ...] | None = None
 
 
 SHAPES = {
@@ -54,6 +58,37 @@ SHAPES = {
     "backbone 855, width 128": Shape("backbone", 128),
     # One layer and 6 A: with more, a training step of the reference needs more memory than most machines have.
     "all atoms 3341": Shape("all", 64, cutoff=6.0, layers=1),
+}
+
+#: The paper's own systems in its own settings (appendix B.3).
+SMALL = {
+    "N-body: 5 nodes": Shape(None, 64, n_times=5, n_graphs=100),
+    # As many joints and edges as the skeleton of the motion capture: five limbs of six joints on a root.
+    "mocap: 31 joints": Shape(
+        None, 128, n_times=5, layers=6, n_graphs=12, bonds=tuple((0 if k % 6 == 1 else k - 1, k) for k in range(1, 31))
+    ),
+    "MD17: 13 atoms of aspirin": Shape(
+        None,
+        64,
+        n_times=8,
+        layers=5,
+        n_graphs=100,
+        bonds=(
+            (0, 1),
+            (1, 2),
+            (2, 3),
+            (3, 4),
+            (4, 5),
+            (0, 5),
+            (0, 6),
+            (6, 7),
+            (6, 8),
+            (1, 9),
+            (9, 10),
+            (10, 11),
+            (10, 12),
+        ),
+    ),
 }
 
 
@@ -69,9 +104,16 @@ def positions(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Positions (N, 3) and edges (2, E)."""
     if shape.atoms is None:
         rng = np.random.default_rng(0)
-        row, col = np.nonzero(~np.eye(5, dtype=bool))
-        pairs = np.stack([row, col])[:, None] + 5 * np.arange(shape.n_graphs)[:, None]  # (2, graphs, 20)
-        return rng.normal(size=(5 * shape.n_graphs, 3)), pairs.reshape(2, -1)
+        near = np.ones((5, 5), dtype=int)
+        if shape.bonds is not None:
+            near = np.zeros((np.max(shape.bonds) + 1,) * 2, dtype=int)
+            for i, j in shape.bonds:
+                near[i, j] = near[j, i] = 1
+            near += near @ near  # second neighbours
+        np.fill_diagonal(near, 0)
+        n_nodes, (row, col) = len(near), np.nonzero(near)
+        pairs = np.stack([row, col])[:, None] + n_nodes * np.arange(shape.n_graphs)[:, None]  # (2, graphs, edges)
+        return rng.normal(size=(n_nodes * shape.n_graphs, 3)), pairs.reshape(2, -1)
     import MDAnalysis as mda
     from MDAnalysisTests.datafiles import DCD, PSF
 
@@ -151,6 +193,53 @@ def arithmetic(shape: Shape, n_edges: int) -> Callable[[], None]:
     return run
 
 
+def step_arithmetic(shape: Shape, n_nodes: int, n_edges: int) -> float:
+    """Seconds of the arithmetic that a training step of an EGNO cannot do without, by itself.
+
+    Products with (H, H) matrices: two per edge and time point, six per node and time point (two for the messages, one
+    of phi_v, three of phi_h) and, for the temporal convolution with M modes, 4 M - 3 per node; each of them once
+    forward, and for the gradients of its input and of its matrix. SiLUs and their derivatives: three per edge, two per
+    node. Every one with the faster of torch's BLAS and oneDNN as tried out here and now, on at most 4096 rows.
+    """
+    modes, node_rows = min(2, shape.n_times), n_nodes * shape.n_times
+    return shape.layers * (
+        _networks(n_edges * shape.n_times, shape.width, 2, 3)
+        + _networks(node_rows, shape.width, 6, 2)
+        + _networks(n_nodes, shape.width, 4 * modes - 3, 0)
+    )
+
+
+def _networks(rows: int, width: int, matrices: int, silus: int) -> float:
+    """Seconds for so many products and SiLUs on so many rows, with their gradients."""
+    x, g, out = torch.randn(3, min(rows, 4096), width).unbind()
+    w, g_w = torch.randn(2, width, width).unbind()
+    each: list[list[Callable[[], object]]] = [
+        [lambda: torch.mm(x, w.t(), out=out)],
+        [lambda: torch.mm(x, w, out=out)],
+        [lambda: torch.mm(g.t(), x, out=g_w)],
+    ]
+    if products._has_onednn():
+        for ways, (a, b) in zip(each, ((x, w), (x, w.t()), (g.t(), x.t())), strict=True):
+            ways.append(lambda a=a, b=b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+    silu = [
+        [lambda: torch.ops.aten.silu.out(x, out=out)],
+        [lambda: torch.ops.aten.silu_backward.grad_input(g, x, grad_input=out)],
+    ]
+    with torch.no_grad():
+        return rows / len(x) * (matrices * sum(map(_fastest, each)) + silus * sum(map(_fastest, silu)))
+
+
+def _fastest(ways: list[Callable[[], object]]) -> float:
+    """Median seconds of the fastest of several calls that alternate."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(30):
+        for way, taken in zip(ways, times, strict=True):
+            start = CLOCK()
+            way()
+            taken.append(CLOCK() - start)
+    return min(map(statistics.median, times))
+
+
 def allocator() -> str:
     """The settings of malloc that decide whether large blocks go back to the system after every use."""
     names = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "LD_PRELOAD")
@@ -183,7 +272,8 @@ def peak_memory(name: str, mode: str, which: str) -> float:
 
 
 def main(name: str, mode: str, which: str) -> None:
-    small, shape = Shape(None, SHAPES[name].width), SHAPES[name]
+    shape = (SHAPES | SMALL)[name]
+    small = Shape(None, shape.width)
     # A step on a tiny system first: what torch and Numba load and keep is not the model's memory.
     calls(small, *positions(small))[0]["training"]()
     call = calls(shape, *positions(shape))[0][mode]
