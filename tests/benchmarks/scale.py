@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from systems import CLOCK, Shape, allocator, calls, over_base, pairs_within
+from systems import CLOCK, Shape, allocator, calls, over_base, pairs_within, warm_up
 
 DENSITY, CUTOFF, WIDTH, DOMAIN = 0.025, 10.0, 128, 30.0
 ATOMS, TIMES = (214, 855, 3341, 10_000, 50_000, 100_000), (1, 2, 4, 8, 16, 32, 64)
@@ -34,8 +34,7 @@ def protein_like(n_atoms: int) -> np.ndarray:
 def measure(n_atoms: int, n_times: int, mode: str) -> dict[str, float]:
     """Seconds per call and peak memory of one system in this process."""
     shape = Shape("random", WIDTH, n_times=n_times, layers=1)
-    x = protein_like(20)
-    calls(shape, x, pairs_within(x, CUTOFF))[0]["training"]()  # what is loaded once is not the model's memory
+    warm_up(WIDTH)
     x = protein_like(n_atoms)
     every, n_edges = calls(shape, x, pairs_within(x, CUTOFF))
     peak, times = over_base(every[mode]), []
