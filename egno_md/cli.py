@@ -416,6 +416,7 @@ def _recipe(files, manifest, hold_out, settings, short: dict[str, Any]):
 @click.option("--dt", type=float, help="Spacing of the frames in ps, where the headers are wrong.")
 @click.option("--chains", default=0, show_default=True, help="Long chains to look at.")
 @click.option("--chain-length", type=int, help="Frames of each.  [default: 25 windows]")
+@click.option("--samples", default=0, show_default=True, help="Futures to draw from each window; judges who draws.")
 @click.option("--windows", "max_windows", default=2000, show_default=True, help="Windows to judge at most.")
 @click.option("--seed", default=0, show_default=True, help="Of the intervals.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")

@@ -17,6 +17,7 @@ from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.topology.PDBParser import PDBParser
 from MDAnalysisTests.datafiles import GRO, XTC
+from scipy.spatial.transform import Rotation
 from test_metrics import autoregression
 
 from egno_md import EGNOSurrogate, sample
@@ -28,6 +29,7 @@ from egno_md.evaluation.quality import backbone_torsions, quality
 from egno_md.evaluation.suggest import suggest
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.geometry import superposed_rmsd
 from egno_md.specs import GraphSpec
 from egno_md.trajectory import in_memory_universe
 
@@ -110,14 +112,34 @@ def test_errors_are_those_of_the_definition_and_the_skill_is_against_the_best_ba
 )
 def test_verdict_tells_worse_from_undecided(low, high, outcome, words):
     result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
-    judged = dataclasses.replace(result, skill_interval=np.stack([low, high], axis=1))
+    superposed = dataclasses.replace(result.superposed, skill_interval=np.stack([low, high], axis=1))
+    judged = dataclasses.replace(result, superposed=superposed)
     assert judged.outcome == outcome == judged.as_dict()["outcome"]
     assert words in judged.verdict and words in " ".join(judged.table().split())
 
 
+def test_the_verdict_goes_by_the_shape():
+    """A rigid molecule that tumbles: standing still is wrong where it stands, and right about its shape."""
+    structure = make_universe(1).atoms.positions.astype(float)
+    spin = Rotation.from_rotvec(np.arange(240)[:, None] * [0.0, 0.05, 0.02]).as_matrix()
+    frames = structure @ spin + 0.01 * np.random.default_rng(0).normal(size=(240, *structure.shape))
+    result = evaluate(make_model(Ballistic(4)), universe_of(frames))
+    assert (result.skill_interval[:, 0] > 0).all() or (result.errors["static"] > 5 * result.errors["model"]).all()
+    assert (result.superposed.errors["static"] < 3e-4).all() and result.judged is result.superposed
+    assert (result.superposed.skill_interval[:, 1] < 0).all() and set(result.outcome) == {"worse"}
+    assert result.judged_by == "superposed on what came" and "superposed on what came: better than ev" in result.table()
+    told = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert told["judged_by"] == result.judged_by
+    for name in ("model", "static"):
+        ours, starts = result.superposed.errors[name], np.r_[1:116, 121:236]
+        assert told["superposed"]["errors"][name] == list(ours)
+    exact = superposed_rmsd(frames[starts][:, None], frames[starts[:, None] + np.arange(1, 5)]) ** 2 / 3
+    np.testing.assert_allclose(result.superposed.errors["static"], exact.mean(axis=0), rtol=1e-3)
+
+
 def test_a_model_that_is_worse_everywhere_is_said_to_be():
     result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
-    assert (result.skill_interval[:, 1] < 0).all()
+    assert (result.skill_interval[:, 1] < 0).all() and (result.superposed.skill_interval[:, 1] < 0).all()
     assert "worse than the best one at every step" in result.verdict and "not beyond" not in result.verdict
 
 

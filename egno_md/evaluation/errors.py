@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..molecule.geometry import superposed_rmsd
+
 
 def squared_errors(predicted: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
     """Squared error of every window at every step, the mean over atoms and x, y, z (section 5.1).
@@ -24,6 +26,20 @@ def squared_errors(predicted: ArrayLike, true: ArrayLike) -> NDArray[np.float64]
     if predicted.ndim == true.ndim + 1:
         predicted = predicted.mean(axis=1)  # (S, T, N, 3)
     return np.mean((predicted - true) ** 2, axis=(2, 3))  # (S, T)
+
+
+def both_errors(predicted: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:
+    """Squared errors where the frames stand, and superposed on what came; see :func:`squared_errors`.
+
+    Returns
+    -------
+    ndarray, shape (S, 2, T)
+        In the laboratory's frame of reference, rigid motion included, and of the shape alone.
+    """
+    predicted, true = np.asarray(predicted, np.float64), np.asarray(true, np.float64)
+    if predicted.ndim == true.ndim + 1:
+        predicted = predicted.mean(axis=1)  # (S, T, N, 3)
+    return np.stack([squared_errors(predicted, true), superposed_rmsd(predicted, true) ** 2 / 3], axis=1)  # (S, 2, T)
 
 
 def mse_per_step(predicted: ArrayLike, true: ArrayLike) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ from ..forecast.forecasters import Known
 from ..forecast.model import Model, load_model
 from ..forecast.subject import Subject
 from ..graph.windows import Run, frames_back
+from .calibration import calibrate
 from .quality import quality
 from .result import Evaluation
 from .score import Part, score
@@ -84,6 +85,7 @@ def evaluate(
     dt: float | None = None,
     chains: int = 0,
     chain_length: int | None = None,
+    samples: int = 0,
     max_windows: int = 2000,
     seed: int = 0,
     device: str = "auto",
@@ -116,6 +118,8 @@ def evaluate(
         Long chains to look at, from starts spread evenly over the run.
     chain_length : int, optional
         Frames of each; 25 windows when None.
+    samples : int
+        Futures to draw from each of up to 400 windows, to judge those who draw; 0 draws none.
     max_windows, seed, device, progress
         See :func:`score`.
 
@@ -158,6 +162,10 @@ def evaluate(
         device=device,
         progress=progress,
     )
+    calibration = None
+    if samples:
+        steps = np.round(result.times / model.window.stride_ps).astype(int)  # (T,)
+        calibration = calibrate(parts, steps, result.times, samples, model=model, seed=seed, device=device)
     notes = [*result.notes, *_overlap(model, sources, runs)]
     used = {id(part.run) for part in parts}
     if short := sum(len(run.positions) for run in runs if id(run) not in used):
@@ -175,7 +183,7 @@ def evaluate(
             )
         except ModelError as error:
             notes.append(f"the chains broke down: {error}")
-    return dataclasses.replace(result, quality=found, notes=tuple(notes))
+    return dataclasses.replace(result, quality=found, calibration=calibration, notes=tuple(notes))
 
 
 def _chains(

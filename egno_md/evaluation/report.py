@@ -68,7 +68,8 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
     plots: dict[str, tuple[Callable[[Any], None], str]] = {
         "errors": (
             lambda axes: _errors(axes, evaluation),
-            "Mean squared error per coordinate at every step, with 95 % intervals where the data give them. "
+            f"Mean squared error per coordinate at every step, {evaluation.judged_by}, with 95 % intervals where the "
+            "data give them. "
             "Below every other line the model is worth something.",
         ),
         "skill": (
@@ -136,13 +137,14 @@ def _png(draw: Callable[[Any], None]) -> bytes:
 
 
 def _errors(axes: Axes, evaluation: Evaluation) -> None:
-    others = [e for name, e in evaluation.errors.items() if name != "linear"]
-    unknown = [name for name in evaluation.errors if name not in COLOURS]
-    for name, errors in evaluation.errors.items():
+    judged = evaluation.judged
+    others = [e for name, e in judged.errors.items() if name != "linear"]
+    unknown = [name for name in judged.errors if name not in COLOURS]
+    for name, errors in judged.errors.items():
         colour = COLOURS.get(name, OTHER)
         line = LINES[unknown.index(name) % len(LINES)] if name in unknown else "-"
         axes.plot(evaluation.times, errors, line, marker=".", color=colour, label=name)
-        axes.fill_between(evaluation.times, *evaluation.intervals[name].T, color=colour, alpha=0.15, lw=0)
+        axes.fill_between(evaluation.times, *judged.intervals[name].T, color=colour, alpha=0.15, lw=0)
     # Straight lines leave the picture where atoms do not fly straight.
     axes.set(xlabel="time after the start (ps)", ylabel="mean squared error (Å²)", ylim=(0, 1.3 * np.max(others) or 1))
     axes.legend(frameon=False)
@@ -150,8 +152,10 @@ def _errors(axes: Axes, evaluation: Evaluation) -> None:
 
 def _skill(axes: Axes, evaluation: Evaluation) -> None:
     axes.axhline(0, color="#999999", lw=1)
-    axes.plot(evaluation.times, 100 * evaluation.skill, marker=".", color=COLOURS["model"])
-    axes.fill_between(evaluation.times, *(100 * evaluation.skill_interval.T), color=COLOURS["model"], alpha=0.2, lw=0)
+    axes.plot(evaluation.times, 100 * evaluation.judged.skill, marker=".", color=COLOURS["model"])
+    axes.fill_between(
+        evaluation.times, *(100 * evaluation.judged.skill_interval.T), color=COLOURS["model"], alpha=0.2, lw=0
+    )
     axes.set(xlabel="time after the start (ps)", ylabel="skill against the best baseline (%)")
 
 

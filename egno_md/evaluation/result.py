@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration import Calibration
 from .quality import Quality
 
 #: Fewer independent blocks than this give no interval.
@@ -18,16 +19,16 @@ MIN_BLOCKS = 4
 WIDTH = 140
 
 
+#: Atoms below which shapes say little, and errors are judged where the frames stand.
+FEWEST_ATOMS = 4
+
+
 @dataclass(frozen=True)
-class Evaluation:
-    """Errors of a model beside those of the baselines; Angstrom squared and ps.
+class Scores:
+    """Errors of a model beside those of the baselines, Angstrom squared.
 
     Attributes
     ----------
-    model : str
-        Its name.
-    times : ndarray, shape (T,)
-        ps after the start.
     errors : dict of str to ndarray (T,)
         Mean squared error per coordinate at every step: ``"model"`` and every registered free forecast, such as
         ``"static"``, ``"AR(1)"`` and ``"regression"``; see :func:`egno_md.forecast.free_forecasts`.
@@ -39,44 +40,14 @@ class Evaluation:
         From the same resamples for model and baselines; the best baseline is chosen anew in each of them.
     f_skill, a_skill : tuple of float
         Skill of F-MSE and A-MSE with the ends of its interval.
-    n_windows, n_runs, n_atoms : int
-        What was judged; `n_atoms` of the largest system.
-    block : int
-        Windows per block of the bootstrap.
-    n_blocks : int
-        Independent blocks in the data.
-    quality : Quality, optional
-        Of chains, if any were asked for.
-    as_predicted : ndarray, shape (T,), optional
-        Errors of the model's frames before they are brought back to a local geometry (``ModelSpec.keep_bonds``), where
-        the steps are those of one window: what physical frames cost.
-    prior : ndarray, shape (T,), optional
-        Errors of the regression alone that the model corrects (``ModelSpec.prior``), for the steps of one window.
-    network_gain : tuple of float, optional
-        What the network takes off the A-MSE of that regression, as a share of it, with the ends of its interval; of the
-        frames as predicted.
-    notes : tuple of str
-        What to know before the numbers are believed.
     """
 
-    model: str
-    times: NDArray[np.float64]
     errors: dict[str, NDArray[np.float64]]
     intervals: dict[str, NDArray[np.float64]]
     skill: NDArray[np.float64]
     skill_interval: NDArray[np.float64]
     f_skill: tuple[float, float, float]
     a_skill: tuple[float, float, float]
-    n_windows: int
-    n_runs: int
-    n_atoms: int
-    block: int
-    n_blocks: int
-    quality: Quality | None = None
-    as_predicted: NDArray[np.float64] | None = None
-    prior: NDArray[np.float64] | None = None
-    network_gain: tuple[float, float, float] | None = None
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def f_mse(self) -> dict[str, float]:
@@ -88,24 +59,89 @@ class Evaluation:
         """Mean error of all steps."""
         return {name: float(e.mean()) for name, e in self.errors.items()}
 
+
+@dataclass(frozen=True)
+class Evaluation(Scores):
+    """What a model is worth: errors where the frames stand, those of the shape alone, and what was looked at beside.
+
+    The attributes of :class:`Scores` are errors in the laboratory's frame of reference, as the paper has them: most of
+    them is rotation and translation of the molecule, which nobody forecasts. The verdict goes by the others.
+
+    Attributes
+    ----------
+    model : str
+        Its name.
+    times : ndarray, shape (T,)
+        ps after the start.
+    superposed : Scores, optional
+        Errors of frames superposed on what came; None for windows that are no molecules.
+    n_windows, n_runs, n_atoms : int
+        What was judged; `n_atoms` of the largest system.
+    block : int
+        Windows per block of the bootstrap.
+    n_blocks : int
+        Independent blocks in the data.
+    quality : Quality, optional
+        Of chains, if any were asked for.
+    calibration : Calibration, optional
+        Of drawn futures, if any were asked for.
+    as_predicted, as_predicted_superposed : ndarray, shape (T,), optional
+        Errors of the model's frames before they are brought back to a local geometry (``ModelSpec.keep_bonds``), where
+        the steps are those of one window: what physical frames cost.
+    prior, prior_superposed : ndarray, shape (T,), optional
+        Errors of the regression alone that the model corrects (``ModelSpec.prior``), for the steps of one window.
+    network_gain : tuple of float, optional
+        What the network takes off the A-MSE of that regression, as a share of it, with the ends of its interval; of the
+        frames as predicted, nothing superposed.
+    notes : tuple of str
+        What to know before the numbers are believed.
+    """
+
+    model: str
+    times: NDArray[np.float64]
+    n_windows: int
+    n_runs: int
+    n_atoms: int
+    block: int
+    n_blocks: int
+    superposed: Scores | None = None
+    quality: Quality | None = None
+    calibration: Calibration | None = None
+    as_predicted: NDArray[np.float64] | None = None
+    as_predicted_superposed: NDArray[np.float64] | None = None
+    prior: NDArray[np.float64] | None = None
+    prior_superposed: NDArray[np.float64] | None = None
+    network_gain: tuple[float, float, float] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def judged(self) -> Scores:
+        """What the verdict goes by: the superposed errors where there are shapes to superpose."""
+        return self if self.superposed is None or self.n_atoms < FEWEST_ATOMS else self.superposed
+
+    @property
+    def judged_by(self) -> str:
+        """The same in words."""
+        return "nothing superposed" if self.judged is self else "superposed on what came"
+
     @property
     def best_baseline(self) -> list[str]:
-        """The best baseline at every step."""
+        """The best baseline at every step, by the errors that are judged."""
         names = [name for name in self.errors if name != "model"]
-        return [names[int(k)] for k in np.argmin([self.errors[name] for name in names], axis=0)]
+        return [names[int(k)] for k in np.argmin([self.judged.errors[name] for name in names], axis=0)]
 
     @property
     def outcome(self) -> list[str]:
         """At every step ``"better"`` or ``"worse"`` than the best baseline; ``"undecided"``: 0 is in the interval."""
-        low, high = self.skill_interval.T
+        low, high = self.judged.skill_interval.T
         return np.where(low > 0, "better", np.where(high < 0, "worse", "undecided")).tolist()
 
     @property
     def verdict(self) -> str:
         """One sentence: is the forecast better than what is there for nothing, or worse?"""
-        n = len(self.times)
-        if np.isnan(self.skill_interval).any():
-            better, worse = int((self.skill > 0).sum()), int((self.skill < 0).sum())
+        n, skill = len(self.times), self.judged.skill
+        if np.isnan(self.judged.skill_interval).any():
+            better, worse = int((skill > 0).sum()), int((skill < 0).sum())
             return (
                 f"better than every baseline at {better} of {n} steps and worse than the best one at {worse}, but the "
                 f"data are too few for an interval: {self.n_blocks} independent block(s), {MIN_BLOCKS} are needed"
@@ -131,9 +167,16 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; not a number is None."""
-        out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "quality"}
+        apart = ("quality", "superposed", "calibration")
+        out: dict[str, Any] = {"model": self.model, "times": self.times}
+        out |= {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         out.update(f_mse=self.f_mse, a_mse=self.a_mse, best_baseline=self.best_baseline)
-        out.update(outcome=self.outcome, verdict=self.verdict)
+        out.update(outcome=self.outcome, judged_by=self.judged_by, verdict=self.verdict)
+        out["superposed"] = None
+        if self.superposed is not None:
+            errors = {f.name: getattr(self.superposed, f.name) for f in fields(self.superposed)}
+            out["superposed"] = {**errors, "f_mse": self.superposed.f_mse, "a_mse": self.superposed.a_mse}
+        out["calibration"] = None if self.calibration is None else self.calibration.as_dict()
         out["quality"] = None
         if self.quality is not None:
             out["quality"] = {
@@ -155,39 +198,33 @@ class Evaluation:
 
     def table(self) -> str:
         """For people."""
-        names = list(self.errors)
         lines = [
             f"model      {self.model}",
             f"data       {self.n_windows} windows of {self.n_runs} run(s), up to {self.n_atoms} atoms; "
             f"{self.n_blocks} independent block(s) of {self.block} windows",
-            "error      mean squared, per coordinate, A^2 (95 % interval); nothing is superposed",
-            "",
-            f"{'t/ps':>8}  {'model':>26}" + "".join(f"{name:>{_width(name)}}" for name in names[1:]) + f"{'skill':>27}",
         ]
-        wide = [_width(name) for name in names[1:]]
-
-        def columns(values: dict[str, float]) -> str:
-            return "".join(f" {values[name]:>{w - 1}.4f}" for name, w in zip(names[1:], wide, strict=True))
-
-        for k, t in enumerate(self.times):
-            low, high = self.intervals["model"][k]
-            row = f"{t:>8g}  {self.errors['model'][k]:>9.4f}{_interval(low, high, '.4f'):>17}"
-            row += columns({name: values[k] for name, values in self.errors.items()})
-            lines.append(row + _percent(self.skill[k], *self.skill_interval[k]))
-        for label, values, gain in (("F-MSE", self.f_mse, self.f_skill), ("A-MSE", self.a_mse, self.a_skill)):
-            row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
-            lines.append(row + columns(values) + _percent(*gain))
-        lines += ["", _wrapped("verdict", self.verdict)]
+        said = "error      mean squared, per coordinate, A^2 (95 % interval);"
+        if self.superposed is not None:
+            lines += [f"{said} superposed on what came", "", *self._columns(self.superposed), ""]
+        lines += [f"{said} nothing is superposed", "", *self._columns(self), ""]
+        lines.append(_wrapped("verdict", f"{self.judged_by}: {self.verdict}"))
         if self.as_predicted is not None:
+            superposed = ""
+            if self.superposed is not None and self.as_predicted_superposed is not None:
+                now, before = self.superposed.a_mse["model"], self.as_predicted_superposed.mean()
+                superposed = f"; superposed {now:.4f} and {before:.4f}"
             lines.append(
                 f"geometry   brought back in every frame: A-MSE {self.a_mse['model']:.4f}, as predicted "
-                f"{self.as_predicted.mean():.4f}"
+                f"{self.as_predicted.mean():.4f}{superposed}"
             )
         if self.prior is not None:
+            superposed = "" if self.prior_superposed is None else f" (superposed {self.prior_superposed.mean():.4f})"
             lines.append(
-                f"prior      the regression that the operator corrects: A-MSE {self.prior.mean():.4f} by itself"
-                f"{self._network()}"
+                f"prior      the regression that the operator corrects: A-MSE {self.prior.mean():.4f}{superposed} by "
+                f"itself{self._network()}"
             )
+        if self.calibration is not None:
+            lines += ["", *self.calibration.table()]
         if self.quality is not None:
             q = self.quality
             lines += [
@@ -200,6 +237,25 @@ class Evaluation:
                 ),
             ]
         return "\n".join(lines + [_wrapped("note", note) for note in self.notes])
+
+    def _columns(self, scores: Scores) -> list[str]:
+        """Errors and skill at every step, and of all of them."""
+        names = list(scores.errors)
+        heads = "".join(f"{name:>{_width(name)}}" for name in names[1:])
+        lines = [f"{'t/ps':>8}  {'model':>26}{heads}{'skill':>27}"]
+
+        def columns(values: dict[str, float]) -> str:
+            return "".join(f" {values[name]:>{_width(name) - 1}.4f}" for name in names[1:])
+
+        for k, t in enumerate(self.times):
+            low, high = scores.intervals["model"][k]
+            row = f"{t:>8g}  {scores.errors['model'][k]:>9.4f}{_interval(low, high, '.4f'):>17}"
+            row += columns({name: values[k] for name, values in scores.errors.items()})
+            lines.append(row + _percent(scores.skill[k], *scores.skill_interval[k]))
+        for label, values, gain in (("F-MSE", scores.f_mse, scores.f_skill), ("A-MSE", scores.a_mse, scores.a_skill)):
+            row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
+            lines.append(row + columns(values) + _percent(*gain))
+        return lines
 
 
 def _width(name: str) -> int:

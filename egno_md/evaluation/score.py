@@ -12,12 +12,13 @@ from ..forecast.chain import ModelForecaster, check_request, forecast_times
 from ..forecast.forecasters import Forecaster, Known
 from ..forecast.model import Model
 from ..graph.windows import Run, frames_back
-from .errors import skill, squared_errors
-from .result import MIN_BLOCKS, Evaluation
+from .errors import both_errors, skill
+from .result import MIN_BLOCKS, Evaluation, Scores
 from .statistics import block_bootstrap, independent_blocks, integrated_time
 
-#: Share of the bootstrap's resamples outside the interval.
+#: Share of the bootstrap's resamples outside the interval, and its ends.
 OUTSIDE = 0.05
+ENDS = (OUTSIDE / 2, 1 - OUTSIDE / 2)
 
 _CHUNK_BYTES = 64 << 20
 
@@ -115,67 +116,83 @@ def score(
             options = {"boxes": None if run.boxes is None else list(run.boxes[some]), "progress": progress}
             found = (bare or forecaster).collect(past, horizon, **options)[:, 0]  # (S, T, N, 3)
             if prior is not None:
-                errors.setdefault("prior", []).append(squared_errors(prior(past, steps), true))  # (S, T)
-                errors.setdefault("network", []).append(squared_errors(found, true))  # (S, T)
+                errors.setdefault("prior", []).append(both_errors(prior(past, steps), true))  # (S, 2, T)
+                errors.setdefault("network", []).append(both_errors(found, true))  # (S, 2, T)
             if bare is not None:
-                errors.setdefault("as predicted", []).append(squared_errors(found, true))  # (S, T)
+                errors.setdefault("as predicted", []).append(both_errors(found, true))  # (S, 2, T)
                 start = past[:, -1:].astype(np.float64)  # (S, 1, N, 3)
                 found = forecaster.inner.keep(found.astype(np.float64), start)  # (S, T, N, 3)
-            errors.setdefault("model", []).append(squared_errors(found, true))  # (S, T)
+            errors.setdefault("model", []).append(both_errors(found, true))  # (S, 2, T)
             for name in free:
                 free_errors = _free_errors(part.known.baselines.forecasts[name], name, run, some, steps, true)
-                errors.setdefault(name, []).append(free_errors)  # (S, T)
+                errors.setdefault(name, []).append(free_errors)  # (S, 2, T)
     ranked = ["model", *free]
     beside = [name for name in ("as predicted", "prior", "network") if name in errors]
     names = ranked + beside
-    values = np.stack([np.concatenate(errors[name]) for name in names], axis=1)  # (S, K, T)
+    values = np.stack([np.concatenate(errors[name]) for name in names], axis=1)  # (S, K, 2, T)
     group_of = np.asarray(groups)
     every = parts[0].run.every
     between = float(np.median(spacings)) if spacings else 1.0  # frames between two windows
     length = int(np.ceil((frames_back(window) + steps[-1]) * every / between))
-    memory = integrated_time([values[group_of == g, 0].mean(axis=1) for g in np.unique(group_of)])
+    memory = integrated_time([values[group_of == g, 0, 0].mean(axis=1) for g in np.unique(group_of)])
     block = max(1, length + int(np.ceil(memory)))
     n_blocks = independent_blocks(group_of, block)
-    mean = values.mean(axis=0)  # (K, T)
-    low_high = np.full((2, len(ranked), horizon), np.nan)
-    gain_range = np.full((2, horizon + 1), np.nan)
-    network_range = np.full(2, np.nan)
-    ends = [OUTSIDE / 2, 1 - OUTSIDE / 2]
-
-    def gains(means: np.ndarray) -> np.ndarray:
-        """Skill at every step and of the A-MSE, (..., T + 1), from means (..., K, T)."""
-        with_last = np.concatenate([means, means.mean(axis=-1, keepdims=True)], axis=-1)[..., : len(ranked), :]
-        return skill(with_last[..., 0, :], np.moveaxis(with_last[..., 1:, :], -2, 0))
+    mean = values.mean(axis=0)  # (K, 2, T)
+    resampled = block_bootstrap(values, group_of, block, seed=seed) if n_blocks >= MIN_BLOCKS else None  # (R, K, 2, T)
 
     def network(means: np.ndarray) -> np.ndarray:
-        """What the network takes off the A-MSE of its regression, (...), from means (..., K, T)."""
-        return skill(means[..., names.index("network"), :].mean(-1), means[None, ..., names.index("prior"), :].mean(-1))
+        """What the network takes off the A-MSE of its regression, (...), from means (..., K, 2, T)."""
+        found, alone = (means[..., names.index(name), 0, :].mean(-1) for name in ("network", "prior"))
+        return skill(found, alone[None])
 
-    gain = gains(mean)  # (T + 1,)
-    if n_blocks >= MIN_BLOCKS:
-        drawn = block_bootstrap(values, group_of, block, seed=seed)  # (R, K, T)
-        low_high = np.quantile(drawn[:, : len(ranked)], ends, axis=0)
-        gain_range = np.quantile(gains(drawn), ends, axis=0)
-        network_range = np.quantile(network(drawn), ends) if "prior" in names else network_range
+    network_gain = None
+    if "prior" in names:
+        ends = [np.nan, np.nan] if resampled is None else np.quantile(network(resampled), ENDS).tolist()
+        network_gain = (float(network(mean)), *ends)
     apart = {name: mean[names.index(name)] for name in beside}
+    laboratory, superposed = (
+        _scores(ranked, mean[: len(ranked), kind], None if resampled is None else resampled[:, : len(ranked), kind])
+        for kind in (0, 1)
+    )
     return Evaluation(
         model=model.name,
         times=times,
-        errors={name: mean[k] for k, name in enumerate(ranked)},
-        intervals={name: low_high[:, k].T for k, name in enumerate(ranked)},
-        skill=gain[:-1],
-        skill_interval=gain_range[:, :-1].T,
-        f_skill=(float(gain[-2]), *gain_range[:, -2].tolist()),
-        a_skill=(float(gain[-1]), *gain_range[:, -1].tolist()),
+        **vars(laboratory),
+        superposed=superposed,
         n_windows=len(values),
         n_runs=len({part.origin for part in parts}),
         n_atoms=max(part.run.builder.n_atoms for part in parts),
         block=block,
         n_blocks=n_blocks,
-        as_predicted=apart.get("as predicted"),
-        prior=apart.get("prior"),
-        network_gain=(float(network(mean)), *network_range.tolist()) if "prior" in names else None,
+        as_predicted=apart["as predicted"][0] if "as predicted" in apart else None,
+        as_predicted_superposed=apart["as predicted"][1] if "as predicted" in apart else None,
+        prior=apart["prior"][0] if "prior" in apart else None,
+        prior_superposed=apart["prior"][1] if "prior" in apart else None,
+        network_gain=network_gain,
         notes=tuple(notes),
+    )
+
+
+def _scores(names: Sequence[str], mean: np.ndarray, resampled: np.ndarray | None) -> Scores:
+    """From mean errors (K, T), the model's first, and the same of resamples (R, K, T)."""
+    n_names, horizon = mean.shape
+    intervals, gain_range = np.full((2, n_names, horizon), np.nan), np.full((2, horizon + 1), np.nan)
+
+    def gains(means: np.ndarray) -> np.ndarray:
+        """Skill at every step and of the A-MSE, (..., T + 1)."""
+        with_last = np.concatenate([means, means.mean(axis=-1, keepdims=True)], axis=-1)  # (..., K, T + 1)
+        return skill(with_last[..., 0, :], np.moveaxis(with_last[..., 1:, :], -2, 0))
+
+    gain = gains(mean)  # (T + 1,)
+    if resampled is not None:
+        intervals, gain_range = np.quantile(resampled, ENDS, axis=0), np.quantile(gains(resampled), ENDS, axis=0)
+    return Scores(
+        errors=dict(zip(names, mean, strict=True)),
+        intervals={name: intervals[:, k].T for k, name in enumerate(names)},
+        skill=gain[:-1],
+        skill_interval=gain_range[:, :-1].T,
+        f_skill=(float(gain[-2]), *gain_range[:, -2].tolist()),
+        a_skill=(float(gain[-1]), *gain_range[:, -1].tolist()),
     )
 
 
@@ -197,8 +214,8 @@ def _frames(run: Run, starts: np.ndarray, n_past: int) -> np.ndarray:
 def _free_errors(
     forecaster: Forecaster, name: str, run: Run, starts: np.ndarray, steps: np.ndarray, true: np.ndarray
 ) -> np.ndarray:
-    """Squared errors (S, T) of a free forecast, which is given as much past as it wants and the run has."""
-    out = np.empty(true.shape[:2])
+    """Squared errors (S, 2, T) of a free forecast, which is given as much past as it wants and the run has."""
+    out = np.empty((len(true), 2, true.shape[1]))
     there = np.minimum(starts // run.every + 1, max(1, forecaster.n_past))  # (S,)
     for n_past in np.unique(there):
         here = there == n_past
@@ -209,5 +226,5 @@ def _free_errors(
                 f"the free forecast {name!r} must give finite numbers of the shape (S, K, T, N, 3) = "
                 f"{(wanted[0], 'K', *wanted[1:])}, found {found.shape}: mend it or uninstall its package"
             )
-        out[here] = squared_errors(found, true[here])
+        out[here] = both_errors(found, true[here])
     return out
