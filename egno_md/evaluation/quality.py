@@ -22,6 +22,9 @@ BOND_OFF = 0.05
 #: Frames whose clashes and handedness are checked, at most; cells of a turn in torsion histograms.
 CHECKED_FRAMES, TORSION_CELLS = 500, 24
 
+#: Cells of a turn in which basins are looked for; divergence in nats from which torsions are others.
+BASIN_CELLS, FAR = 36, 0.05
+
 
 @dataclass(frozen=True)
 class Ensemble:
@@ -50,6 +53,28 @@ class Ensemble:
     """Time in which the autocorrelation of the internal displacements falls to 1/e; nan if it does not."""
     radius_relaxation: float
     """The same of the radius of gyration."""
+    within: Within
+    """What happens within one chain: chains that stand still at many places look alive when they are put together."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Means over pieces of one length, each by itself: motion that none of them makes does not count."""
+
+    length: int
+    """Frames of a piece, the same for chains, run and floor."""
+    rmsf: NDArray[np.float64]
+    """Of every atom (N,) about the mean of the piece."""
+    torsion_spread: NDArray[np.float64]
+    """Circular variance of every torsion (K,)."""
+    relaxation: float
+    """Time in ps in which the autocorrelation about the mean of the piece falls to 1/e; nan if it does not."""
+    changes: float
+    """Changes of basin per frame and torsion that has more than one in the run; nan if none has."""
+    drift: float
+    """Radius of gyration of the last quarter of a piece less that of the first, Angstrom."""
+    left: float
+    """Share of the frames in the last quarters whose radius the run never has."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +119,43 @@ class Quality:
         pairs = zip(self._histograms(ensemble), self._histograms(self.run), strict=True)
         return float(np.mean([jensen_shannon(*pair) for pair in pairs]))
 
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Where the chains differ from the run by more than twice what its halves differ by, and by more than a bound.
+
+        What a chain does is counted within it. A tuple without entries is what real dynamics gives.
+        """
+        out = []
+
+        def ratio(name: str, value: Callable[[Ensemble], float], bound: float, few: str, many: str) -> None:
+            chains, run, floor = (float(value(e)) for e in (self.chains, self.run, self.floor))
+            if np.isnan(run) or run <= 0:
+                return
+            both = [np.inf if np.isnan(x) else abs(np.log(x / run)) if x > 0 else np.inf for x in (chains, floor)]
+            if both[0] > max(np.log(bound), 2 * both[1] if np.isfinite(both[1]) else 0.0):
+                said = many if chains > run or np.isnan(chains) else few
+                out.append(f"{said}: {name} {chains:.3g}, in the run {run:.3g} (its other half {floor:.3g})")
+
+        ratio("RMSF within a chain (A)", lambda e: e.within.rmsf.mean(), 1.5, "moves too little", "moves too much")
+        if self.torsion_names:
+            ratio("circular spread of the torsions within a chain", lambda e: e.within.torsion_spread.mean(), 1.5,
+                  "torsions move too little", "torsions move too much")  # fmt: skip
+        ratio("changes of basin per frame", lambda e: e.within.changes, 2.0, "torsions change their basin too rarely",
+              "torsions change their basin too often")  # fmt: skip
+        ratio(
+            "memory within a chain (ps)", lambda e: e.within.relaxation, 2.0, "forgets too fast", "forgets too slowly"
+        )
+        divergence, floor = self.torsion_divergence(self.chains), self.torsion_divergence(self.floor)
+        if divergence > max(FAR, 2 * floor):
+            out.append(f"other torsions: divergence {divergence:.3g} nats, between the halves of the run {floor:.3g}")
+        if self.chains.within.left > 0.5:
+            radii = np.concatenate([self.run.radius, self.floor.radius])
+            out.append(
+                f"drifts away: {self.chains.within.left:.0%} of the radii of gyration in the last quarter lie outside "
+                f"of the run's {radii.min():.2f} to {radii.max():.2f} A"
+            )
+        return tuple(out)
+
     def _histograms(self, ensemble: Ensemble) -> list[np.ndarray]:
         angles = ensemble.torsions
         edges = np.linspace(-np.pi, np.pi, TORSION_CELLS + 1)
@@ -122,12 +184,19 @@ class Quality:
         add("mirrored frames, share", lambda e: e.mirrored)
         add("radius of gyration, mean (A)", lambda e: e.radius.mean())
         add("radius of gyration, spread (A)", lambda e: e.radius.std())
+        add("radius of gyration, drift in a chain (A)", lambda e: e.within.drift)
+        add("last radii outside of the run's, share", lambda e: e.within.left)
+        add("RMSF within a chain, mean (A)", lambda e: e.within.rmsf.mean())
         add("RMSF, mean (A)", lambda e: e.rmsf.mean())
         add("RMSF, ratio to the run", self.rmsf_ratio, against_run=True)
         add("RMSF, correlation with the run", self.rmsf_correlation, against_run=True)
         if self.torsion_names:
             add(f"torsions ({self.torsion_kind}), divergence (nats)", self.torsion_divergence, against_run=True)
+            add("torsions, square root of it", lambda e: np.sqrt(self.torsion_divergence(e)), against_run=True)
+            add("torsions, circular spread in a chain", lambda e: e.within.torsion_spread.mean())
             add("torsions, circular spread", lambda e: e.torsion_spread.mean())
+            add("torsions, changes of basin per frame", lambda e: e.within.changes)
+        add("memory of the motion in a chain (ps)", lambda e: e.within.relaxation)
         add("memory of the internal motion (ps)", lambda e: e.relaxation)
         add("memory of the radius (ps)", lambda e: e.radius_relaxation)
         return out
@@ -219,7 +288,11 @@ def quality(
     lengths = bond_lengths(first, builder.bonds).mean(axis=0)  # (B,)
     kind, names, quadruples = backbone_torsions(builder)
     n_frames = sum(len(x) for x in chains)
-    describe = _Describe(builder, motion.mean, first[0], lengths, quadruples, stride_ps)
+    radii = radius_of_gyration(np.concatenate([x for half in halves for x in half]))
+    length = min(max(len(x) for x in some) for some in (chains, *halves))
+    basins = [torsion_basins(angles) for angles in dihedrals(first, quadruples).T]
+    ends = (float(radii.min()), float(radii.max()))
+    describe = _Describe(builder, motion.mean, first[0], lengths, quadruples, stride_ps, length, basins, ends)
     return Quality(
         chains=describe(chains),
         run=describe(halves[0]),
@@ -239,6 +312,30 @@ class _Describe:
     lengths: np.ndarray
     quadruples: np.ndarray
     stride_ps: float
+    length: int
+    basins: list[np.ndarray]
+    radii: tuple[float, float]
+
+    def within(self, fitted: Sequence[np.ndarray], radii: Sequence[np.ndarray], parts: Sequence[np.ndarray]) -> Within:
+        """Of parts (F, N, 3) and what is superposed on the mean, in pieces of one length."""
+
+        def pieces(series: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [x[k : k + self.length] for x in series for k in range(0, len(x) - self.length + 1, self.length)]
+
+        moved = [x - x.mean(axis=0) for x in pieces(fitted)]  # (L, N, 3)
+        turned = pieces([dihedrals(x, self.quadruples) for x in parts])  # (L, K)
+        quarter = max(1, self.length // 4)
+        first, last = (np.array([r[some] for r in pieces(radii)]) for some in (slice(quarter), slice(-quarter, None)))
+        counts = [_changes(x[:, k], basins) for x in turned for k, basins in enumerate(self.basins) if basins.max() > 0]
+        return Within(
+            length=self.length,
+            rmsf=np.sqrt(np.mean([np.mean(np.sum(x**2, axis=-1), axis=0) for x in moved], axis=0)),
+            torsion_spread=np.mean([1 - np.abs(np.exp(1j * x).mean(axis=0)) for x in turned], axis=0),
+            relaxation=relaxation_time(_mean_correlation(moved)) * self.stride_ps,
+            changes=float(np.mean(counts)) if counts else float("nan"),
+            drift=float(last.mean() - first.mean()),
+            left=float(np.mean((last < self.radii[0] - 1e-3) | (last > self.radii[1] + 1e-3))),
+        )
 
     def __call__(self, parts: Sequence[np.ndarray], at_most: int | None = None) -> Ensemble:
         """Everything of some frames; what is no matter of time from at most so many of them."""
@@ -270,7 +367,50 @@ class _Describe:
             torsion_spread=1 - np.abs(np.exp(1j * angles).mean(axis=0)),
             relaxation=relaxation_time(memory) * self.stride_ps,
             radius_relaxation=relaxation_time(radius_memory) * self.stride_ps,
+            within=self.within(fitted, radii, parts),
         )
+
+
+def torsion_basins(angles: np.ndarray) -> NDArray[np.int64]:
+    """Where a torsion (F,), in radians, rests: the basin of each of 36 equal cells of a turn from -pi on.
+
+    Basins are what lies about the peaks of the smoothed histogram that are parted by valleys below half of the lower
+    peak. A cell counts for its basin where the histogram is at least half of the peak; elsewhere it is -1, so that an
+    angle on the way is not counted until it arrives. Peaks of less than a hundredth of the frames are none.
+    """
+    counts = np.histogram(angles, np.linspace(-np.pi, np.pi, BASIN_CELLS + 1))[0].astype(float)
+    smooth = sum(w * np.roll(counts, k) for k, w in zip(range(-2, 3), (1, 2, 3, 2, 1), strict=True)) / 9
+    peaks = [k for k in range(BASIN_CELLS) if smooth[k] > smooth[k - 1] and smooth[k] >= smooth[(k + 1) % BASIN_CELLS]]
+    if not peaks:
+        return np.zeros(BASIN_CELLS, np.int64)
+    while True:
+        path = [np.arange(a, b if b > a else b + BASIN_CELLS) % BASIN_CELLS for a, b in zip(peaks, np.roll(peaks, -1),
+                                                                                             strict=True)]  # fmt: skip
+        valleys = [cells[np.argmin(smooth[cells])] for cells in path]
+        belongs = np.searchsorted(np.sort(valleys), np.arange(BASIN_CELLS), side="right") % len(peaks)  # of each cell
+        weights = [counts[belongs == belongs[peak]].sum() / max(counts.sum(), 1) for peak in peaks]
+        if len(peaks) == 1:
+            break
+        rise = [smooth[v] / min(smooth[peaks[k]], smooth[peaks[(k + 1) % len(peaks)]]) for k, v in enumerate(valleys)]
+        if min(weights) < 0.01:
+            peaks.pop(int(np.argmin(weights)))
+        elif max(rise) > 0.5:
+            k = int(np.argmax(rise))
+            peaks.remove(min(peaks[k], peaks[(k + 1) % len(peaks)], key=lambda peak: smooth[peak]))
+        else:
+            break
+    basins = np.full(BASIN_CELLS, -1, np.int64)
+    for number, peak in enumerate(peaks):
+        basins[(belongs == belongs[peak]) & (smooth >= smooth[peak] / 2)] = number
+    return basins
+
+
+def _changes(angles: np.ndarray, basins: np.ndarray) -> float:
+    """Changes of basin per frame of a torsion (F,)."""
+    cells = np.clip(((angles + np.pi) / (2 * np.pi) * BASIN_CELLS).astype(int), 0, BASIN_CELLS - 1)
+    visited = basins[cells]
+    visited = visited[visited >= 0]
+    return float(np.sum(visited[1:] != visited[:-1])) / len(angles)
 
 
 def _mean_correlation(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -182,6 +182,7 @@ class Evaluation(Scores):
             out["quality"] = {
                 "n_chains": self.quality.n_chains,
                 "chain_length": self.quality.chain_length,
+                "findings": self.quality.findings,
                 "rows": {name: dict(chains=a, run=b, floor=c) for name, a, b, c in self.quality.rows()},
             }
         return plain(out)
@@ -235,6 +236,7 @@ class Evaluation(Scores):
                     f"{name:<42}" + "".join(f"{'-' if np.isnan(v) else format(v, '.3f'):>12}" for v in values)
                     for name, *values in q.rows()
                 ),
+                *(_wrapped("finding", finding) for finding in q.findings or ("none: the chains pass for the run",)),
             ]
         return "\n".join(lines + [_wrapped("note", note) for note in self.notes])
 
