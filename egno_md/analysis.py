@@ -17,7 +17,7 @@ from egno_md.forecast.device import check_precision, resolve_device
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import Subject
 from egno_md.molecule.checks import check_frames
-from egno_md.molecule.geometry import rmsd
+from egno_md.molecule.geometry import rmsd, superposed_rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
@@ -77,6 +77,9 @@ class EGNOSurrogate(AnalysisBase):
     results.rmsd, results.rmsd_static : ndarray, shape (n_starts, horizon)
         RMSD in Angstrom, without superposition, of the forecast and of the standing start frame against the
         trajectory, where it has the frame; NaN elsewhere.
+    results.rmsd_superposed, results.rmsd_static_superposed : ndarray, shape (n_starts, horizon)
+        The same with every frame superposed on that of the trajectory: the error of the shape, without the rotation
+        and translation of the whole.
     results.moved : ndarray, shape (n_starts, horizon)
         RMSD in Angstrom between the predicted frame and the start frame.
     results.checks : list of PhysicalChecks
@@ -268,10 +271,10 @@ class EGNOSurrogate(AnalysisBase):
             results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
 
     def _compare(self, strides: np.ndarray) -> None:
-        """Fill `rmsd` and `rmsd_static` where the trajectory has the predicted frame; reads each frame once."""
-        shape = (self.n_frames, self.horizon)
-        self.results.rmsd = np.full(shape, np.nan)
-        self.results.rmsd_static = np.full(shape, np.nan)
+        """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
+        results, shape = self.results, (self.n_frames, self.horizon)
+        for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
+            results[name] = np.full(shape, np.nan)
         wanted: dict[int, list[tuple[int, int]]] = {}
         for i, frame in enumerate(self.results.frames):
             for k, ahead in enumerate(strides * self.every):
@@ -285,8 +288,9 @@ class EGNOSurrogate(AnalysisBase):
                 warnings.warn(f"not compared: {error}", stacklevel=2)
                 continue
             for i, k in wanted[target]:
-                self.results.rmsd[i, k] = rmsd(self.results.positions[i, k], true)
-                self.results.rmsd_static[i, k] = rmsd(self._history[i, -1], true)
+                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i, -1])):
+                    results[name][i, k] = rmsd(frame, true)
+                    results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
 
     def _in_memory(self) -> Universe | None:
         if not self.n_frames:

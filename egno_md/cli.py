@@ -140,8 +140,10 @@ def _summary(surrogate) -> dict[str, Any]:
         "times_ps": [float(t) for t in results.times[0]],
         "windows": -(-surrogate.horizon // (model.window.n_times * surrogate.substeps)),
         # One for each time; None where the trajectory does not have the frame.
-        "rmsd_A": [float(value) if value == value else None for value in results.rmsd[0]],
-        "rmsd_static_A": [float(value) if value == value else None for value in results.rmsd_static[0]],
+        **{
+            f"{name}_A": [float(value) if value == value else None for value in results[name][0]]
+            for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed")
+        },
         "moved_A": float(results.moved[0, -1]),
         "checks": _checks(results.checks[0]),
         "files": [str(path) for path in results.files],
@@ -172,8 +174,9 @@ def _readable(summary: dict[str, Any]) -> str:
     if known:
         k = known[-1]
         lines.append(
-            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_A'][k]:.2f} A "
-            f"(the start frame standing still: {summary['rmsd_static_A'][k]:.2f} A)"
+            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A superposed "
+            f"(the start frame standing still: {summary['rmsd_static_superposed_A'][k]:.2f} A), "
+            f"{summary['rmsd_A'][k]:.2f} A as it stands ({summary['rmsd_static_A'][k]:.2f} A)"
         )
     else:
         lines.append(
