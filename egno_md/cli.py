@@ -174,8 +174,8 @@ def _readable(summary: dict[str, Any]) -> str:
     if known:
         k = known[-1]
         lines.append(
-            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A superposed "
-            f"(the start frame standing still: {summary['rmsd_static_superposed_A'][k]:.2f} A), "
+            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A "
+            f"superposed (the start frame standing still: {summary['rmsd_static_superposed_A'][k]:.2f} A), "
             f"{summary['rmsd_A'][k]:.2f} A as it stands ({summary['rmsd_static_A'][k]:.2f} A)"
         )
     else:
