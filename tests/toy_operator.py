@@ -1,9 +1,8 @@
-"""An operator as another package would bring it: pushes along the edges that depend on time, no layers."""
+"""An operator as another package would bring it: pushes along the edges that depend on time, and a loss of its own."""
 
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
 
 from egno_md.nn.egno import over_time
 from egno_md.nn.operators import Operator
@@ -16,26 +15,26 @@ class ToyOptions(Spec):
 
 
 class ToyOutput(NamedTuple):
-    pos: Tensor  # (T, N, 3)
-    vel: Tensor  # (T, N, 3)
-    speed: Tensor  # ()
+    pos: torch.Tensor  # (T, N, 3)
+    vel: torch.Tensor
+    speed: torch.Tensor  # ()
 
 
-class Toy(nn.Module):
-    def __init__(self, in_node: int, in_edge: int, n_times: int, options: ToyOptions) -> None:
+class Toy(torch.nn.Module):
+    def __init__(self, in_node, in_edge, n_times, options):
         super().__init__()
-        self.n_times, width = n_times, options.width
-        self.net = nn.Sequential(nn.Linear(2 + 2 * in_node + in_edge, width), nn.SiLU(), nn.Linear(width, 1))
-        self.glide = nn.Parameter(torch.zeros(1))
+        self.n_times, self.glide = n_times, torch.nn.Parameter(torch.zeros(1))
+        first = torch.nn.Linear(2 + 2 * in_node + in_edge, options.width)
+        self.net = torch.nn.Sequential(first, torch.nn.SiLU(), torch.nn.Linear(options.width, 1))
 
     def forward(self, h, pos, vel, edge_index, edge_attr, *, times=None, batch=None, edge_shift=None, max_memory=None):
         pos, vel, times = over_time(pos, vel, times, self.n_times)  # (T, N, 3), (T, N, 3), (T,)
-        row, col = edge_index
+        row, col = edge_index  # row receives, col sends
         r = pos[:, row] - pos[:, col] - (0 if edge_shift is None else edge_shift)  # (T, E, 3)
-        fixed = torch.cat([h[row], h[col], edge_attr], dim=-1).expand(len(times), -1, -1)  # (T, E, 2F + A)
-        time = times[:, None, None].expand(-1, len(row), 1)  # (T, E, 1)
-        push = r * self.net(torch.cat([r.square().sum(-1, keepdim=True), time, fixed], dim=-1))  # (T, E, 3)
-        moved = (self.glide * (times + 1))[:, None, None] * vel + torch.zeros_like(pos).index_add(1, row, push)
+        edges = [h[row].expand(len(r), -1, -1), h[col].expand(len(r), -1, -1), edge_attr.expand(len(r), -1, -1)]
+        edges += [r.square().sum(-1, keepdim=True), times[:, None, None].expand(-1, len(row), 1)]
+        push = r * self.net(torch.cat(edges, dim=-1))  # (T, E, 3)
+        moved = self.glide * (1 + times[:, None, None]) * vel + torch.zeros_like(pos).index_add(1, row, push)
         return ToyOutput(pos + moved, vel, moved.square().mean())
 
 

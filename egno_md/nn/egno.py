@@ -226,6 +226,8 @@ class EGNO(nn.Module):
                          `time_embedding`, `hidden`
     ===================  ====================================  ===============================
 
+    The loss is that of the positions, which do not depend on phi_h of the last layer: it gets no gradient.
+
     Parameters
     ----------
     in_node, in_edge : int

@@ -65,7 +65,7 @@ class Operator:
         Further fields of :class:`egno_md.graph.Graph` that ``forward`` takes by keyword, as they are (Angstrom).
     loss_terms : callable
         ``loss_terms(out, options) -> {name: Tensor ()}``: what training adds to the error of the positions, each a mean
-        over the graphs of the batch, which several processes may share.
+        over the batch: processes that share one weigh theirs by their graphs.
     symmetry : callable
         ``symmetry(options) -> "E(3)" or "SE(3)"``: whether reflections are among what the outputs turn with.
     """
