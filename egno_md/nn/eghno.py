@@ -88,8 +88,8 @@ class EGHNO(nn.Module):
                           ``times``, `hidden`
     ====================  ======================================  ================================
 
-    Two networks that the original has get no gradient: the decoder's last phi_scalar makes scalars that no loss asks for,
-    and what the pooling's last phi_out does to the vectors is read by nothing at all (``requires_grad`` is False).
+    Two networks that the original has get no gradient: the decoder's last phi_scalar makes scalars that no loss asks
+    for, and what the pooling's last phi_out does to the vectors is read by nothing (``requires_grad`` is False).
 
     Parameters
     ----------
