@@ -242,7 +242,7 @@ def command(folder: Path | None, *arguments: object, code: str | None = None) ->
 
 
 def test_an_operator_of_another_package_trains_saves_loads_predicts_and_is_evaluated(tmp_path, installed):
-    u = make_universe(60, velocity=0.05)
+    u = make_universe(60, velocity=0.002)
     top, run, model = tmp_path / "top.pdb", tmp_path / "run.dcd", tmp_path / "m.safetensors"
     u.atoms.write(str(top), bonds="all")
     with mda.Writer(str(run), len(u.atoms)) as writer:
