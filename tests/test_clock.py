@@ -200,6 +200,15 @@ def test_strides_that_do_not_fit_have_a_cure_that_works(ballistic):
         EGNOSurrogate(make_universe(dt=3), ballistic)
 
 
+def test_the_true_spacing_counts_frames_without_positions(tmp_path, topology):
+    run = tmp_path / "r.trr"
+    write_trr(run, [True, False] * 5, dt=3.0)  # positions 6 ps apart
+    clock = Clock.of(open_universe(topology, [run]))
+    with pytest.raises(SpacingError, match=r"with the positions of every frame; .* dt=0\.5 \(--dt 0\.5\)"):
+        clock.per_stride(1.0)
+    assert Clock.of(open_universe(topology, [run], dt=0.5)).per_stride(1.0) == 1
+
+
 def test_substeps_are_compared_with_the_frames_of_their_times(ballistic):
     u = make_universe(21, dt=0.25)
     results = EGNOSurrogate(u, ballistic, horizon=8, every=4, substeps=4).run(frames=[8]).results

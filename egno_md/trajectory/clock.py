@@ -198,9 +198,11 @@ class Clock:
         else:
             cure = (
                 ", which is not a whole number of them: use a model with the stride of the run (egno-md models), or "
-                "save the run at another spacing"
+                f"save the run at another spacing{', with the positions of every frame' if self._left_out else ''}"
             )
-        true = stride_ps / (every or 1)
+        # Where frames without positions are left out, a spacing is several frames of the file.
+        apart = np.diff(max(self.stretches, key=len)[:2])
+        true = stride_ps / (every or 1) / (int(apart[0]) if len(apart) else 1)
         raise SpacingError(
             f"{found}{cure}; if the file's header is wrong, give the true spacing: dt={true:g} (--dt {true:g})"
         )
