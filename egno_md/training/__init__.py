@@ -12,7 +12,7 @@ _HOME = {
     "Data": "data",
     "FilesOptions": "data",
     "System": "data",
-    "choose_prior": "train",
+    "choose_prior": "judged",
     "complete": "recipe",
     "fit": "loop",
     "load_data": "data",
@@ -21,9 +21,9 @@ _HOME = {
     "read_recipe": "recipe",
     "source_of": "source",
     "to_toml": "recipe",
-    "train": "train",
-    "train_files": "train",
-    "train_recipe": "train",
+    "train": "judged",
+    "train_files": "judged",
+    "train_recipe": "judged",
 }
 
 __all__ = sorted(_HOME)
