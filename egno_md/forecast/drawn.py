@@ -20,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from ..errors import DataError, UsageError
 from ..molecule.geometry import aligned, superposition
 from .forecasters import Known, static
-from .gaussian import FEWEST_WINDOWS, FITTED_NUMBERS, Between, Noise, ridge
+from .gaussian import FEWEST_WINDOWS, FITTED_NUMBERS, Between, Local, Noise, ridge
 
 #: Frames of a library of analogues, numbers in it, and numbers worked on at a time.
 LIBRARY_FRAMES, LIBRARY_NUMBERS, CHUNK_NUMBERS = 100_000, 2**25, 2**21
@@ -110,7 +110,8 @@ class GaussianProcess:
 
     In the frame in which the start is superposed on the mean structure, the mean of the internal motion is linear in
     the displacement from the mean structure, that of the last stride and the smoothed history: for every atom by itself
-    (one number for x, y and z), and what a ridge regression on all coordinates gains on folds that it has not seen.
+    (one number for x, y and z; nothing of the mean structure where that errs less on unseen folds), and what a ridge
+    regression on all coordinates gains on folds that it has not seen.
     What is left over in those folds has a covariance over the whole window (:class:`Noise`): full where the windows are
     as many as its numbers, of the rank of the windows where they are fewer; and shrunk towards the product of one of
     time and one of space, up to the product itself where that is what the windows say or where they are few.
@@ -136,8 +137,7 @@ class GaussianProcess:
     mean: NDArray[np.float64]
     knots: NDArray[np.float64]
     n_past: int
-    offset: NDArray[np.float64]
-    local: NDArray[np.float64]
+    local: Local
     centre: NDArray[np.float64]
     scale: NDArray[np.float64]
     basis: NDArray[np.float64]
@@ -164,17 +164,13 @@ class GaussianProcess:
         features, moves, drift, motion = _internal(known, n_past, mean)
         m, n_times, n_atoms = moves.shape[:3]
         independent = max(1.0, n_windows / (max(known.steps) * known.every))
-        centre, offset = features.mean(axis=0), moves.mean(axis=0)  # (3, N, 3), (T, N, 3)
+        gap = -(-m * (max(known.steps) + n_past) * known.every // max(n_windows, 1))
+        local, left = Local.chosen(features, moves, gap)
+        centre = features.mean(axis=0)  # (3, N, 3)
         features -= centre
-        moves -= offset
-        products = np.einsum("mgnx,mhnx->ngh", features, features, optimize=True)
-        products += (1e-9 * np.trace(products, axis1=1, axis2=2)[:, None, None] + 1e-12) * np.eye(3)
-        local = np.linalg.solve(products, np.einsum("mgnx,mtnx->ngt", features, moves, optimize=True))  # (N, 3, T)
-        moves -= np.einsum("ngt,mgnx->mtnx", local, features, optimize=True)
         scale = np.sqrt(np.mean(features**2, axis=(0, 2, 3)))
         scale[scale == 0] = 1.0
-        inputs, residual = (features / scale[:, None, None]).reshape(m, -1), moves.reshape(m, n_times, -1)
-        gap = -(-m * (max(known.steps) + n_past) * known.every // max(n_windows, 1))
+        inputs, residual = (features / scale[:, None, None]).reshape(m, -1), left.reshape(m, n_times, -1)
         basis, response, residual = ridge(inputs, residual, gap)
         noise = Noise.fit(residual, _rigid_directions(mean))
         numbers = n_times * n_atoms * 3
@@ -189,7 +185,7 @@ class GaussianProcess:
         if apart:
             notes.append(f"Gaussian process: {n_times} of {apart} steps are fitted, the others lie between two of them")
         return cls(
-            mean, np.asarray(known.steps, float), n_past, offset, local, centre, scale, basis, response, noise,
+            mean, np.asarray(known.steps, float), n_past, local, centre, scale, basis, response, noise,
             RigidMotion.fit(drift, motion, min(independent, m)), kind, tuple(notes),
         )  # fmt: skip
 
@@ -220,9 +216,10 @@ class GaussianProcess:
 
     def _moves(self, features: np.ndarray) -> np.ndarray:
         """Mean displacements (S, T, 3 N) from the start at the fitted steps."""
-        features = features - self.centre  # (S, 3, N, 3)
-        moves = self.offset + np.einsum("ngt,sgnx->stnx", self.local, features, optimize=True)  # (S, T, N, 3)
-        inputs = (features / self.scale[:, None, None]).reshape(len(features), -1) @ self.basis  # (S, R)
+        moves = self.local(features)  # (S, T, N, 3)
+        inputs = ((features - self.centre) / self.scale[:, None, None]).reshape(
+            len(features), -1
+        ) @ self.basis  # (S, R)
         return moves.reshape(*moves.shape[:2], -1) + np.einsum("sr,rtd->std", inputs, self.response, optimize=True)
 
 

@@ -153,6 +153,71 @@ def _share(rows: np.ndarray, rank: int) -> float:
     return 1.0 if distance <= wrong else wrong / distance
 
 
+def unseen_folds(m: int, gap: int) -> list[tuple[slice, np.ndarray]]:
+    """Folds of m windows in order of time, each with the windows that are used for it: those further away than `gap`.
+
+    Where that leaves fewer than ten for one of them there are no folds.
+    """
+    place, borders = np.arange(m), np.linspace(0, m, FOLDS + 1).astype(int)
+    folds = [slice(low, high) for low, high in zip(borders[:-1], borders[1:], strict=True)]
+    seen = [(place < fold.start - gap) | (place >= fold.stop + gap) for fold in folds]
+    return list(zip(folds, seen, strict=True)) if min(one.sum() for one in seen) >= FEWEST_WINDOWS else []
+
+
+class Local(NamedTuple):
+    """What every atom does by itself, linear in its features: ``base + sum of weight * feature``.
+
+    `base` is (T, N, 3), `weight` (N, 3, T), with one number for x, y and z.
+    """
+
+    base: np.ndarray
+    weight: np.ndarray
+
+    @classmethod
+    def fit(cls, features: np.ndarray, moves: np.ndarray, pulled: bool) -> Local:
+        """By least squares from features (M, 3, N, 3) and displacements (M, T, N, 3).
+
+        Without being `pulled` towards the mean structure, nothing of it is used: the first feature, and the base.
+        """
+        centre, middle = features.mean(axis=0), moves.mean(axis=0)  # (3, N, 3), (T, N, 3)
+        if pulled:
+            features, moves = features - centre, moves - middle
+        else:
+            features = features * np.array([0.0, 1.0, 1.0])[:, None, None]
+            centre, middle = np.zeros_like(centre), np.zeros_like(middle)
+        products = np.einsum("mgnx,mhnx->ngh", features, features, optimize=True)
+        products += (1e-9 * np.trace(products, axis1=1, axis2=2)[:, None, None] + 1e-12) * np.eye(3)
+        weight = np.linalg.solve(products, np.einsum("mgnx,mtnx->ngt", features, moves, optimize=True))  # (N, 3, T)
+        return cls(middle - np.einsum("ngt,gnx->tnx", weight, centre), weight)
+
+    @classmethod
+    def chosen(cls, features: np.ndarray, moves: np.ndarray, gap: int) -> tuple[Local, np.ndarray]:
+        """Pulled or not at every step, whatever errs less in unseen folds; and what is left there (M, T, N, 3).
+
+        Without folds nothing is pulled, and what is left is that of the windows that it was fitted to.
+        """
+        folds = unseen_folds(len(moves), gap)
+        if not folds:
+            one = cls.fit(features, moves, False)
+            return one, moves - one(features)
+        both = [cls.fit(features, moves, pulled) for pulled in (False, True)]
+        left = [moves - one(features) for one in both]
+        for fold, seen in folds:
+            for rest, pulled in zip(left, (False, True), strict=True):
+                rest[fold] = moves[fold] - cls.fit(features[seen], moves[seen], pulled)(features[fold])
+        errors = np.array([np.sum(rest**2, axis=(0, 2, 3)) for rest in left])  # (2, T)
+        pulled = errors[1] < errors[0]  # (T,)
+        base = np.where(pulled[:, None, None], both[1].base, both[0].base)
+        return (
+            cls(base, np.where(pulled, both[1].weight, both[0].weight)),
+            np.where(pulled[:, None, None], left[1], left[0]),
+        )
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Displacements (S, T, N, 3)."""
+        return self.base + np.einsum("ngt,sgnx->stnx", self.weight, features, optimize=True)
+
+
 def ridge(inputs: np.ndarray, residual: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ridge regression of residuals (M, T, D) on inputs (M, P), with the penalty that errs least on unseen folds.
 
@@ -168,15 +233,12 @@ def ridge(inputs: np.ndarray, residual: np.ndarray, gap: int) -> tuple[np.ndarra
     """
     m, n_times, n_space = residual.shape
     flat = residual.reshape(m, -1)
-    place = np.arange(m)
     folds = []
-    borders = np.linspace(0, m, FOLDS + 1).astype(int)
-    for low, high in zip(borders[:-1], borders[1:], strict=True):
-        seen = (place < low - gap) | (place >= high + gap)
-        if seen.sum() < FEWEST_WINDOWS:
-            return np.zeros((inputs.shape[1], 0)), np.zeros((0, n_times, n_space)), residual
+    for fold, seen in unseen_folds(m, gap):
         basis, strength, products = _directions(inputs[seen], flat[seen])
-        folds.append((slice(low, high), inputs[low:high] @ basis, strength, products))
+        folds.append((fold, inputs[fold] @ basis, strength, products))
+    if not folds:
+        return np.zeros((inputs.shape[1], 0)), np.zeros((0, n_times, n_space)), residual
     errors = np.zeros((len(PENALTIES) + 1, n_times))
     for fold, scores, strength, products in folds:
         true = residual[fold]
