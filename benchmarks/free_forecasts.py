@@ -21,13 +21,16 @@ import numpy as np
 
 from egno_md.evaluation.calibration import calibrate
 from egno_md.evaluation.errors import both_errors, skill
+from egno_md.evaluation.quality import quality
 from egno_md.evaluation.result import plain
 from egno_md.evaluation.score import Part
+from egno_md.forecast.chain import Chained, Restored
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.local import LocalGeometry
 from egno_md.specs import GraphSpec, WindowSpec
 
 from .proteins import alanine
@@ -35,6 +38,8 @@ from .proteins import alanine
 STEPS, SHOWN, SEEDS = tuple(range(1, 9)), (1, 2, 4, 8), (0, 1, 2)
 #: Windows whose mean forecasts are judged, of them those from which futures are drawn, and how many.
 WINDOWS, DRAWN, SAMPLES = 2000, 400, 32
+#: Long chains, and frames of each.
+CHAINS, CHAIN_LENGTH = 16, 2000
 #: Strides of past that every start has, so that all forecasts are judged on the same windows.
 PAST = 16
 
@@ -146,6 +151,24 @@ def measure(parts: list[Part], stride_ps: float) -> dict[str, Any]:
     })  # fmt: skip
 
 
+def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
+    """Quality of long chains of drawn windows, brought back to the local geometry, beside that of frames that stand."""
+    known, builder = parts[0].known, parts[0].run.builder
+    geometry = LocalGeometry.fit(known.segments, builder.bonds)
+    places = [(part.run, start) for part in parts for start in part.starts]
+    places = [places[k] for k in np.linspace(0, len(places) - 1, CHAINS + 2).astype(int)[1:-1]]
+    past = np.stack([run.positions[start + np.arange(1 - PAST, 1) * run.every] for run, start in places])
+    runs = [part.run.positions[:: part.run.every] for part in parts]
+    out = {}
+    for name in ("static", "Gaussian process", "analogues"):
+        inner = Restored(known.baselines.forecasts[name], lambda frames, start: geometry.project(frames))
+        chain = Chained(inner, STEPS)
+        frames = chain.collect(past, CHAIN_LENGTH, generator=np.random.default_rng(0))[:, 0]  # (C, F, N, 3)
+        found = quality(builder, list(frames), runs, stride_ps)
+        out[name] = {"rows": {row: values for row, *values in found.rows()}, "findings": found.findings}
+    return plain(out)
+
+
 @click.group()
 def main() -> None:
     """What the forecasts without a network are worth on published runs."""
@@ -170,8 +193,13 @@ def run(names: tuple[str, ...], data: Path, target: Path) -> None:
         if not (data / folders[name]).is_dir():
             click.echo(f"{name}: {data / folders[name]} is not there, skipped")
             continue
-        results[name] = measure(makers[name](), strides[name])
-        target.write_text(json.dumps(results, indent=1))
+        parts = makers[name]()
+        results[name] = measure(parts, strides[name])
+        if name == ALANINE:
+            results[name]["chains"] = chained(parts, strides[name])
+        # Six digits are enough, and a third of the file.
+        results = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 6))
+        target.write_text(json.dumps(results))
         click.echo(f"{name}: {results[name]['seconds']:.0f} s")
 
 
@@ -208,6 +236,15 @@ def table(source: Path) -> None:
                 f"{' '.join(f'{v:.2f}' for v in median['spread_over_error'][at])} | {np.mean(median['outside']):.2f} | "
                 f"{np.mean(median['crps']):.3f} | {kind} |"
             )
+    for system, found in results.items():
+        chains = found.get("chains", {})
+        names = list(chains)
+        if names:
+            lines += ["", f"| {system}: chains | {' | '.join(names)} | run | floor |", "|" + "---|" * (len(names) + 3)]
+            for row in chains[names[0]]["rows"]:
+                cells = [chains[name]["rows"][row][0] for name in names] + chains[names[0]]["rows"][row][1:]
+                lines.append(f"| {row} | {' | '.join('-' if c is None else f'{c:.3f}' for c in cells)} |")
+            lines += [""] + [f"- {name}: {'; '.join(chains[name]['findings']) or 'no finding'}" for name in names]
     click.echo("\n".join(lines))
 
 

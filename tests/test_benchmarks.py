@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import MDAnalysis as mda
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_universe
 
-from benchmarks import proteins
+from benchmarks import free_forecasts, proteins
 from egno_md.graph.windows import segments
 
 
@@ -59,3 +60,31 @@ def test_experiment_and_tables(source, tmp_path):
     shown = CliRunner().invoke(proteins.main, ["table", str(file)], catch_exceptions=False).output
     assert f"| ala2, 1 ps, base | 1 | {np.mean(base['as_predicted']):.4g} |" in shown
     assert "| bond length, shortest (A) |" in shown and "bonds of the start" in shown
+
+
+def test_free_forecasts_are_measured_and_shown(source, tmp_path, monkeypatch):
+    """Both ways to split: runs that train and runs that test, and the halves of one run."""
+    data = tmp_path / "data"
+    (data / "ala2").mkdir(parents=True)
+    (data / "one").mkdir()
+    source.universe.load_new(np.concatenate([source.train[0], source.train[0][:100]]), dt=0.5)
+    source.universe.atoms.write(str(data / "one/top.pdb"))
+    with mda.Writer(str(data / "one/run.xtc"), 10) as writer:
+        for _ in source.universe.trajectory:
+            writer.write(source.universe.atoms)
+    one = free_forecasts.System("one", "top.pdb", "run.xtc", "all", 0.5)
+    monkeypatch.setattr(free_forecasts, "SYSTEMS", {"one": one, "none": one._replace(folder="none")})
+    monkeypatch.setattr(free_forecasts, "alanine", lambda folder: source)
+    for name, value in (("WINDOWS", 60), ("DRAWN", 30), ("SAMPLES", 4), ("CHAINS", 2), ("CHAIN_LENGTH", 24)):
+        monkeypatch.setattr(free_forecasts, name, value)
+    command = ["run", "--data", str(data), "--json", str(tmp_path / "out.json")]
+    done = CliRunner().invoke(free_forecasts.main, command, catch_exceptions=False)
+    assert "none is not there, skipped" in done.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found) == [free_forecasts.ALANINE, "one"]
+    assert found["one"]["known_frames"] == [250, 250] and found[free_forecasts.ALANINE]["known_frames"] == [800]
+    assert found["one"]["skill_superposed"]["static"] == [0.0] * 8 and len(found["one"]["drawn"]) == 3
+    assert any("moves too little" in said for said in found[free_forecasts.ALANINE]["chains"]["static"]["findings"])
+    shown = CliRunner().invoke(free_forecasts.main, ["table", str(tmp_path / "out.json")]).output
+    assert "| one, lab |" in shown and "| one | static + noise |" in shown and "- analogues: " in shown
+    assert CliRunner().invoke(free_forecasts.main, [*command, "nobody"]).exit_code == 2
