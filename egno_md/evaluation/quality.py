@@ -330,7 +330,7 @@ class _Describe:
         return Within(
             length=self.length,
             rmsf=np.sqrt(np.mean([np.mean(np.sum(x**2, axis=-1), axis=0) for x in moved], axis=0)),
-            torsion_spread=np.mean([1 - np.abs(np.exp(1j * x).mean(axis=0)) for x in turned], axis=0),
+            torsion_spread=np.mean([1 - np.minimum(np.abs(np.exp(1j * x).mean(axis=0)), 1) for x in turned], axis=0),
             relaxation=relaxation_time(_mean_correlation(moved)) * self.stride_ps,
             changes=float(np.mean(counts)) if counts else float("nan"),
             drift=float(last.mean() - first.mean()),
