@@ -711,3 +711,10 @@ def test_mdtraj_round_trip(backbone: mda.AtomGroup, frames: np.ndarray, box: np.
 def test_from_mdtraj_needs_a_topology() -> None:
     with pytest.raises(DataError, match="no topology"):
         from_mdtraj(mdtraj.Trajectory(np.zeros((1, 2, 3)), None))
+
+
+def test_a_format_whose_package_is_missing_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "a.tng").write_bytes(b"tng")
+    monkeypatch.setattr("MDAnalysis.coordinates.TNG.HAS_PYTNG", False)
+    with pytest.raises(DataError, match="pytng.*pip install that package"):
+        open_universe(files.PSF, [tmp_path / "a.tng"])

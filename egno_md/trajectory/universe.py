@@ -338,10 +338,7 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
             warnings.simplefilter("ignore")
             n_atoms = len(mda.Universe(topology, to_guess=()).atoms)
     except Exception as alone:
-        return DataError(
-            f"MDAnalysis cannot read the topology {topology} ({_said(alone)}); "
-            "check the file, and that its name ends in the suffix of its format"
-        )
+        return DataError(f"MDAnalysis cannot read the topology {topology} ({_said(alone)}); {_cure(_said(alone))}")
     cure = "give the topology that the trajectory was written with, or write both for the same atoms"
     for name, scan in zip(files, scans, strict=True):
         if scan is not None and scan.n_atoms != n_atoms:
@@ -351,10 +348,14 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
             )
     if "number of atoms" in said or "n_atoms" in said:
         return DataError(f"topology {topology} with {n_atoms} atoms does not match the trajectory ({said}); {cure}")
-    return DataError(
-        f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); check the file, and that its name ends in "
-        "the suffix of its format"
-    )
+    return DataError(f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); {_cure(said)}")
+
+
+def _cure(said: str) -> str:
+    """What helps where MDAnalysis cannot read a file."""
+    if "install" in said:  # TNG, H5MD, GSD: formats whose packages do not come with MDAnalysis
+        return "pip install that package, or write the run as XTC or DCD"
+    return "check the file, and that its name ends in the suffix of its format"
 
 
 def _said(exc: Exception) -> str:
