@@ -26,7 +26,7 @@ STDLIB = sys.stdlib_module_names
 PACKAGE = Path(egno_md.__file__).parent
 
 #: Who may import whom: a room and the rooms below it.
-BASE = {"errors", "_version"}
+BASE = {"errors", "_version", "plugins"}
 NETWORK = BASE | {"specs", "compiled"}
 ARRAYS = BASE | {"molecule", "compiled"}
 GRAPHS = NETWORK | ARRAYS
@@ -35,6 +35,7 @@ EVALUATION = FORECAST | {"forecast"}
 MAY_IMPORT = {
     "errors": set(),
     "_version": set(),
+    "plugins": {"errors"},
     "compiled": set(),
     "specs": BASE,
     "nn": NETWORK,

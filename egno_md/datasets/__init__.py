@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from pydantic import BaseModel
 
+from .. import plugins
 from ..errors import UsageError, nearest
 from ..graph.windows import TrajectoryWindows
 from ..specs import GraphSpec, WindowSpec
@@ -93,7 +93,7 @@ def register(dataset: DataSet) -> DataSet:
 
 def names() -> tuple[str, ...]:
     """Names of all data sets, those of other packages last; these are not imported for it."""
-    return tuple(dict.fromkeys([*_OURS, *_REGISTER, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
+    return tuple(dict.fromkeys([*_OURS, *_REGISTER, *plugins.names(ENTRY_POINTS)]))
 
 
 def get(name: str) -> DataSet:
@@ -108,14 +108,7 @@ def get(name: str) -> DataSet:
         import_module(f".{_OURS[name]}", __name__)  # registers it
     if name in _REGISTER:
         return _REGISTER[name]
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
-        try:
-            dataset = point.load()
-        except Exception as error:  # whatever another package raises while it is imported
-            raise UsageError(
-                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
-            ) from error
+    for where, dataset in plugins.loaded(ENTRY_POINTS, name):
         if not isinstance(dataset, DataSet) or dataset.name != name:
             raise UsageError(f"{where} must be an egno_md.datasets.DataSet with the name {name!r}")
         return register(dataset)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import plugins
 from ..errors import DataError, UsageError
 from ..molecule.geometry import aligned, superposition
 
@@ -515,14 +515,7 @@ def free_forecasts() -> dict[str, type[FreeForecast]]:
     from .drawn import Analogues, GaussianProcess  # they are made of what is in this file
 
     found = {**_REGISTER, **{cls.name: cls for cls in (GaussianProcess, Analogues)}}
-    for point in entry_points(group=ENTRY_POINTS):
-        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
-        try:
-            cls = point.load()
-        except Exception as error:  # whatever another package raises while it is imported
-            raise UsageError(
-                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
-            ) from error
+    for where, cls in plugins.loaded(ENTRY_POINTS):
         if not callable(getattr(cls, "fitted", None)) or not isinstance(getattr(cls, "name", None), str):
             raise UsageError(f"{where} must be a class with a name and a class method fitted(known)")
         if found.get(cls.name, cls) is not cls or cls.name in RESERVED:

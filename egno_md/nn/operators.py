@@ -17,12 +17,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
+from .. import plugins
 from ..errors import UsageError, nearest
 from ..specs import ModelSpec
 
@@ -112,7 +112,7 @@ def _import_ours() -> None:
 def names() -> tuple[str, ...]:
     """Names of all operators, those of other packages last; these are not imported for it."""
     _import_ours()
-    return tuple(dict.fromkeys([*_REGISTER, *(point.name for point in entry_points(group=ENTRY_POINTS))]))
+    return tuple(dict.fromkeys([*_REGISTER, *plugins.names(ENTRY_POINTS)]))
 
 
 def get(name: str) -> Operator:
@@ -127,14 +127,7 @@ def get(name: str) -> Operator:
         _import_ours()
     if name in _REGISTER:
         return _REGISTER[name]
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
-        try:
-            operator = point.load()
-        except Exception as error:  # whatever another package raises while it is imported
-            raise UsageError(
-                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
-            ) from error
+    for where, operator in plugins.loaded(ENTRY_POINTS, name):
         if not isinstance(operator, Operator) or operator.name != name:
             raise UsageError(f"{where} must be an egno_md.nn.operators.Operator with the name {name!r}")
         return register(operator)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from fractions import Fraction
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -14,6 +13,7 @@ from MDAnalysis.lib.formats.libmdaxdr import XTCFile
 from MDAnalysis.lib.mdamath import triclinic_vectors
 from MDAnalysis.units import convert
 
+from .. import plugins
 from ..errors import UsageError
 from .preflight import INT32_MAX, SCANNERS, dcd_layout, mapped
 
@@ -150,7 +150,7 @@ _OURS: dict[str, type[Format]] = {".dcd": DCD, ".xtc": XTC}
 
 def suffixes() -> tuple[str, ...]:
     """Suffixes of all formats, those of other packages last; these are not imported for it."""
-    return (*_OURS, *(f".{point.name}" for point in entry_points(group=ENTRY_POINTS)))
+    return (*_OURS, *(f".{name}" for name in plugins.names(ENTRY_POINTS)))
 
 
 def format_of(path: Path) -> type[Format]:
@@ -164,14 +164,7 @@ def format_of(path: Path) -> type[Format]:
     suffix = path.suffix.lower()
     if suffix in _OURS:
         return _OURS[suffix]
-    for point in entry_points(group=ENTRY_POINTS, name=suffix.removeprefix(".")):
-        where = f"the entry point {point.name} = {point.value} ({ENTRY_POINTS})"
-        try:
-            found = point.load()
-        except Exception as error:  # whatever another package raises while it is imported
-            raise UsageError(
-                f"{where} cannot be loaded ({type(error).__name__}: {error}): mend or uninstall its package"
-            ) from error
+    for where, found in plugins.loaded(ENTRY_POINTS, suffix.removeprefix(".")):
         if not callable(getattr(found, "count", None)) or getattr(found, "suffix", None) != suffix:
             raise UsageError(f"{where} must be a class like egno_md.trajectory.formats.Format, for files {suffix}")
         return found
