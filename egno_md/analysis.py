@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from pathlib import Path
@@ -12,8 +13,10 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
-from egno_md.forecast.chain import check_request, forecast, forecast_times
+from egno_md.files import fingerprint
+from egno_md.forecast.chain import ModelForecaster, check_request, forecast, forecast_times
 from egno_md.forecast.device import check_precision, resolve_device
+from egno_md.forecast.long import write_chain
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import Subject
 from egno_md.molecule.checks import check_frames
@@ -21,10 +24,14 @@ from egno_md.molecule.geometry import rmsd, superposed_rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
-from egno_md.trajectory.universe import in_memory_universe, input_files
-from egno_md.trajectory.writer import require_targets, write_forecast
+from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed, record_path
+from egno_md.trajectory.universe import in_memory_universe, input_files, stored_universe
+from egno_md.trajectory.writer import require_targets, write_forecast, write_topology
 
-from .errors import DataError, EGNOError, UsageError
+from .errors import DataError, EGNOError, OutputError, UsageError
+
+#: Frames that are read at a time where there may be many.
+CHUNK = 64
 
 
 class EGNOSurrogate(AnalysisBase):
@@ -52,7 +59,11 @@ class EGNOSurrogate(AnalysisBase):
         stride. Start frames are still counted in frames of the trajectory.
     filename : str or path-like, optional
         Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
-        the frame number is added to the stem.
+        the frame number is added to the stem. A long forecast from one start is streamed: written frame by frame, in
+        memory that does not grow, and `results` are read from the file.
+    resume : bool
+        Go on with a streamed forecast in `filename` that was cut short, from the frame where it ends, to the same file
+        as without the interruption; begin it where there is nothing yet.
     with_input : bool
         Begin the written file with the trajectory up to the start, so that it shows the run and its extension.
     force : bool
@@ -69,7 +80,8 @@ class EGNOSurrogate(AnalysisBase):
     Attributes
     ----------
     results.positions : ndarray, shape (n_starts, horizon, n_atoms, 3)
-        Predicted positions in Angstrom, in the frame of reference of the trajectory.
+        Predicted positions in Angstrom, in the frame of reference of the trajectory. Of a streamed forecast they are
+        read when they are asked for, and ``np.asarray`` reads all.
     results.times : ndarray, shape (n_starts, horizon)
         Their times in ps.
     results.frames : ndarray, shape (n_starts,)
@@ -83,9 +95,11 @@ class EGNOSurrogate(AnalysisBase):
     results.moved : ndarray, shape (n_starts, horizon)
         RMSD in Angstrom between the predicted frame and the start frame.
     results.checks : list of PhysicalChecks
-        Whether the predicted frames are physical, one entry per start.
+        Whether the predicted frames are physical, one entry per start; of a streamed forecast counts alone, as
+        :class:`~egno_md.molecule.checks.Tally`.
     results.universe : Universe or None
-        The forecast in memory, with topology, times and box; the starts one after the other. None without a start.
+        The forecast in memory, with topology, times and box; the starts one after the other. None without a start. Of
+        a streamed forecast it is on the file, all of it.
     results.files : list of Path
         What was written.
     atoms : AtomGroup
@@ -93,6 +107,10 @@ class EGNOSurrogate(AnalysisBase):
     start_times : ndarray, shape (n_starts,)
         Times of the start frames in ps.
     model : Model
+    streaming : bool
+        A streamed forecast is being written.
+    stop_when : callable
+        Asked after each window of a streamed forecast; True ends it by a ``StoppedError``, to be gone on with.
 
     Raises
     ------
@@ -134,6 +152,7 @@ class EGNOSurrogate(AnalysisBase):
         substeps: int = 1,
         every: int = 1,
         filename: str | os.PathLike | None = None,
+        resume: bool = False,
         with_input: bool = False,
         force: bool = False,
         device: str = "auto",
@@ -169,7 +188,8 @@ class EGNOSurrogate(AnalysisBase):
             )
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
         self.filename = None if filename is None else Path(filename)
-        self.with_input, self.force = with_input, force
+        self.with_input, self.force, self.resume = with_input, force, resume
+        self.streaming, self.stop_when = False, lambda: False
         self.device, self.precision, self.max_memory = device, precision, max_memory
 
     def run(self, start=None, stop=None, step=None, frames=None, verbose=None, **kwargs) -> EGNOSurrogate:
@@ -228,9 +248,7 @@ class EGNOSurrogate(AnalysisBase):
         self.results.frames[i] = self.frames[i] = frame
         self.start_times[i] = self.times[i] = self.subject.clock.times[frame]
         if self.filename is not None:  # before the work, not after it
-            require_targets(
-                self._target(self.filename, frame), force=self.force, inputs=input_files(self.atoms.universe)
-            )
+            self._require_targets(self._target(self.filename, frame))
         self._history[i : i + 1], boxes = self.subject.read([frame], self._seen)
         self._boxes += boxes
         self.builder.check_whole(self._history[i, -1], boxes[0], frame=frame)
@@ -241,7 +259,41 @@ class EGNOSurrogate(AnalysisBase):
         self._odd |= bool(odd)
         self._next = i + 1
 
+    def _require_targets(self, target: Path) -> None:
+        """Refuse a file that may not be written, or a resumption where nothing is to be resumed."""
+        streamed, record = self._is_streamed(), record_path(target)
+        if self.resume and not streamed:
+            raise UsageError(
+                "resume (--resume): nothing to go on with, for a forecast of so few frames, or from several starts, is "
+                "written when it is whole; leave it out"
+            )
+        begun = streamed and record.exists()
+        # Where a start was cut short before its record was there, nothing was written yet.
+        fresh = not (target.exists() and target.stat().st_size)
+        if self.resume and not begun and not fresh:
+            raise OutputError(
+                f"{target} exists, but not {record}, from which it would be gone on with: it is complete, or was not "
+                "made by a long forecast; choose another name, or begin anew with --force (force=True)"
+            )
+        try:
+            inputs = input_files(self.atoms.universe)
+            require_targets(target, force=self.force or self.resume, inputs=inputs)
+        except OutputError as error:
+            if begun and target.exists():
+                raise OutputError(f"{error}; or go on with it: --resume (resume=True)") from error
+            raise
+
+    def _is_streamed(self) -> bool:
+        return (
+            self.filename is not None
+            and self.n_frames == 1
+            and is_streamed(self.filename, self.horizon, len(self.atoms))
+        )
+
     def _conclude(self) -> None:
+        if self._is_streamed():
+            self._stream()
+            return
         results = self.results
         bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
         with bar:
@@ -269,6 +321,100 @@ class EGNOSurrogate(AnalysisBase):
         results.files = []
         if self.filename is not None:
             results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
+
+    def _stream(self) -> None:
+        """Forecast into the file, frame by frame, and fill the results from there."""
+        results, model, target = self.results, self.model, self.filename
+        topology, box = target.with_suffix(".pdb"), self._boxes[0]
+        offsets = forecast_times(model, self.horizon, self.substeps)  # (horizon,)
+        results.times = self.start_times[:, None] + offsets  # (1, horizon)
+        numbers = self.subject.before(int(results.frames[0])) if self.with_input else []
+        run_times = self.subject.clock.times[numbers]
+        stream = FrameStream(
+            target,
+            len(self.atoms),
+            dt=self.spacing,
+            start_time=float(run_times[0] if numbers else results.times[0, 0]),
+            settings=self._settings(),
+        )
+        forecaster = ModelForecaster(
+            model,
+            self.builder,
+            substeps=self.substeps,
+            device=self.device,
+            precision=self.precision,
+            max_memory=self.max_memory,
+            n_windows=-(-self.horizon // (model.window.n_times * self.substeps)),
+        )
+
+        def check(frames: np.ndarray):
+            return check_frames(
+                frames, self._history[0, -1], self.builder.bonds, boxes=box, molecule=self.builder.molecule
+            ).tally
+
+        def run_frames():
+            for k in range(stream.n_frames, len(numbers), CHUNK):
+                chosen = slice(k, min(k + CHUNK, len(numbers)))
+                frames, boxes = self.subject.frames(numbers[chosen])
+                yield frames, boxes if box is not None else [None] * len(frames), run_times[chosen]
+
+        def write_first(frame: np.ndarray, cell: np.ndarray | None) -> None:
+            write_topology(topology, self.atoms, frame, cell, recentre=True)
+
+        if self.resume and stream.record.exists():
+            stream.resume()
+        else:
+            stream.start()
+        bar = tqdm(total=self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
+        self.streaming = True
+        try:
+            with bar:
+                tally = write_chain(
+                    stream,
+                    forecaster,
+                    self._history,
+                    results.times[0],
+                    box=box,
+                    before=run_frames(),
+                    n_before=len(numbers),
+                    check=check,
+                    began=write_first,
+                    stop_when=self.stop_when,
+                    progress=bar.update,
+                )
+        finally:
+            self.streaming = False
+        results.universe = stored_universe(self.atoms, target)
+        results.positions = StoredFrames(results.universe, len(numbers))
+        results.checks, results.files = [tally], [target, topology]
+        results.moved = np.empty((1, self.horizon))
+        for k in range(0, self.horizon, CHUNK):
+            results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0, -1])
+        self._compare(offsets / model.window.stride_ps)
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """All that the bytes of a streamed forecast depend on."""
+        start = hashlib.sha256(self._history.tobytes())
+        start.update(b"" if self._boxes[0] is None else self._boxes[0].tobytes())
+        return {
+            "settings": {
+                "horizon": self.horizon,
+                "substeps": self.substeps,
+                "every": self.every,
+                "with_input": self.with_input,
+                "device": resolve_device(self.device).type,
+                "precision": self.precision,
+                "start_frame": int(self.results.frames[0]),
+                "atoms": len(self.atoms),
+            },
+            "model": {"sha256": self.model.fingerprint},
+            "input": {
+                "files": [fingerprint(name) for name in input_files(self.atoms.universe) if os.path.isfile(name)],
+                "start": start.hexdigest(),
+                "molecule": self.builder.identity,
+                "indices": hashlib.sha256(self.atoms.indices.astype("<i8").tobytes()).hexdigest(),
+            },
+        }
 
     def _compare(self, strides: np.ndarray) -> None:
         """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""

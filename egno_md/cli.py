@@ -71,6 +71,7 @@ def main() -> None:
     help="What the network computes in; tf32 needs a GPU.",
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--resume", is_flag=True, help="Go on with a long forecast that was cut short, or begin it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def predict(
     topology: Path,
@@ -88,110 +89,52 @@ def predict(
     device: str,
     precision: str,
     force: bool,
+    resume: bool,
     as_json: bool,
 ) -> None:
     """Forecast the frames after the end of a run (or after --from-frame) and write them.
 
     TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run. The exit code is
     3 where predicted frames fail the physical checks; the files are kept.
+
+    A long forecast is written frame by frame, and can be read meanwhile. After an interruption of any kind the same
+    command with --resume goes on.
     """
     from egno_md.trajectory.universe import forget_box, open_universe
 
     from .analysis import EGNOSurrogate
+    from .predicting import readable, stoppable, summary_of
 
     output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
-    universe = open_universe(topology, trajectory, dt=dt)
-    if no_box:
-        forget_box(universe)
-    n_frames = universe.trajectory.n_frames
-    start = n_frames - 1 if from_frame is None else from_frame
-    if not -n_frames <= start < n_frames:
-        raise UsageError(f"--from-frame {start}: the trajectory has frames 0 to {n_frames - 1}")
-    surrogate = EGNOSurrogate(
-        universe,
-        model,
-        select,
-        horizon,
-        substeps=substeps,
-        every=every,
-        filename=output,
-        with_input=with_input,
-        force=force,
-        device=device,
-        precision=precision,
-        verbose=sys.stderr.isatty(),
-    ).run(frames=[start % n_frames])
-    summary = _summary(surrogate)
-    click.echo(json.dumps(summary, indent=2) if as_json else _readable(summary))
+    with stoppable() as stop:
+        universe = open_universe(topology, trajectory, dt=dt)
+        if no_box:
+            forget_box(universe)
+        n_frames = universe.trajectory.n_frames
+        start = n_frames - 1 if from_frame is None else from_frame
+        if not -n_frames <= start < n_frames:
+            raise UsageError(f"--from-frame {start}: the trajectory has frames 0 to {n_frames - 1}")
+        surrogate = EGNOSurrogate(
+            universe,
+            model,
+            select,
+            horizon,
+            substeps=substeps,
+            every=every,
+            filename=output,
+            resume=resume,
+            with_input=with_input,
+            force=force,
+            device=device,
+            precision=precision,
+            verbose=sys.stderr.isatty(),
+        )
+        stop.watch(surrogate).run(frames=[start % n_frames])
+    summary = summary_of(surrogate)
+    click.echo(json.dumps(summary, indent=2) if as_json else readable(summary))
     if not summary["checks"]["ok"]:
         click.echo("the forecast failed the checks; what was written is kept, the exit code is 3", err=True)
         sys.exit(3)
-
-
-def _summary(surrogate) -> dict[str, Any]:
-    """What one forecast came to, ready for JSON; Angstrom and ps."""
-    results, model = surrogate.results, surrogate.model
-    return {
-        "model": model.name,
-        "atoms": len(surrogate.atoms),
-        "start_frame": int(results.frames[0]),
-        "start_time_ps": float(surrogate.start_times[0]),
-        "frames": surrogate.horizon,
-        "times_ps": [float(t) for t in results.times[0]],
-        "windows": -(-surrogate.horizon // (model.window.n_times * surrogate.substeps)),
-        # One for each time; None where the trajectory does not have the frame.
-        **{
-            f"{name}_A": [float(value) if value == value else None for value in results[name][0]]
-            for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed")
-        },
-        "moved_A": float(results.moved[0, -1]),
-        "checks": _checks(results.checks[0]),
-        "files": [str(path) for path in results.files],
-    }
-
-
-def _checks(checks) -> dict[str, Any]:
-    """The worst frame of each physical check."""
-    return {
-        "ok": checks.ok,
-        "findings": list(checks.messages),
-        "bonds": checks.n_bonds,
-        "largest_bond_deviation_A": float(checks.bond_deviation.max()),
-        "clashes": int(checks.clashes.max()),
-        "radius_of_gyration_ratio": [float(checks.radius_ratio.min()), float(checks.radius_ratio.max())],
-    }
-
-
-def _readable(summary: dict[str, Any]) -> str:
-    times = summary["times_ps"]
-    lines = [
-        f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, from "
-        f"frame {summary['start_frame']} (t = {summary['start_time_ps']:g} ps) to t = {times[-1]:g} ps",
-    ]
-    if summary["windows"] > 1:
-        lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
-    known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
-    if known:
-        k = known[-1]
-        lines.append(
-            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A "
-            f"superposed (the start frame standing still: {summary['rmsd_static_superposed_A'][k]:.2f} A), "
-            f"{summary['rmsd_A'][k]:.2f} A as it stands ({summary['rmsd_static_A'][k]:.2f} A)"
-        )
-    else:
-        lines.append(
-            f"moved      {summary['moved_A']:.2f} A RMSD from the start; the run has none of these frames, so no error "
-            "is known"
-        )
-    checks = summary["checks"]
-    if checks["ok"]:
-        lines.append(
-            f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
-            "start, no clashes, the size kept"
-        )
-    lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]
-    lines += [f"written    {path}" for path in summary["files"]]
-    return "\n".join(lines)
 
 
 @main.command()

@@ -34,6 +34,10 @@ class OutputError(EGNOError, OSError):
     """An output that exists already, or could not be written whole."""
 
 
+class StoppedError(EGNOError):
+    """Work that was stopped because somebody asked for it, and can be gone on with."""
+
+
 def few(items: Iterable[str], count: int) -> str:
     """The first of some items on one line, and how many more there are."""
     items = list(items)

@@ -26,7 +26,7 @@ STDLIB = sys.stdlib_module_names
 PACKAGE = Path(egno_md.__file__).parent
 
 #: Who may import whom: a room and the rooms below it.
-BASE = {"errors", "_version", "plugins"}
+BASE = {"errors", "_version", "plugins", "files"}
 NETWORK = BASE | {"specs", "compiled"}
 ARRAYS = BASE | {"molecule", "compiled"}
 GRAPHS = NETWORK | ARRAYS
@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "errors": set(),
     "_version": set(),
     "plugins": {"errors"},
+    "files": set(),
     "compiled": set(),
     "specs": BASE,
     "nn": NETWORK,
@@ -49,7 +50,8 @@ MAY_IMPORT = {
     "propagator": EVALUATION,
     "analysis": EVALUATION,
     "training": EVALUATION | {"evaluation", "datasets"},
-    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training"},
+    "predicting": BASE | {"molecule"},
+    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training", "predicting"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.

@@ -86,6 +86,23 @@ class Model:
         """Number of trainable numbers."""
         return sum(p.numel() for p in self.network.parameters())
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a forecast depends on: specs, weights, what is known of molecules."""
+        content = {
+            "graph": self.graph.model_dump(),
+            "window": self.window.model_dump(),
+            "model": self.spec.model_dump(),
+        }
+        return digest(_entries(self._tensors()), json.dumps(content, sort_keys=True))
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
+        for name in KNOWLEDGE:
+            for identity, known in getattr(self, name).items():
+                tensors |= {f"{name}.{identity}.{k}": torch.from_numpy(array) for k, array in vars(known).items()}
+        return tensors
+
     def save(self, path: str | os.PathLike, *, force: bool = False) -> Path:
         """Write the checkpoint.
 
@@ -109,10 +126,7 @@ class Model:
         path = Path(path)
         if path.exists() and not force:
             raise OutputError(f"{path} exists; pass force=True to replace it, or choose another name")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
-        for name in KNOWLEDGE:
-            for identity, known in getattr(self, name).items():
-                tensors |= {f"{name}.{identity}.{k}": torch.from_numpy(array) for k, array in vars(known).items()}
+        tensors = self._tensors()
         content = json.dumps(
             {
                 "graph": self.graph.model_dump(),

@@ -80,37 +80,115 @@ class PhysicalChecks:
     @property
     def messages(self) -> tuple[str, ...]:
         """One line for each kind of finding, with the first frame it is found in; empty if all is well."""
-        n = len(self.finite)
-        mirrored = (self.handedness < 0) & (self.n_centres == 0)
+        return self.tally.messages
+
+    @property
+    def tally(self) -> Tally:
+        """What was found, counted over the frames."""
         size = self.finite & ~((self.radius_ratio < SIZE_FACTOR) & (self.radius_ratio > 1 / SIZE_FACTOR))
-        worst = "nan" if not self.finite.any() else f"{np.nanmax(self.bond_deviation):.2f}"
-        findings = [
-            (~self.finite, "hold nan or infinite positions"),
-            (
-                self.bonds_off > 0,
-                f"have bonds off by more than {BOND_TOLERANCE} A (up to {self.bonds_off.max(initial=0)} of "
-                f"{self.n_bonds}, worst {worst} A)",
-            ),
-            (
-                self.clashes > 0,
-                f"have atoms closer than {self.clash_distance:.2f} A that are not bonded "
-                f"(up to {self.clashes.max(initial=0)} pairs)",
-            ),
-            (
-                self.flipped > 0,
-                f"have chiral centres turned over (up to {self.flipped.max(initial=0)} of {self.n_centres})",
-            ),
-            (mirrored, "are nearer to the mirror image of the start than to the start"),
-            (
-                self.impossible > 0 if self.impossible is not None else np.zeros(n, bool),
-                f"are no molecule: {self.worst}",
-            ),
-            (size, f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start"),
-        ]
+        found = {
+            "finite": ~self.finite,
+            "bonds": self.bonds_off > 0,
+            "clashes": self.clashes > 0,
+            "flipped": self.flipped > 0,
+            "mirrored": (self.handedness < 0) & (self.n_centres == 0),
+            "impossible": self.impossible > 0 if self.impossible is not None else np.zeros(len(self.finite), bool),
+            "size": size,
+        }
+        known = self.finite.any()
+        return Tally(
+            n_frames=len(self.finite),
+            found={kind: (int(frames.sum()), int(frames.argmax())) for kind, frames in found.items() if frames.any()},
+            bond_deviation=float(np.nanmax(self.bond_deviation)) if known else float("nan"),
+            bonds_off=int(self.bonds_off.max(initial=0)),
+            clashes=int(self.clashes.max(initial=0)),
+            flipped=int(self.flipped.max(initial=0)),
+            radius_ratio=(float(np.nanmin(self.radius_ratio)), float(np.nanmax(self.radius_ratio)))
+            if known
+            else (float("nan"), float("nan")),
+            drift=float(np.nanmax(self.drift)) if known else float("nan"),
+            n_bonds=self.n_bonds,
+            n_centres=self.n_centres,
+            clash_distance=self.clash_distance,
+            worst=self.worst,
+        )
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The findings of :class:`PhysicalChecks` counted over any number of frames; small, whatever their number."""
+
+    n_frames: int
+    found: dict[str, tuple[int, int]]
+    """How many frames have a finding of each kind, and the first of them."""
+    bond_deviation: float
+    """Of the worst frame, Angstrom; nan where no frame is finite."""
+    bonds_off: int
+    """Of the frame with the most; so are the next two."""
+    clashes: int
+    flipped: int
+    radius_ratio: tuple[float, float]
+    """Smallest and largest."""
+    drift: float
+    """The furthest, Angstrom."""
+    n_bonds: int
+    n_centres: int
+    clash_distance: float
+    worst: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """No finding in any frame."""
+        return not self.found
+
+    @property
+    def tally(self) -> Tally:
+        """Itself, as of :class:`PhysicalChecks`."""
+        return self
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """One line for each kind of finding, with the first frame it is found in; empty if all is well."""
+        worst = "nan" if np.isnan(self.bond_deviation) else f"{self.bond_deviation:.2f}"
+        what = {
+            "finite": "hold nan or infinite positions",
+            "bonds": f"have bonds off by more than {BOND_TOLERANCE} A (up to {self.bonds_off} of {self.n_bonds}, worst "
+            f"{worst} A)",
+            "clashes": f"have atoms closer than {self.clash_distance:.2f} A that are not bonded (up to {self.clashes} "
+            "pairs)",
+            "flipped": f"have chiral centres turned over (up to {self.flipped} of {self.n_centres})",
+            "mirrored": "are nearer to the mirror image of the start than to the start",
+            "impossible": f"are no molecule: {self.worst}",
+            "size": f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start",
+        }
         return tuple(
-            f"{int(found.sum())} of {n} frames {what}, first frame {int(found.argmax())}"
-            for found, what in findings
-            if found.any()
+            f"{self.found[kind][0]} of {self.n_frames} frames {text}, first frame {self.found[kind][1]}"
+            for kind, text in what.items()
+            if kind in self.found
+        )
+
+    def __add__(self, later: Tally) -> Tally:
+        """Of these frames and those after them."""
+        found = dict(self.found)
+        for kind, (count, first) in later.found.items():
+            before = found.get(kind)
+            found[kind] = (count, self.n_frames + first) if before is None else (before[0] + count, before[1])
+        return Tally(
+            n_frames=self.n_frames + later.n_frames,
+            found=found,
+            bond_deviation=float(np.fmax(self.bond_deviation, later.bond_deviation)),
+            bonds_off=max(self.bonds_off, later.bonds_off),
+            clashes=max(self.clashes, later.clashes),
+            flipped=max(self.flipped, later.flipped),
+            radius_ratio=(
+                float(np.fmin(self.radius_ratio[0], later.radius_ratio[0])),
+                float(np.fmax(self.radius_ratio[1], later.radius_ratio[1])),
+            ),
+            drift=float(np.fmax(self.drift, later.drift)),
+            n_bonds=self.n_bonds,
+            n_centres=self.n_centres,
+            clash_distance=self.clash_distance,
+            worst=self.worst or later.worst,
         )
 
 

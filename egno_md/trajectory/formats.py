@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -40,6 +42,8 @@ class Format(Protocol):
         It holds frames of one spacing alone, with a box in all of them or in none.
     largest : float
         Largest coordinate that it holds, in Angstrom.
+
+    A format may be :class:`Growing` as well; long forecasts in other formats are kept in memory until they are whole.
     """
 
     suffix: ClassVar[str]
@@ -59,10 +63,45 @@ class Format(Protocol):
         """Atoms and whole frames that the closed file holds; a DataError or OSError where it is damaged."""
 
 
+class Growing(Protocol):
+    """A format of which a file is readable after every frame, and can be gone on with.
+
+    Attributes
+    ----------
+    count_at : int or None
+        Byte of the file at which it says, as a little-endian 32-bit integer, how many frames there are.
+    """
+
+    count_at: ClassVar[int | None]
+
+    @staticmethod
+    def begin(path: str, n_atoms: int, dt: float, start_time: float, periodic: bool) -> None:
+        """Make a file without a frame; `dt` and `start_time` in ps."""
+
+    @staticmethod
+    def encoded(
+        scratch: str,
+        xyz: NDArray[np.float64],
+        cells: Sequence[NDArray[np.float32] | None],
+        first: int,
+        times: Sequence[float],
+    ) -> bytes:
+        """Frames (F, N, 3), the first of which has the number `first`, as they stand in the file, whatever was before.
+
+        `scratch` is the name of a file that may be written and is not looked at. An OSError where it cannot be.
+        """
+
+
+def can_grow(kind: type[Format]) -> bool:
+    """Whether a format is :class:`Growing`."""
+    return all(hasattr(kind, name) for name in ("begin", "encoded", "count_at"))
+
+
 class DCD:
     """CHARMM's format: one spacing, and as its start a whole number of integration steps."""
 
     suffix, even, largest = ".dcd", True, float(np.finfo(np.float32).max)
+    count_at: ClassVar[int | None] = 8
 
     def __init__(self, part: str, n_atoms: int, dt: float, start_time: float) -> None:
         self.part, self.n_atoms, self.dt, self.start_time = part, n_atoms, dt, start_time
@@ -72,13 +111,7 @@ class DCD:
     def write(self, xyz: NDArray[np.float64], cell: NDArray[np.float32] | None, frame: int, time: float) -> None:
         if not self._size:
             self._write_header(cell is not None)
-        unit_cell = None
-        if cell is not None:
-            lx, ly, lz = cell[:3]
-            # Cosines as in NAMD; as sines of the complement, right angles come out as exactly zero.
-            cos_alpha, cos_beta, cos_gamma = np.sin(np.deg2rad(90.0 - cell[3:].astype(np.float64)))
-            unit_cell = np.array([lx, cos_gamma, ly, cos_beta, cos_alpha, lz], dtype=np.float64)
-        self._file.write(xyz, unit_cell)
+        self._file.write(xyz, None if cell is None else _unit_cell(cell))
         self._size += self._frame_size
         # MDAnalysis' writer does not notice a full disk.
         if (found := os.path.getsize(self.part)) != self._size:
@@ -113,11 +146,46 @@ class DCD:
     def count(part: str) -> tuple[int, int]:
         return _scanned(part, DCD.suffix)
 
+    @staticmethod
+    def begin(path: str, n_atoms: int, dt: float, start_time: float, periodic: bool) -> None:
+        file = DCD(path, n_atoms, dt, start_time)
+        try:
+            file._write_header(periodic)
+        finally:
+            file.close()
+
+    @staticmethod
+    def encoded(
+        scratch: str,
+        xyz: NDArray[np.float64],
+        cells: Sequence[NDArray[np.float32] | None],
+        first: int,
+        times: Sequence[float],
+    ) -> bytes:
+        def record(values: NDArray) -> bytes:  # Fortran's, between two copies of its length
+            return (length := struct.pack("<i", values.nbytes)) + values.tobytes() + length
+
+        out = bytearray()
+        for frame, cell in zip(xyz, cells, strict=True):
+            out += b"" if cell is None else record(_unit_cell(cell).astype("<f8"))
+            for axis in range(3):
+                out += record(frame[:, axis].astype("<f4"))
+        return bytes(out)
+
+
+def _unit_cell(cell: NDArray[np.float32]) -> NDArray[np.float64]:
+    """A box (6,) as DCD files hold it."""
+    lx, ly, lz = cell[:3]
+    # Cosines as in NAMD; as sines of the complement, right angles come out as exactly zero.
+    cos_alpha, cos_beta, cos_gamma = np.sin(np.deg2rad(90.0 - cell[3:].astype(np.float64)))
+    return np.array([lx, cos_gamma, ly, cos_beta, cos_alpha, lz], dtype=np.float64)
+
 
 class XTC:
     """GROMACS' compressed format: every frame has a time of its own; positions rounded to 0.01 Angstrom."""
 
     suffix, even = ".xtc", False
+    count_at: ClassVar[int | None] = None
     # Multiples of 1 / XTC_PRECISION nm are packed into 32 bits, the extent of the frame too.
     largest = 0.499 * INT32_MAX / XTC_PRECISION * 10.0
 
@@ -134,6 +202,28 @@ class XTC:
     @staticmethod
     def count(part: str) -> tuple[int, int]:
         return _scanned(part, XTC.suffix)
+
+    @staticmethod
+    def begin(path: str, n_atoms: int, dt: float, start_time: float, periodic: bool) -> None:
+        open(path, "wb").close()
+
+    @staticmethod
+    def encoded(
+        scratch: str,
+        xyz: NDArray[np.float64],
+        cells: Sequence[NDArray[np.float32] | None],
+        first: int,
+        times: Sequence[float],
+    ) -> bytes:
+        file = XTC(scratch, xyz.shape[1], 1.0, 0.0)
+        try:
+            for i, (frame, cell, time) in enumerate(zip(xyz, cells, times, strict=True)):
+                file.write(frame, cell, first + i, time)
+        finally:
+            file.close()
+        if _scanned(scratch, XTC.suffix) != xyz.shape[1::-1]:
+            raise OSError("its frames are not whole")
+        return Path(scratch).read_bytes()
 
 
 def _scanned(part: str, suffix: str) -> tuple[int, int]:

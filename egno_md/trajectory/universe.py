@@ -405,6 +405,15 @@ def in_memory_universe(
     return universe
 
 
+def stored_universe(atoms: mda.AtomGroup, path: str | os.PathLike) -> mda.Universe:
+    """Universe of the given atoms, with their topology, on the frames of a file of these atoms alone."""
+    universe = mda.Merge(atoms)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="DCDReader currently makes independent timesteps")
+        universe.load_new(os.fspath(path), format=_format(os.fspath(path)))
+    return universe
+
+
 def attach(
     universe: mda.Universe, xyz: NDArray[np.float32], times: NDArray[np.float64], boxes: NDArray[np.float32] | None
 ) -> None:

@@ -28,7 +28,94 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
-class FrameWriter:
+class Frames:
+    """What every frame of a file must be, however it is written.
+
+    Parameters
+    ----------
+    path, n_atoms, dt, start_time
+        See :class:`FrameWriter`.
+
+    Raises
+    ------
+    UsageError
+        A suffix that no format has, or numbers that cannot be right.
+    """
+
+    def __init__(self, path: StrPath, n_atoms: int, *, dt: float, start_time: float = 0.0) -> None:
+        self.path = Path(path)
+        self.n_atoms = n_atoms
+        self.dt = float(dt)
+        self.start_time = float(start_time)
+        self.n_frames = 0
+        self._format = format_of(self.path)
+        if n_atoms < 1:
+            raise UsageError(f"n_atoms={n_atoms}: a frame needs an atom at least")
+        if not (math.isfinite(self.dt) and self.dt > 0):
+            raise UsageError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
+        if not math.isfinite(self.start_time):
+            raise UsageError(f"start_time={start_time!r} is not a time in ps")
+        self._periodic = False
+
+    def checked(
+        self, positions: ArrayLike, box: ArrayLike | None, time: float | None, frame: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float32] | None, float]:
+        """Positions (N, 3), box (6,) or None, and time of a frame as they are written; errors as in `write`."""
+        xyz = np.asarray(positions, dtype=np.float64)
+        if xyz.shape != (self.n_atoms, 3):
+            raise UsageError(f"positions of frame {frame} have the shape {xyz.shape}; expected ({self.n_atoms}, 3)")
+        if not np.isfinite(xyz).all():
+            atom = int(np.flatnonzero(~np.isfinite(xyz).all(axis=1))[0])
+            raise OutputError(
+                f"frame {frame} was not written to {self.path}: the position of atom {atom} is {xyz[atom].tolist()}; "
+                "the forecast broke down, ask for a shorter horizon or another model"
+            )
+        self._require_range(xyz, frame)
+        cell = self._cell(box, frame)
+        expected_time = self.start_time + frame * self.dt
+        if time is None:
+            time = expected_time
+        elif not math.isfinite(time):
+            raise UsageError(f"frame {frame} has the time {time!r}")
+        elif self._format.even and abs(time - expected_time) > time_tolerance(self.dt, np.array([time])):
+            raise UsageError(
+                f"frame {frame} is at {time:g} ps, but a {self._suffix} file holds evenly spaced frames only, here at "
+                f"{expected_time:g} ps; write XTC, which stores the time of each frame"
+            )
+        return xyz, cell, time
+
+    def _require_range(self, xyz: NDArray[np.float64], frame: int) -> None:
+        largest, limit = np.abs(xyz).max(), self._format.largest
+        if largest >= limit:
+            raise OutputError(
+                f"frame {frame} was not written to {self.path}: a coordinate of {largest:g} Angstrom is beyond the "
+                f"{limit:g} that the format holds; the forecast broke down, ask for a shorter horizon or another model"
+            )
+
+    def _cell(self, box: ArrayLike | None, frame: int) -> NDArray[np.float32] | None:
+        cell = None if box is None else np.asarray(box, dtype=np.float32)
+        if cell is not None:
+            if cell.shape != (6,) or not np.isfinite(cell).all():
+                raise UsageError(f"the box of frame {frame} is {np.asarray(box).tolist()}; expected six finite numbers")
+            if not cell[:3].any():
+                cell = None  # MDAnalysis' way to say that there is no box
+            elif not _is_cell(cell):
+                raise UsageError(f"the box of frame {frame} is {cell.tolist()}, which no cell can have")
+        if not frame:
+            self._periodic = cell is not None
+        elif self._format.even and (cell is not None) != self._periodic:
+            raise UsageError(
+                f"frame {frame} has {'a' if cell is not None else 'no'} box, unlike the frames before it; "
+                f"a {self._suffix} file has one in every frame or in none"
+            )
+        return cell
+
+    @property
+    def _suffix(self) -> str:
+        return self._format.suffix.removeprefix(".").upper()
+
+
+class FrameWriter(Frames):
     """Write frames to a file that appears under its name only when it is whole.
 
     Frames go to a temporary file in the same folder, which takes the name of the target in `close`. Leaving the
@@ -68,19 +155,8 @@ class FrameWriter:
     """
 
     def __init__(self, path: StrPath, n_atoms: int, *, dt: float, start_time: float = 0.0, force: bool = False) -> None:
-        self.path = Path(path)
-        self.n_atoms = n_atoms
-        self.dt = float(dt)
-        self.start_time = float(start_time)
-        self.n_frames = 0
+        super().__init__(path, n_atoms, dt=dt, start_time=start_time)
         self._force = force
-        self._format = format_of(self.path)
-        if n_atoms < 1:
-            raise UsageError(f"n_atoms={n_atoms}: a frame needs an atom at least")
-        if not (math.isfinite(self.dt) and self.dt > 0):
-            raise UsageError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
-        if not math.isfinite(self.start_time):
-            raise UsageError(f"start_time={start_time!r} is not a time in ps")
         _require_target(self.path, force)
         self._part = _part_name(self.path)
         try:
@@ -90,7 +166,6 @@ class FrameWriter:
             _remove(self._part)
             raise OutputError(f"{self.path} cannot be written ({exc}); choose a folder you may write to") from exc
         self._remove = weakref.finalize(self, _remove, self._part)
-        self._periodic = False
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -123,27 +198,7 @@ class FrameWriter:
         if self._file is None:
             raise UsageError(f"{self.path} is closed already; open a new writer")
         frame = self.n_frames
-        xyz = np.asarray(positions, dtype=np.float64)
-        if xyz.shape != (self.n_atoms, 3):
-            raise UsageError(f"positions of frame {frame} have the shape {xyz.shape}; expected ({self.n_atoms}, 3)")
-        if not np.isfinite(xyz).all():
-            atom = int(np.flatnonzero(~np.isfinite(xyz).all(axis=1))[0])
-            raise OutputError(
-                f"frame {frame} was not written to {self.path}: the position of atom {atom} is {xyz[atom].tolist()}; "
-                "the forecast broke down, ask for a shorter horizon or another model"
-            )
-        self._require_range(xyz, frame)
-        cell = self._cell(box, frame)
-        expected_time = self.start_time + frame * self.dt
-        if time is None:
-            time = expected_time
-        elif not math.isfinite(time):
-            raise UsageError(f"frame {frame} has the time {time!r}")
-        elif self._format.even and abs(time - expected_time) > time_tolerance(self.dt, np.array([time])):
-            raise UsageError(
-                f"frame {frame} is at {time:g} ps, but a {self._suffix} file holds evenly spaced frames only, here at "
-                f"{expected_time:g} ps; write XTC, which stores the time of each frame"
-            )
+        xyz, cell, time = self.checked(positions, box, time, frame)
         try:
             self._file.write(xyz, cell, frame, time)
         except OSError as exc:
@@ -181,36 +236,6 @@ class FrameWriter:
                 self._file.close()
             self._file = None
         self._remove()
-
-    def _require_range(self, xyz: NDArray[np.float64], frame: int) -> None:
-        largest, limit = np.abs(xyz).max(), self._format.largest
-        if largest >= limit:
-            raise OutputError(
-                f"frame {frame} was not written to {self.path}: a coordinate of {largest:g} Angstrom is beyond the "
-                f"{limit:g} that the format holds; the forecast broke down, ask for a shorter horizon or another model"
-            )
-
-    def _cell(self, box: ArrayLike | None, frame: int) -> NDArray[np.float32] | None:
-        cell = None if box is None else np.asarray(box, dtype=np.float32)
-        if cell is not None:
-            if cell.shape != (6,) or not np.isfinite(cell).all():
-                raise UsageError(f"the box of frame {frame} is {np.asarray(box).tolist()}; expected six finite numbers")
-            if not cell[:3].any():
-                cell = None  # MDAnalysis' way to say that there is no box
-            elif not _is_cell(cell):
-                raise UsageError(f"the box of frame {frame} is {cell.tolist()}, which no cell can have")
-        if not frame:
-            self._periodic = cell is not None
-        elif self._format.even and (cell is not None) != self._periodic:
-            raise UsageError(
-                f"frame {frame} has {'a' if cell is not None else 'no'} box, unlike the frames before it; "
-                f"a {self._suffix} file has one in every frame or in none"
-            )
-        return cell
-
-    @property
-    def _suffix(self) -> str:
-        return self._format.suffix.removeprefix(".").upper()
 
     def _verify(self) -> None:
         try:
@@ -331,6 +356,38 @@ def write_forecast(
     finally:
         _remove(part)
     return targets
+
+
+def write_topology(
+    target: Path, atoms: mda.AtomGroup, positions: ArrayLike, box: ArrayLike | None = None, *, recentre: bool = False
+) -> None:
+    """Write the PDB file of :func:`write_forecast` alone, whole or not at all, over what is there.
+
+    Parameters
+    ----------
+    target
+        The PDB file.
+    atoms, recentre
+        See :func:`write_forecast`.
+    positions, box
+        ``(N, 3)`` in Angstrom, and ``(6,)`` in Angstrom and degrees or None.
+
+    Raises
+    ------
+    OutputError
+        It could not be written whole.
+    """
+    part = _part_name(target)
+    try:
+        frame = in_memory_universe(atoms, np.asarray(positions, np.float32)[None], np.zeros(1), boxes=box)
+        _write_pdb(part, target, frame, recentre=recentre)
+        os.replace(part, os.path.realpath(target))
+    except OSError as exc:
+        if isinstance(exc, OutputError):
+            raise
+        raise OutputError(f"the topology {target} could not be written ({exc}); write elsewhere") from exc
+    finally:
+        _remove(part)
 
 
 def _is_cell(box: NDArray[np.float32]) -> bool:

@@ -1,0 +1,152 @@
+"""Long forecasts: window after window into a file, in memory that does not grow with the horizon."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ..errors import OutputError, StoppedError
+from ..molecule.checks import Tally
+from ..trajectory.stream import FrameStream
+from .chain import ChainState, ModelForecaster, roll
+
+
+def packed(state: ChainState) -> dict[str, Any]:
+    """A state as JSON, to the last bit."""
+    return {
+        name: [array.dtype.str, list(array.shape), base64.b64encode(np.ascontiguousarray(array)).decode("ascii")]
+        for name, array in state.arrays().items()
+    }
+
+
+def unpacked(content: dict[str, Any]) -> ChainState:
+    """What :func:`packed` was given."""
+    arrays = {
+        name: np.frombuffer(base64.b64decode(data), dtype).reshape(shape).copy()
+        for name, (dtype, shape, data) in content.items()
+    }
+    return ChainState.of(arrays)
+
+
+def write_chain(
+    stream: FrameStream,
+    forecaster: ModelForecaster,
+    past: np.ndarray,
+    times: np.ndarray,
+    *,
+    box: np.ndarray | None = None,
+    before: Iterable[tuple[np.ndarray, list[np.ndarray | None], np.ndarray]] = (),
+    n_before: int = 0,
+    check: Callable[[np.ndarray], Tally],
+    began: Callable[[np.ndarray, np.ndarray | None], Any] = lambda frame, box: None,
+    stop_when: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Tally:
+    """Forecast from one start into a file, from where the file ends.
+
+    Whatever ends it, the frames of the whole windows before are in the file, and those that are confirmed are gone on
+    with to the same bytes.
+
+    Parameters
+    ----------
+    stream : FrameStream
+        Started or resumed; its state is what this function gave it.
+    forecaster : ModelForecaster
+    past : ndarray, shape (1, P, N, 3)
+        Frames up to the start in Angstrom.
+    times : ndarray, shape (horizon,)
+        Of the predicted frames in ps.
+    box : ndarray, shape (6,), optional
+        Of the start, kept for all frames.
+    before : iterable of frames (F, N, 3), boxes and times
+        What the file begins with, before the forecast; those that are in the file already left out.
+    n_before : int
+        How many frames that is, those in the file among them.
+    check : callable
+        Looks at predicted frames (F, N, 3).
+    began : callable
+        Called with the first frame of the file and its box, before anything is written.
+    stop_when : callable
+        Asked after each window.
+    progress : callable
+        Called with the number of predicted frames that have just been written.
+
+    Returns
+    -------
+    Tally
+        Of all predicted frames.
+
+    Raises
+    ------
+    OutputError, ModelError
+        A frame that cannot be written, or is not finite.
+    StoppedError
+        `stop_when` said so.
+    """
+    horizon = len(times)
+    tally, state = _restored(stream)
+    done = max(0, stream.n_frames - n_before)
+    progress(done)
+    saved = stream.state
+    mark = stream.n_frames, stream.size
+
+    def written(frames: np.ndarray, boxes: list[np.ndarray | None], at: np.ndarray, content: Any) -> None:
+        nonlocal saved, mark
+        if not stream.n_frames:
+            began(frames[0], boxes[0])
+        stream.append(frames, boxes, at)
+        saved, mark = content, (stream.n_frames, stream.size)
+        if stop_when() and stream.n_frames < n_before + horizon:
+            stream.confirm(saved)
+            raise StoppedError(
+                f"stopped after frame {stream.n_frames} of {n_before + horizon}; {stream.path} can be read as it is: "
+                "go on with the same command and --resume (resume=True)"
+            )
+        stream.confirm(saved, now=False)
+
+    try:
+        for frames, boxes, at in before:
+            written(frames, boxes, at, None)
+        chain = roll(forecaster.inner, past, forecaster.times, boxes=[box], state=state)
+        while done < horizon:
+            window = next(chain)
+            frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
+            tally = check(frames) if tally is None else tally + check(frames)
+            at = times[done : done + len(frames)]
+            done += len(frames)
+            written(
+                frames, [box] * len(frames), at, {"chain": packed(window.state), "checks": dataclasses.asdict(tally)}
+            )
+            progress(len(frames))
+        mark = (-1, -1)
+        stream.finish()
+    except BaseException:
+        # A resumed run then loses nothing that was whole. What was cut short in the middle is not.
+        if mark == (stream.n_frames, stream.size):
+            with contextlib.suppress(OutputError):
+                stream.confirm(saved)
+        raise
+    finally:
+        stream.close()
+    return tally
+
+
+def _restored(stream: FrameStream) -> tuple[Tally | None, ChainState | None]:
+    if stream.state is None:
+        return None, None
+    try:
+        checks = dict(stream.state["checks"])
+        found = {kind: tuple(map(int, counts)) for kind, counts in checks.pop("found").items()}
+        tally = Tally(found=found, **{**checks, "radius_ratio": tuple(checks["radius_ratio"])})
+        return tally, unpacked(stream.state["chain"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        stream.close()
+        raise OutputError(
+            f"{stream.record} is damaged ({error}), so that nothing can be resumed: begin anew with --force "
+            "(force=True)"
+        ) from error
