@@ -37,7 +37,7 @@ from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.local import LocalGeometry
 from egno_md.specs import PRESETS, GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import Data
-from egno_md.training.judged import train
+from egno_md.training.run import train
 
 from .simulate import simulate
 

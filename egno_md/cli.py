@@ -295,8 +295,8 @@ def train(
         raise OutputError(f"{output} exists; pass --force to replace it, or choose another name")
     if not output.parent.is_dir():
         raise OutputError(f"{output}: its folder does not exist")
-    from egno_md.training.judged import train_recipe
     from egno_md.training.process import process_rank
+    from egno_md.training.run import train_recipe
 
     rank = process_rank(devices, nodes)
     if rank:

@@ -27,10 +27,10 @@ from egno_md.graph.graph import collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.specs import PRESETS, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import System, load_data
-from egno_md.training.judged import train_files
 from egno_md.training.loop import _Module, _pair_error, fit
 from egno_md.training.order import Varied
 from egno_md.training.recipe import read_manifest
+from egno_md.training.run import train_files
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ _HOME = {
     "Data": "data",
     "FilesOptions": "data",
     "System": "data",
-    "choose_prior": "judged",
+    "choose_prior": "run",
     "complete": "recipe",
     "fit": "loop",
     "load_data": "data",
@@ -21,9 +21,9 @@ _HOME = {
     "read_recipe": "recipe",
     "source_of": "source",
     "to_toml": "recipe",
-    "train": "judged",
-    "train_files": "judged",
-    "train_recipe": "judged",
+    "train": "run",
+    "train_files": "run",
+    "train_recipe": "run",
 }
 
 __all__ = sorted(_HOME)
