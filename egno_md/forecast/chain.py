@@ -16,6 +16,7 @@ from ..graph.builder import GraphBuilder
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
 from .forecasters import Forecaster
+from .generative import Streams, draws
 from .model import Model
 from .operator import OperatorWindow
 
@@ -55,6 +56,32 @@ def check_request(model: Model, horizon: int, substeps: int) -> None:
     if window.history > 1 and substeps > 1:
         raise ModelError(
             f"model {model.name!r} maps {window.history} frames to as many; substeps must be 1, found {substeps}"
+        )
+    if draws(model) and substeps > 1:
+        raise ModelError(
+            f"model {model.name!r} draws futures at its own strides and none between them: substeps must be 1, found "
+            f"{substeps}"
+        )
+
+
+def check_samples(model: Model, samples: int | None) -> None:
+    """Refuse futures that cannot be drawn.
+
+    Raises
+    ------
+    UsageError
+        Fewer than one.
+    ModelError
+        A model that knows the mean of all futures alone.
+    """
+    if samples is None:
+        return
+    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
+        raise UsageError(f"samples must be a whole number of at least 1, found {samples}")
+    if not draws(model):
+        raise ModelError(
+            f"model {model.name!r} knows the mean of all futures alone and cannot draw any: train one that draws "
+            "(egno-md train ... --operator flow), or leave out samples"
         )
 
 
@@ -124,14 +151,15 @@ class ChainState(NamedTuple):
     done : int
         Frames predicted so far.
     generator : dict, optional
-        State of the random numbers, as ``numpy.random.Generator.bit_generator.state`` gives it.
+        State of the random numbers, as ``numpy.random.Generator.bit_generator.state`` gives it; of members that have
+        streams of their own a list of them.
     """
 
     past: np.ndarray
     start: np.ndarray
     centre: np.ndarray
     done: int
-    generator: dict[str, Any] | None = None
+    generator: dict[str, Any] | list[dict[str, Any]] | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Ready for ``numpy.savez``."""
@@ -193,8 +221,11 @@ def roll(
     if state is None:
         state = _beginning(past, generator)
     elif state.generator is not None:
+        several = isinstance(state.generator, list)  # one for each member
         if generator is None:
-            generator = np.random.Generator(getattr(np.random, state.generator["bit_generator"])())
+            generator = (
+                Streams([]) if several else np.random.Generator(getattr(np.random, state.generator["bit_generator"])())
+            )
         generator.bit_generator.state = state.generator
     asked = np.asarray(times, float)
     # What the next window reads: the frames at whole strides, without a gap and up to the last.
@@ -285,7 +316,10 @@ class Chained:
         for first in range(0, n_starts, batch_size):
             chosen = slice(first, min(first + batch_size, n_starts))
             some = None if boxes is None else boxes[chosen]
-            chain = roll(self.inner, past[chosen], self.times, boxes=some, samples=samples, generator=generator)
+            own = generator  # its numbers go on from batch to batch
+            if isinstance(generator, Streams):
+                own = generator.part(chosen.start * samples, chosen.stop * samples)
+            chain = roll(self.inner, past[chosen], self.times, boxes=some, samples=samples, generator=own)
             for done in range(0, horizon, len(self.times)):
                 positions = next(chain).positions  # (B, K, T, N, 3)
                 keep, members = min(len(self.times), horizon - done), positions.shape[1]
@@ -325,6 +359,7 @@ class ModelForecaster(Chained):
         keep = local_geometry(model, builder)
         super().__init__(operator if keep is None else Restored(operator, keep), times, nodes)
         self.as_predicted = None if keep is None else Chained(operator, times, nodes)
+        self.draws = operator.draws
         corrects = model.spec.prior == "regression"
         self.prior: Forecaster | None = model.regression.get(builder.identity) if corrects else None
 
@@ -337,6 +372,9 @@ def forecast(
     *,
     boxes: Sequence[np.ndarray | None] | None = None,
     substeps: int = 1,
+    samples: int | None = None,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
     device: str | torch.device = "auto",
     precision: str = "float32",
     max_memory: int | str | None = "auto",
@@ -359,6 +397,13 @@ def forecast(
     substeps : int
         Predicted frames per stride. The operator is a function of time and can be read at any resolution
         (section 5.5); it was trained on whole strides.
+    samples : int, optional
+        K futures to draw from each start, with a model that draws. Without it the forecast is the mean of all futures.
+    seed : int
+        Of the futures: the same seed gives the same ones. Member k of a start depends on the seed, on k and on the
+        start's number, neither on how many members there are nor on the other starts.
+    numbers : sequence of S int, optional
+        Of the starts, such as their frames; 0, 1, ... by default.
     device : str or torch.device
         ``"auto"``: the GPU where there is one.
     precision : {"float32", "tf32", "bf16"}
@@ -370,7 +415,7 @@ def forecast(
 
     Returns
     -------
-    ndarray, shape (S, horizon, N, 3), float32
+    ndarray, shape (S, horizon, N, 3), or with `samples` (S, K, horizon, N, 3), float32
         Angstrom, in the frame of reference of the start.
 
     Raises
@@ -379,6 +424,7 @@ def forecast(
         See :func:`check_request` and :func:`check_precision`; or the prediction is not finite.
     """
     check_request(model, horizon, substeps)
+    check_samples(model, samples)
     n_windows = -(-horizon // (model.window.n_times * substeps))
     forecaster = ModelForecaster(
         model, builder, substeps=substeps, device=device, precision=precision, max_memory=max_memory,
@@ -387,7 +433,12 @@ def forecast(
     n_input = history.shape[1]
     if n_input != forecaster.n_past:
         raise UsageError(f"history must hold {forecaster.n_past} frames per start, found {n_input}")
-    return forecaster.collect(history, horizon, boxes=boxes, progress=progress)[:, 0]  # (S, horizon, N, 3)
+    if samples is None:
+        return forecaster.collect(history, horizon, boxes=boxes, progress=progress)[:, 0]  # (S, horizon, N, 3)
+    streams = Streams.of(seed, range(len(history)) if numbers is None else numbers, samples)
+    return forecaster.collect(
+        history, horizon, samples, streams, boxes=boxes, progress=progress
+    )  # (S, K, horizon, N, 3)
 
 
 def local_geometry(model: Model, builder: GraphBuilder) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:

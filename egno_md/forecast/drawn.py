@@ -8,7 +8,7 @@ from random numbers of its own, so that it depends neither on the other starts o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -35,7 +35,7 @@ HISTORY = 4
 FEWEST_ANALOGUES, MOST_ANALOGUES = 5, 100
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """Histories, each in the frame of reference in which its start is superposed on the mean structure.
 
     `features` (S, 3, N, 3): displacement from the mean structure, displacement of the last stride, and smoothed history
@@ -53,7 +53,7 @@ class _Seen(NamedTuple):
         return frames @ np.swapaxes(self.rotation, -1, -2)[lead] + self.centre[lead]
 
 
-def _seen(past: np.ndarray, mean: np.ndarray, n_past: int) -> _Seen:
+def in_body(past: np.ndarray, mean: np.ndarray, n_past: int) -> Seen:
     """The last `n_past` of some frames (S, P, N, 3), or as many as there are."""
     past = np.asarray(past[:, -n_past:], np.float64)  # (S, P, N, 3)
     rotation, centre = superposition(past[:, -1], mean)
@@ -61,22 +61,22 @@ def _seen(past: np.ndarray, mean: np.ndarray, n_past: int) -> _Seen:
     start = frames[:, -1]  # (S, N, 3)
     if past.shape[1] == 1:
         features = np.stack([start - mean, np.zeros_like(start), np.zeros_like(start)], axis=1)  # (S, 3, N, 3)
-        return _Seen(rotation, centre, features, np.zeros((len(past), 6)))
-    earlier, motion = _apart(frames[:, :-1], start)
+        return Seen(rotation, centre, features, np.zeros((len(past), 6)))
+    earlier, motion = apart(frames[:, :-1], start)
     smoothed = (earlier - start[:, None]).sum(axis=1) / past.shape[1]  # (S, N, 3)
     features = np.stack([start - mean, start - earlier[:, -1], smoothed], axis=1)  # (S, 3, N, 3)
-    return _Seen(rotation, centre, features, -motion[:, -1])
+    return Seen(rotation, centre, features, -motion[:, -1])
 
 
-def _apart(frames: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def apart(frames: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Frames (S, T, N, 3) superposed on their starts (S, N, 3) about the origin, and their rigid motion (S, T, 6)."""
     turn, middle = superposition(frames, start[:, None])  # (S, T, 3, 3), (S, T, 1, 3)
     vectors = Rotation.from_matrix(turn.reshape(-1, 3, 3)).as_rotvec().reshape(*turn.shape[:2], 3)
     return (frames - middle) @ turn, np.concatenate([vectors, middle[..., 0, :]], axis=-1)
 
 
-def _moved(frames: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """Frames (..., N, 3) about the origin with a rigid motion (..., 6): the inverse of :func:`_apart`."""
+def moved(frames: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """Frames (..., N, 3) about the origin with a rigid motion (..., 6): the inverse of :func:`apart`."""
     turn = Rotation.from_rotvec(motion[..., :3].reshape(-1, 3)).as_matrix().reshape(*motion.shape[:-1], 3, 3)
     return frames @ np.swapaxes(turn, -1, -2) + motion[..., None, 3:]
 
@@ -151,15 +151,21 @@ class GaussianProcess:
     draws: ClassVar[bool] = True
 
     @classmethod
-    def fitted(cls, known: Known) -> GaussianProcess:
+    def fitted(cls, known: Known, n_past: int | None = None) -> GaussianProcess:
         """To the known runs.
+
+        Parameters
+        ----------
+        known : Known
+        n_past : int, optional
+            Frames of past that it may read at most; by default what serves the smoothed history best.
 
         Raises
         ------
         DataError
             They hold fewer than ten windows.
         """
-        known, n_past, n_windows, apart = _fittable(known, cls.name)
+        known, n_past, n_windows, left_out = _fittable(known, cls.name, n_past)
         mean = known.motion.mean
         features, moves, drift, motion = _internal(known, n_past, mean)
         m, n_times, n_atoms = moves.shape[:3]
@@ -182,27 +188,50 @@ class GaussianProcess:
                 f"window: its covariance is {kind}, {noise.share:.0%} of it the product of time and space; a full one "
                 f"needs {numbers} windows"
             )
-        if apart:
-            notes.append(f"Gaussian process: {n_times} of {apart} steps are fitted, the others lie between two of them")
+        if left_out:
+            notes.append(f"Gaussian process: {n_times} of {left_out} steps are fitted, the others lie between two of them")
         return cls(
             mean, np.asarray(known.steps, float), n_past, local, centre, scale, basis, response, noise,
             RigidMotion.fit(drift, motion, min(independent, m)), kind, tuple(notes),
         )  # fmt: skip
 
+    def arrays(self) -> dict[str, NDArray]:
+        """All of it as arrays by name, those of a window in float32: what a checkpoint stores."""
+        own = {name: getattr(self, name) for name in _OWN}
+        own |= {f"noise_{name}": value for name, value in vars(self.noise).items()}
+        own |= {f"rigid_{name}": value for name, value in vars(self.motion.noise).items()}
+        own["rigid_response"] = self.motion.response
+        exact = {"n_past": np.asarray(self.n_past), "mean": self.mean, "knots": self.knots}
+        return {name: np.asarray(value, np.float32) for name, value in own.items()} | exact
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray]) -> GaussianProcess:
+        """From what :meth:`arrays` gave."""
+        wide = {name: np.asarray(value, np.float64) for name, value in arrays.items()}
+
+        def noise(which: str) -> Noise:
+            values = {name: wide[f"{which}_{name}"] for name in ("rows", "time", "space", "single", "outside")}
+            return Noise(**values, share=float(wide[f"{which}_share"]))
+
+        own = {name: wide[name] for name in ("mean", "knots", *_OWN)}
+        kind = "time x space" if float(wide["noise_share"]) > 0.99 else "full or low-rank"
+        motion = RigidMotion(wide["rigid_response"], noise("rigid"))
+        return cls(n_past=int(wide["n_past"]), noise=noise("noise"), motion=motion, kind=kind, **own)
+
     def __call__(self, past, times, samples=1, generator=None):
         _check_samples(samples, generator)
-        seen = _seen(past, self.mean, self.n_past)
+        seen = in_body(past, self.mean, self.n_past)
         between = Between.of(times, self.knots, self.noise.across, self.name)
         whole = Between.of(times, self.knots, self.motion.noise.across, self.name)
         n_starts, n_atoms = past.shape[0], past.shape[2]
         out = np.empty((n_starts, samples, len(between.upper), n_atoms, 3))  # (S, K, T, N, 3)
         start = (self.mean + seen.features[:, 0])[:, None]  # (S, 1, N, 3)
         for rows in _rows(n_starts, 1, 3 * n_atoms * (len(self.knots) + 3) + len(self.basis)):
-            mean = between(self._moves(seen.features[rows])).reshape(-1, len(between.upper), n_atoms, 3)
+            mean = between(self.moves(seen.features[rows])).reshape(-1, len(between.upper), n_atoms, 3)
             out[rows] = (start[rows] + mean)[:, None]
         drift = whole(self.motion.mean(seen.drift))  # (S, T, 6)
         if generator is None:
-            return seen.back(_moved(out, drift[:, None]))
+            return seen.back(moved(out, drift[:, None]))
         for rows, members in _members(n_starts, samples, self.noise.n_numbers + 6 * n_atoms * len(self.knots)):
             numbers = generator.standard_normal((len(rows), self.noise.n_numbers + self.motion.noise.n_numbers))
             internal, turning = np.split(numbers, [self.noise.n_numbers], axis=1)
@@ -210,17 +239,21 @@ class GaussianProcess:
             frames = out[rows, members] + moves.reshape(len(rows), -1, n_atoms, 3)  # (C, T, N, 3)
             if self.rigid:
                 motion = whole(self.motion.noise.paths(turning)) * whole.stretch[:, None]  # (C, T, 6)
-                frames = _moved(frames, drift[rows] + motion)
+                frames = moved(frames, drift[rows] + motion)
             out[rows, members] = frames
         return seen.back(out)
 
-    def _moves(self, features: np.ndarray) -> np.ndarray:
+    def moves(self, features: np.ndarray) -> np.ndarray:
         """Mean displacements (S, T, 3 N) from the start at the fitted steps."""
         moves = self.local(features)  # (S, T, N, 3)
         inputs = ((features - self.centre) / self.scale[:, None, None]).reshape(
             len(features), -1
         ) @ self.basis  # (S, R)
         return moves.reshape(*moves.shape[:2], -1) + np.einsum("sr,rtd->std", inputs, self.response, optimize=True)
+
+
+#: Arrays of a Gaussian process that are its own, beside mean and steps.
+_OWN = ("offset", "local", "centre", "scale", "basis", "response")
 
 
 def _rigid_directions(mean: np.ndarray) -> np.ndarray:
@@ -230,17 +263,18 @@ def _rigid_directions(mean: np.ndarray) -> np.ndarray:
     return orth(np.stack([move.ravel() for move in moves], axis=1))  # (3 N, 6); 5 of atoms on a line
 
 
-def _fittable(known: Known, name: str) -> tuple[Known, int, int, int]:
-    """Runs with the steps that are fitted, frames of past, windows, and how many steps there were if not all."""
-    apart = 0
+def _fittable(known: Known, name: str, most: int | None = None) -> tuple[Known, int, int, int]:
+    """Runs with the steps that are fitted, frames of past (`most` at most), windows, and how many steps there were if
+    not all."""
+    left_out = 0
     if len(known.steps) > KNOTS:
-        apart = len(known.steps)
-        chosen = np.unique(np.round(np.linspace(0, apart - 1, KNOTS)).astype(int))
+        left_out = len(known.steps)
+        chosen = np.unique(np.round(np.linspace(0, left_out - 1, KNOTS)).astype(int))
         known = dataclasses.replace(known, steps=tuple(known.steps[k] for k in chosen))
     ahead = max(known.steps) * known.every
     lengths = np.array([len(x) for x in known.segments] or [0])
     n_past = 1
-    for wanted in range(2, max(known.history, HISTORY) + 1):
+    for wanted in range(2, (max(known.history, HISTORY) if most is None else most) + 1):
         # More past costs windows; a fifth of them is what it may cost.
         if (
             np.maximum(lengths - ahead - (wanted - 1) * known.every, 0).sum()
@@ -254,7 +288,7 @@ def _fittable(known: Known, name: str) -> tuple[Known, int, int, int]:
             f"the {name} needs at least {FEWEST_WINDOWS} windows of {n_past} frame(s) of past and {max(known.steps)} "
             f"strides ahead, found {n_windows}; the longest run has {lengths.max()} frames"
         )
-    return known, n_past, n_windows, apart
+    return known, n_past, n_windows, left_out
 
 
 def _internal(known: Known, n_past: int, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -262,9 +296,9 @@ def _internal(known: Known, n_past: int, mean: np.ndarray) -> tuple[np.ndarray, 
     at_most = int(np.clip(FITTED_NUMBERS // (mean.size * len(known.steps)), FEWEST_WINDOWS, FITTED_WINDOWS))
     found = []
     for past, future in known.windows(n_past, at_most):
-        seen = _seen(past, mean, n_past)
+        seen = in_body(past, mean, n_past)
         start = mean + seen.features[:, 0]  # (C, N, 3)
-        frames, motion = _apart((future - seen.centre[:, None]) @ seen.rotation[:, None], start)
+        frames, motion = apart((future - seen.centre[:, None]) @ seen.rotation[:, None], start)
         found.append((seen.features, frames - start[:, None], seen.drift, motion))
     return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
@@ -21,10 +22,15 @@ from ..models.header import FORMAT, FORMAT_VERSION, digest, read_header
 from ..molecule.local import LocalGeometry
 from ..nn import operators
 from ..specs import GraphSpec, ModelSpec, WindowSpec
+from .drawn import GaussianProcess
 from .forecasters import PathRegression
 
-#: What is known of molecules, and how it is built from its arrays.
-KNOWLEDGE = {"geometry": LocalGeometry, "regression": PathRegression}
+#: What is known of molecules: how it is built from its arrays, and how it gives them.
+KNOWLEDGE: dict[str, tuple[Callable[..., Any], Callable[[Any], Mapping[str, np.ndarray]]]] = {
+    "geometry": (LocalGeometry, vars),
+    "regression": (PathRegression, vars),
+    "process": (lambda **arrays: GaussianProcess.of_arrays(arrays), GaussianProcess.arrays),
+}
 
 
 def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> nn.Module:
@@ -41,6 +47,14 @@ def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> nn.M
             f"{window.history} and {window.velocity} velocities: use 'static'"
         )
     operator = operators.get(spec.operator)
+    if operator.drawing is not None:
+        every = window.targets == tuple(range(1, window.n_times + 1))
+        if spec.prior != "static" or window.history > 1 or window.velocity != "backward" or not every:
+            raise UsageError(
+                f"the operator {spec.operator!r} draws windows of every stride that go on from one start frame and the "
+                f"way it came; found the prior {spec.prior!r}, a history of {window.history}, {window.velocity} "
+                f"velocities and the steps {window.targets}: use 'static', 1, 'backward' and span = n_times"
+            )
     return operator.build(graph.n_node_features, graph.n_edge_features, window.n_times, operators.options_of(spec))
 
 
@@ -67,6 +81,8 @@ class Model:
         of one of them is brought back to it.
     regression : dict of str to PathRegression
         The forecast that the operator corrects, where ``spec.prior`` says so.
+    process : dict of str to GaussianProcess
+        Where an operator that draws begins with the window.
     """
 
     network: nn.Module
@@ -77,6 +93,7 @@ class Model:
     name: str = "unnamed"
     geometry: dict[str, LocalGeometry] = field(default_factory=dict)
     regression: dict[str, PathRegression] = field(default_factory=dict)
+    process: dict[str, GaussianProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spec = operators.complete(self.spec)
@@ -100,7 +117,8 @@ class Model:
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.network.state_dict().items()}
         for name in KNOWLEDGE:
             for identity, known in getattr(self, name).items():
-                tensors |= {f"{name}.{identity}.{k}": torch.from_numpy(array) for k, array in vars(known).items()}
+                for k, array in KNOWLEDGE[name][1](known).items():
+                    tensors[f"{name}.{identity}.{k}"] = torch.from_numpy(np.require(array, requirements="C"))
         return tensors
 
     def save(self, path: str | os.PathLike, *, force: bool = False) -> Path:
@@ -205,7 +223,7 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
                 identity, array = rest.split(".")
                 arrays[first].setdefault(identity, {})[array] = tensors.pop(key).numpy()
         network.load_state_dict(tensors)
-        known = {name: {i: KNOWLEDGE[name](**a) for i, a in found.items()} for name, found in arrays.items()}
+        known = {name: {i: KNOWLEDGE[name][0](**a) for i, a in found.items()} for name, found in arrays.items()}
     except (ValidationError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{path} does not describe a model that egno_md {__version__} can build: {error}") from error
     return Model(network.eval(), graph, window, spec, content["provenance"], header.name, **known)

@@ -6,11 +6,12 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, UsageError
 from ..graph.builder import GraphBuilder
 from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
@@ -19,10 +20,14 @@ from ..nn.captured import CapturedEGNO
 from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
+from .generative import drawn_window, draws, each_of
 from .model import Model
 
 #: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
 CAPTURE_FROM = 16
+
+#: Nodes of all futures that are drawn at a time.
+NODES_PER_DRAW = 4096
 
 
 def apply_operator(
@@ -59,6 +64,8 @@ def apply_operator(
     DataError
         Graphs without a field that the operator reads.
     """
+    if draws(model):
+        return _mean_future(model, graph, times, max_memory)
     scale = model.spec.length_scale
     pos, vel = graph.pos, graph.vel  # (N, 3)
     if model.spec.prior == "regression":
@@ -86,6 +93,23 @@ def apply_operator(
         **further,
     )
     return out._replace(pos=out.pos * scale, vel=out.vel * scale)
+
+
+class MeanFuture(NamedTuple):
+    """The mean of all futures that an operator draws, in Angstrom and Angstrom per stride."""
+
+    pos: torch.Tensor  # (T, N, 3)
+    vel: torch.Tensor  # (T, N, 3)
+
+
+def _mean_future(model: Model, graph: Graph, times: torch.Tensor | None, max_memory: int | str | None) -> MeanFuture:
+    if times is not None and not np.array_equal(times.cpu().numpy() + 1.0, model.window.targets):
+        raise UsageError(
+            f"model {model.name!r} draws the frames {list(model.window.targets)} of a window and none between them: "
+            "substeps must be 1"
+        )
+    pos = torch.from_numpy(drawn_window(model, graph, max_memory=max_memory)).to(graph.pos)  # (T, N, 3)
+    return MeanFuture(pos, torch.diff(pos, dim=0, prepend=graph.pos[None]))
 
 
 def prior_path(model: Model, graph: Graph, times: torch.Tensor | None = None) -> torch.Tensor:
@@ -156,10 +180,12 @@ class OperatorWindow:
             model = dataclasses.replace(model, network=copy.deepcopy(model.network).to(device))
         self.model, self.builder, self.name = model, builder, model.name
         self.device, self.precision, self.max_memory = device, precision, max_memory
-        self.n_past = frames_back(model.window) + 1
+        self.n_past, self.draws = frames_back(model.window) + 1, draws(model)
         self._network = _recordable(model, device, n_windows)
 
     def __call__(self, past, times, samples=1, generator=None, *, boxes=None):
+        if self.draws and generator is not None:
+            return self._drawn(past, times, samples, generator, boxes)
         model, n_starts, n_atoms = self.model, *past.shape[::2]
         targets = np.asarray(model.window.targets, float)
         asked = np.asarray(times, float)
@@ -177,6 +203,32 @@ class OperatorWindow:
             ).pos  # (T, S * N, 3)
         frames = pos.cpu().numpy().reshape(len(pos), n_starts, n_atoms, 3).swapaxes(0, 1)  # (S, T, N, 3)
         return frames[:, None, chosen]  # (S, 1, T, N, 3)
+
+
+    def _drawn(self, past, times, samples, generator, boxes):
+        """Futures (S, K, T, N, 3), each from random numbers of its own; so many at a time as there is room for."""
+        targets, asked = np.asarray(self.model.window.targets, float), np.asarray(times, float)
+        chosen = np.searchsorted(targets, asked).clip(max=len(targets) - 1)
+        if not np.array_equal(targets[chosen], asked):
+            raise UsageError(
+                f"model {self.name!r} draws the strides {targets.tolist()} of a window and none between them; asked "
+                f"for {asked.tolist()}"
+            )
+        n_starts, n_atoms = past.shape[::2]
+        generators = each_of(generator, n_starts * samples)
+        out = np.empty((n_starts * samples, len(asked), n_atoms, 3))  # (S * K, T, N, 3)
+        room = max(1, NODES_PER_DRAW // n_atoms)
+        for first in range(0, len(out), room):
+            rows = np.arange(first, min(first + room, len(out)))
+            starts = rows // samples
+            some = None if boxes is None else [boxes[s] for s in starts]
+            batch = graphs(self.model, [self.builder] * len(rows), past[starts, -self.n_past :], some).to(self.device)
+            with torch.inference_mode(), in_precision(self.precision, self.device):
+                frames = drawn_window(
+                    self.model, batch, [generators[row] for row in rows], max_memory=self.max_memory
+                )  # (T, R * N, 3)
+            out[rows] = frames.reshape(-1, len(rows), n_atoms, 3).swapaxes(0, 1)[:, chosen]
+        return out.reshape(n_starts, samples, *out.shape[1:])
 
 
 def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:

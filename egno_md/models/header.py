@@ -25,7 +25,7 @@ FORMAT = "egno_md"
 FORMAT_VERSION = 3
 
 #: What is known of molecules beside the weights: fields of Model, stored as ``<field>.<identity>.<array>``.
-KNOWLEDGE = ("geometry", "regression")
+KNOWLEDGE = ("geometry", "regression", "process")
 
 #: Types of safetensors: torch's name, which the hash is made with, and bytes.
 DTYPES = {

@@ -16,8 +16,8 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
@@ -39,6 +39,25 @@ def _no_terms(out: Any, options: Any) -> dict[str, Tensor]:
 
 def _mirrored(options: Any) -> Symmetry:
     return "E(3)"
+
+
+class Drawing(NamedTuple):
+    """What an operator brings that draws futures, beside its network; as :mod:`egno_md.nn.flow` does.
+
+    Both are called with the network, a :class:`egno_md.nn.flow.Body`, and the base distribution of its windows.
+
+    Attributes
+    ----------
+    loss : callable
+        ``loss(network, body, base, target (T, N, 3), numbers, options) -> [(Tensor (), count)]``: terms of the training
+        loss that add up, and over how many things each is a mean.
+    draw : callable
+        ``draw(network, body, base, generators, options, max_memory=) -> (T, N, 3)``: one future of each graph, or
+        without generators the mean of all of them.
+    """
+
+    loss: Callable[..., list[tuple[Tensor, int]]]
+    draw: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,10 @@ class Operator:
         over the batch: processes that share one weigh theirs by their graphs.
     symmetry : callable
         ``symmetry(options) -> "E(3)" or "SE(3)"``: whether reflections are among what the outputs turn with.
+    drawing : Drawing, optional
+        Of an operator that draws futures: its own training loss and its sampler.
+    usual : mapping
+        Sections of a recipe that begin otherwise than the preset with this operator: ``{"model": {...}}``.
     """
 
     name: str
@@ -76,6 +99,8 @@ class Operator:
     reads: tuple[str, ...] = ()
     loss_terms: Callable[[Any, Any], Mapping[str, Tensor]] = _no_terms
     symmetry: Callable[[Any], Symmetry] = _mirrored
+    drawing: Drawing | None = None
+    usual: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 
 
 _REGISTER: dict[str, Operator] = {}

@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from ..errors import MissingPackageError, ModelError, OutputError, UsageError
 from ..forecast.chain import restored
+from ..forecast.generative import drawn_loss
 from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
 from ..nn import operators
+from ..nn.flow import Numbers
 from ..specs import TrainSpec
 from .order import Batches, Varied
 from .process import check_processes, unchanged_process
@@ -40,6 +42,9 @@ except ImportError as error:
 
 WARMUP = 0.05  # share of all steps
 
+#: What a training is judged by where the operator draws, and what tells the numbers of validation from those of training.
+DRAWN, VALIDATION = "loss", (2**31, 0)
+
 #: Validation windows that are asked which parameters the loss reaches.
 ASKED = 8
 
@@ -52,13 +57,13 @@ class _Epochs(Callback):
     """One line per epoch on stderr, and a bar inside the epoch where someone watches; the first process alone speaks.
 
     Beside the validation error stand those of forecasts without a network: a loss that falls is no sign that anything
-    was learned.
+    was learned. The loss of an operator that draws has no such measure.
     """
 
     best = math.inf
 
-    def __init__(self, references: Mapping[str, float]) -> None:
-        self.beside = listed(references)
+    def __init__(self, references: Mapping[str, float], judged: str) -> None:
+        self.judged, self.beside = judged, f"; {listed(references)}" if judged == "F-MSE" else ""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
@@ -71,12 +76,12 @@ class _Epochs(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.close()
-        value = float(trainer.callback_metrics["F-MSE"])
+        value = float(trainer.callback_metrics[self.judged])
         self.best = min(self.best, value)
         if trainer.is_global_zero:
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss / max(self.seen, 1):.4g}  "
-                f"validation F-MSE {value:.4g} (best {self.best:.4g}; {self.beside})  "
+                f"validation {self.judged} {value:.4g} (best {self.best:.4g}{self.beside})  "
                 f"{time.monotonic() - self.began:.1f} s",
                 file=sys.stderr,
                 flush=True,
@@ -98,11 +103,17 @@ class _Module(pl.LightningModule):
         self.model = model
         self.spec = spec
         self.operator, self.options = operators.get(model.spec.operator), operators.options_of(model.spec)
+        if self.operator.drawing is not None and (spec.unroll > 1 or spec.pair_weight or spec.step_weights != "equal"):
+            raise UsageError(
+                f"the operator {model.spec.operator!r} has a loss of its own: leave out unroll, pair_weight and "
+                f"step_weights; found {spec.unroll}, {spec.pair_weight} and {spec.step_weights!r}"
+            )
         weights = torch.ones(model.window.n_times)  # (T,)
         if spec.step_weights == "static":
             weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
         self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
         self.last_loss = math.nan  # of the last batch, all processes together
+        self.validation_windows = 0  # of all processes
         self.validation_share = True  # whether the validation windows of this process are its own
 
     def _errors(self, batch: Graph):
@@ -110,8 +121,14 @@ class _Module(pl.LightningModule):
         squared = (out.pos - batch.y.transpose(0, 1)) ** 2  # (T, N, 3)
         return out, squared.mean(dim=(1, 2))  # (T,)
 
-    def _terms(self, batch: Graph) -> list[tuple[torch.Tensor, int]]:
-        """The loss: terms that add up, and over how many things of this batch each of them is a mean."""
+    def _terms(self, batch: Graph, numbers: Numbers | None = None) -> list[tuple[torch.Tensor, int]]:
+        """The loss: terms that add up, and over how many things of this batch each of them is a mean.
+
+        An operator that draws needs `numbers`: random ones.
+        """
+        if self.operator.drawing is not None:
+            numbers = numbers or Numbers((self.spec.seed, *VALIDATION), range(batch.n_graphs), batch.n_graphs)
+            return drawn_loss(self.model, batch, numbers)
         out, per_step = self._errors(batch)
         terms = [((self.step_weights * per_step).mean(), batch.n_nodes)]
         if self.spec.pair_weight:
@@ -123,7 +140,7 @@ class _Module(pl.LightningModule):
     def training_step(self, batch: Graph, number: int) -> torch.Tensor:
         if self.spec.unroll > 1:
             batch = self._further(batch, number)
-        terms = self._terms(batch)
+        terms = self._terms(batch, self._numbers(batch, number) if self.operator.drawing else None)
         if self.trainer.world_size == 1:
             loss = sum(term for term, _ in terms)
             whole = loss.detach()
@@ -140,6 +157,14 @@ class _Module(pl.LightningModule):
         self._require_finite(whole, f"the loss of batch {number + 1}")
         self.last_loss = float(whole)
         return loss
+
+    def _numbers(self, batch: Graph, number: int) -> Numbers:
+        """Random numbers of a training step, which follow from seed, epoch and batch, whoever else has a share of it."""
+        order = self.trainer.train_dataloader.batch_sampler
+        places = range(order.rank, order.rank + batch.n_graphs * order.world, order.world)
+        whole = min(self.spec.batch_size, order.taken - number * self.spec.batch_size)
+        # A process without a share is handed a window all the same, which counts for nothing.
+        return Numbers((self.spec.seed, self.current_epoch, number), places, max(whole, places[-1] + 1))
 
     def _further(self, batch: Graph, number: int) -> Graph:
         """The batch some windows later: the input is what the model makes of the windows before."""
@@ -174,6 +199,18 @@ class _Module(pl.LightningModule):
         self.sums = torch.zeros(self.model.window.n_times + 1, dtype=torch.float64)  # errors at every step, and nodes
 
     def validation_step(self, batch: Graph, number: int) -> None:
+        if self.operator.drawing is not None:
+            if self.validation_share:
+                # Each window draws its own numbers, the same ones in every epoch.
+                world = self.trainer.world_size
+                size = -(-self.spec.batch_size // world)
+                first = self.trainer.global_rank + number * size * world
+                places = range(first, first + batch.n_graphs * world, world)
+                whole = max(places[-1] + 1, self.validation_windows)
+                terms = self._terms(batch, Numbers((self.spec.seed, *VALIDATION), places, whole))
+                self.sums[0] += sum(float(term) for term, _ in terms) * batch.n_graphs
+                self.sums[-1] += batch.n_graphs
+            return
         if self.validation_share:
             per_step = self._errors(batch)[1]  # (T,)
             self.sums[:-1] += per_step.double().cpu() * batch.n_nodes
@@ -183,6 +220,11 @@ class _Module(pl.LightningModule):
         sums = self.sums
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+        if self.operator.drawing is not None:
+            loss = (sums[0] / sums[-1]).float()
+            self._require_finite(loss, "the validation loss")
+            self.log(DRAWN, loss.to(self.device), sync_dist=True)
+            return
         per_step = (sums[:-1] / sums[-1]).float()  # (T,)
         self._require_finite(per_step.mean(), "the validation error")
         # The same number in every process already.
@@ -327,7 +369,9 @@ def fit(
         module = _Module(trained, spec, windows)
         frozen = _freeze_unreached(module, validation) if devices * nodes > 1 else []
         try:
-            trainer = _trainer(spec, work_dir, device, devices, nodes, precision, references if progress else None)
+            judged = "F-MSE" if module.operator.drawing is None else DRAWN
+            epochs = _Epochs(references, judged) if progress else None
+            trainer = _trainer(spec, work_dir, device, devices, nodes, precision, judged, epochs)
             if not (resume and _stopped_early(last)):
                 _run(trainer, module, windows, validation, last if resume else None)
         except MisconfigurationException as error:
@@ -347,14 +391,17 @@ def fit(
         parameter.requires_grad_(True)
     state = torch.load(work_dir / "best.ckpt", weights_only=True, map_location="cpu")
     trained.network.load_state_dict(_weights(state))
-    if progress and trainer.is_global_zero:
+    own_loss = module.operator.drawing is not None
+    if progress and trainer.is_global_zero and own_loss:
+        print(f"trained    best validation loss {_best_score(state):.4g} of futures drawn", file=sys.stderr, flush=True)
+    elif progress and trainer.is_global_zero:
         print(learned(_best_score(state), references), file=sys.stderr, flush=True)
     training = {
         **spec.model_dump(),
         "windows": len(train),  # type: ignore[arg-type]
         "validation_windows": len(validation),  # type: ignore[arg-type]
         "epochs": trainer.current_epoch or int(state["epoch"]) + 1,
-        "validation_f_mse": round(_best_score(state), 5),
+        "validation_loss" if own_loss else "validation_f_mse": round(_best_score(state), 5),
         "validation_f_mse_without_network": {name: round(float(value), 5) for name, value in references.items()},
     }
     provenance = {**model.provenance, "training": training}
@@ -368,12 +415,13 @@ def _trainer(
     devices: int,
     nodes: int,
     precision: str,
-    references: Mapping[str, float] | None,
+    judged: str,
+    epochs: _Epochs | None,
 ) -> pl.Trainer:
-    best = ModelCheckpoint(work_dir, "best", monitor="F-MSE", save_last=True, enable_version_counter=False)
-    callbacks = [best, EarlyStopping("F-MSE", patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
-    if references is not None:
-        callbacks.append(_Epochs(references))
+    best = ModelCheckpoint(work_dir, "best", monitor=judged, save_last=True, enable_version_counter=False)
+    callbacks = [best, EarlyStopping(judged, patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
+    if epochs is not None:
+        callbacks.append(epochs)
     # Advice about worker processes, which cost more than they give for graphs of this size.
     warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at before
@@ -402,6 +450,7 @@ def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Data
     rank, world, spec = trainer.global_rank, trainer.world_size, module.spec
     order = Batches(windows, lambda: trainer.current_epoch, rank, world)
     own = range(rank, len(validation), world)  # type: ignore[arg-type]
+    module.validation_windows = len(validation)  # type: ignore[arg-type]
     module.validation_share = bool(own)
     loaders = (
         # With generators of their own, for a loader draws from torch's even where nothing is drawn.

@@ -276,7 +276,10 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
     check_keys(recipe)
     data = source.settings()
     preset = PRESETS[recipe.preset or "default"]
-    training = {**source.defaults("training", recipe, _flat(preset[1])), **recipe.training}
+    training = source.defaults("training", recipe, _flat(preset[1]))
+    if recipe.init is None:
+        training = {**training, **operators.get(_operator(recipe)).usual.get("training", {})}
+    training = {**training, **recipe.training}
     training = _flat(_spec(TrainSpec, "training", training))
     if recipe.init is not None:
         own = [f"{section}.{key}" for section in ("graph", "window", "model") for key in getattr(recipe, section)]
@@ -297,7 +300,8 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
     operator = operators.get(recipe.model.get("operator", usual.get("operator", "egno")))
     # Another operator than that of the preset takes of its options those that it has.
     known = {*ModelSpec.model_fields, *operator.options.model_fields}
-    model = {**{key: value for key, value in usual.items() if key in known}, **recipe.model}
+    own = operator.usual.get("model", {})
+    model = {**{key: value for key, value in usual.items() if key in known}, **own, **recipe.model}
     if (prior := model.get("prior")) == "auto":
         model["prior"] = "static"
     model = _flat(operators.complete(_spec(ModelSpec, "model", model)))

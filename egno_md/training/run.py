@@ -16,6 +16,7 @@ from ..evaluation.result import Evaluation
 from ..evaluation.score import score
 from ..forecast.model import Model, load_model, new_model
 from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows
+from ..nn import operators
 from ..specs import Recipe, TrainSpec, WindowSpec
 from .data import Data, System
 from .judge import score_windows
@@ -23,7 +24,7 @@ from .loop import fit
 from .process import process_rank
 from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
-from .source import source_of
+from .source import processes, source_of
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -103,6 +104,9 @@ def train(
         model = dataclasses.replace(model, geometry={**model.geometry, **data.geometry})
     if model.spec.prior == "regression":
         model = dataclasses.replace(model, regression={**model.regression, **data.regression})
+    if operators.get(model.spec.operator).drawing is not None:
+        # What the model has begun with so far is what its weights go on from.
+        model = dataclasses.replace(model, process={**processes(data.train), **model.process})
     references = {
         name: float(errors[-1]) for name, errors in reference_errors(data.validation, data.regression).items()
     }
@@ -186,7 +190,8 @@ def train_recipe(
     data = source.load(model.graph, model.window, folder=folder, limit=limit)
     if rank and not any(folder.iterdir()):
         folder.rmdir()
-    if plan.choose_prior and _one_molecule(data, model.window):
+    draws = operators.get(model.spec.operator).drawing is not None  # such a one begins with a distribution instead
+    if plan.choose_prior and not draws and _one_molecule(data, model.window):
         errors = choose_prior(data, model.window)
         data.record["prior_validation_a_mse"] = errors
         model = dataclasses.replace(model, spec=model.spec.model_copy(update={"prior": next(iter(errors))}))

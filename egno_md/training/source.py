@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from .. import datasets
 from ..errors import UsageError
+from ..forecast.drawn import GaussianProcess
 from ..forecast.forecasters import Known, PathRegression
 from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows, segments
 from ..specs import GraphSpec, Recipe, WindowSpec
@@ -88,13 +90,35 @@ class Registered:
 
 def _regressions(windows: TrajectoryWindows, window: WindowSpec) -> dict[str, PathRegression]:
     """Of every molecule the regression of its training windows."""
+    return {name: PathRegression.fitted(known) for name, known in _known(windows).items()}
+
+
+def processes(windows: TrajectoryWindows) -> dict[str, GaussianProcess]:
+    """Of every molecule the Gaussian process of its training windows, of the start and the way it came alone.
+
+    They are what a checkpoint gives back.
+
+    Raises
+    ------
+    DataError
+        A molecule has too few windows for one.
+    """
+    fitted = {name: GaussianProcess.fitted(known, 2) for name, known in _known(windows).items()}
+    for process in fitted.values():
+        for note in process.notes:
+            warnings.warn(note, stacklevel=2)
+    return {name: GaussianProcess.of_arrays(process.arrays()) for name, process in fitted.items()}
+
+
+def _known(windows: TrajectoryWindows) -> dict[str, Known]:
+    """Of every molecule what some windows see of its runs."""
     found: dict[str, list] = {}
     starts: dict[int, list[int]] = {}
     for r, start in windows.index:
         starts.setdefault(r, []).append(start)
     for r, own in starts.items():
         run = windows.runs[r]
-        pieces = [run.positions[a:b] for a, b in segments(own, window, run.every)]
+        pieces = [run.positions[a:b] for a, b in segments(own, windows.window, run.every)]
         found.setdefault(run.builder.identity, []).extend(pieces)
     every = windows.runs[0].every
-    return {name: PathRegression.fitted(Known(pieces, window.targets, every)) for name, pieces in found.items()}
+    return {name: Known(pieces, windows.window.targets, every) for name, pieces in found.items()}
