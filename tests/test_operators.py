@@ -29,7 +29,7 @@ from egno_md.nn.testing import check_operator
 from egno_md.specs import PRESETS, ModelSpec
 
 #: Sizes for the check, and options that change what is computed.
-SMALL = {"hidden": 8, "layers": 2, "time_embedding": 8, "clusters": 3, "pooling_layers": 2}
+SMALL = {"hidden": 8, "layers": 2, "time_embedding": 8, "clusters": 3, "pooling_layers": 2, "canonical": False}
 VARIANTS = [
     {},
     {"handed": True, "residual": True, "reduce": "mean"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,34 +189,23 @@ class GaussianProcess:
                 f"needs {numbers} windows"
             )
         if left_out:
-            notes.append(f"Gaussian process: {n_times} of {left_out} steps are fitted, the others lie between two of them")
+            notes.append(
+                f"Gaussian process: {n_times} of {left_out} steps are fitted, the others lie between two of them"
+            )
         return cls(
             mean, np.asarray(known.steps, float), n_past, local, centre, scale, basis, response, noise,
             RigidMotion.fit(drift, motion, min(independent, m)), kind, tuple(notes),
         )  # fmt: skip
 
     def arrays(self) -> dict[str, NDArray]:
-        """All of it as arrays by name, those of a window in float32: what a checkpoint stores."""
-        own = {name: getattr(self, name) for name in _OWN}
-        own |= {f"noise_{name}": value for name, value in vars(self.noise).items()}
-        own |= {f"rigid_{name}": value for name, value in vars(self.motion.noise).items()}
-        own["rigid_response"] = self.motion.response
-        exact = {"n_past": np.asarray(self.n_past), "mean": self.mean, "knots": self.knots}
-        return {name: np.asarray(value, np.float32) for name, value in own.items()} | exact
+        """All numbers of it by name, those of a part of it as ``noise/rows``, float32: what a checkpoint stores."""
+        return {name: np.asarray(value, np.float32) for name, value in _numbers_of(self).items()}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray]) -> GaussianProcess:
         """From what :meth:`arrays` gave."""
-        wide = {name: np.asarray(value, np.float64) for name, value in arrays.items()}
-
-        def noise(which: str) -> Noise:
-            values = {name: wide[f"{which}_{name}"] for name in ("rows", "time", "space", "single", "outside")}
-            return Noise(**values, share=float(wide[f"{which}_share"]))
-
-        own = {name: wide[name] for name in ("mean", "knots", *_OWN)}
-        kind = "time x space" if float(wide["noise_share"]) > 0.99 else "full or low-rank"
-        motion = RigidMotion(wide["rigid_response"], noise("rigid"))
-        return cls(n_past=int(wide["n_past"]), noise=noise("noise"), motion=motion, kind=kind, **own)
+        share = float(arrays["noise/share"])
+        return _made_of(cls, arrays, "", kind="time x space" if share > 0.99 else "full or low-rank")
 
     def __call__(self, past, times, samples=1, generator=None):
         _check_samples(samples, generator)
@@ -252,8 +241,32 @@ class GaussianProcess:
         return moves.reshape(*moves.shape[:2], -1) + np.einsum("sr,rtd->std", inputs, self.response, optimize=True)
 
 
-#: Arrays of a Gaussian process that are its own, beside mean and steps.
-_OWN = ("offset", "local", "centre", "scale", "basis", "response")
+#: Parts of a Gaussian process and its rigid motion that have numbers of their own.
+_PARTS: dict[str, type] = {"local": Local, "noise": Noise, "motion": RigidMotion}
+
+
+def _numbers_of(part: Any, within: str = "") -> dict[str, Any]:
+    """Arrays and numbers of a dataclass or named tuple by their place."""
+    found: dict[str, Any] = {}
+    for name in type(part).__annotations__:
+        value = getattr(part, name)
+        if name in _PARTS:
+            found |= _numbers_of(value, f"{within}{name}/")
+        elif isinstance(value, (np.ndarray, int, float)) and not isinstance(value, bool):
+            found[within + name] = value
+    return found
+
+
+def _made_of(kind_of: type, arrays: Mapping[str, NDArray], within: str, **others: Any) -> Any:
+    """One of these of the numbers that :func:`_numbers_of` gave."""
+    values = dict(others)
+    for name in kind_of.__annotations__:
+        if name in _PARTS:
+            values[name] = _made_of(_PARTS[name], arrays, f"{within}{name}/")
+        elif within + name in arrays:
+            value = np.asarray(arrays[within + name], np.float64)
+            values[name] = {"n_past": int, "share": float}.get(name, np.asarray)(value)
+    return kind_of(**values)
 
 
 def _rigid_directions(mean: np.ndarray) -> np.ndarray:

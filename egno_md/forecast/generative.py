@@ -224,6 +224,4 @@ def drawn_loss(model: Model, graph: Graph, numbers: Numbers) -> list[tuple[torch
     """Terms of the operator's training loss, and over how many things of these graphs each of them is a mean."""
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
     bodies = Bodies(model, graph)
-    return operator.drawing.loss(
-        model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options
-    )
+    return operator.drawing.loss(model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options)

@@ -204,7 +204,6 @@ class OperatorWindow:
         frames = pos.cpu().numpy().reshape(len(pos), n_starts, n_atoms, 3).swapaxes(0, 1)  # (S, T, N, 3)
         return frames[:, None, chosen]  # (S, 1, T, N, 3)
 
-
     def _drawn(self, past, times, samples, generator, boxes):
         """Futures (S, K, T, N, 3), each from random numbers of its own; so many at a time as there is room for."""
         targets, asked = np.asarray(self.model.window.targets, float), np.asarray(times, float)

@@ -90,7 +90,8 @@ class Flow(nn.Module):
 
     Every layer, with Z = [x - x0, v, x0 - c], s = 1 - tau and c the centre of x0::
 
-        h <- h + LeakyReLU_0.01(conv(h))              (canonical: before it, h <- h + SiLU(Linear(mean over nodes of h)))
+        h <- h + SiLU(Linear(mean over nodes of h))          where the coordinates are seen
+        h <- h + LeakyReLU_0.01(conv(h))
         Z <- Z + conv(Z);  k = phi_g(norm(h))
         x <- x + s (EGNN(x, v, norm(h)) - x + Z_0 - (x - x0) + sum_a k_a Z_a)
         h <- h + phi_h(norm(h), messages)
@@ -395,7 +396,12 @@ OPERATOR = register(
         drawing=Drawing(flow_loss, draw),
         usual={
             "model": {
-                "hidden": 64, "layers": 3, "modes": 5, "time_embedding": 16, "handed": False, "length_scale": 1.0,
+                "hidden": 64,
+                "layers": 3,
+                "modes": 5,
+                "time_embedding": 16,
+                "handed": False,
+                "length_scale": 1.0,
                 "prior": "static",
             },
             "training": {"batch_size": 64, "ema_decay": 0.995},

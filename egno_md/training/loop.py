@@ -42,7 +42,7 @@ except ImportError as error:
 
 WARMUP = 0.05  # share of all steps
 
-#: What a training is judged by where the operator draws, and what tells the numbers of validation from those of training.
+#: What a training is judged by where the operator draws, and what tells its random numbers from those of training.
 DRAWN, VALIDATION = "loss", (2**31, 0)
 
 #: Validation windows that are asked which parameters the loss reaches.
@@ -159,7 +159,7 @@ class _Module(pl.LightningModule):
         return loss
 
     def _numbers(self, batch: Graph, number: int) -> Numbers:
-        """Random numbers of a training step, which follow from seed, epoch and batch, whoever else has a share of it."""
+        """Random numbers of a training step, which follow from seed, epoch and batch, whoever shares it."""
         order = self.trainer.train_dataloader.batch_sampler
         places = range(order.rank, order.rank + batch.n_graphs * order.world, order.world)
         whole = min(self.spec.batch_size, order.taken - number * self.spec.batch_size)

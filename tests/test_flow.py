@@ -1,0 +1,234 @@
+"""Futures drawn by flow matching: the sampler, the loss, training, and what an ensemble must keep."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_universe
+from scipy.spatial.transform import Rotation
+
+from egno_md import load_model
+from egno_md.errors import ModelError, UsageError
+from egno_md.forecast.chain import ChainState, ModelForecaster, forecast, roll
+from egno_md.forecast.generative import Bodies, Streams, drawn_loss, drawn_window
+from egno_md.forecast.model import build_network, new_model
+from egno_md.forecast.operator import apply_operator, graphs
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.graph import collate
+from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
+from egno_md.nn import operators
+from egno_md.nn.flow import FlowOptions, Numbers, draw
+from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
+from egno_md.training.loop import fit
+from egno_md.training.source import processes
+
+torch.set_num_threads(1)
+GRAPH = GraphSpec(select="all", cutoff=8.0, hops=2, node_features=("element",))
+WINDOW = WindowSpec(stride_ps=1.0, n_times=4)
+
+
+def noisy_run(n_frames=400, seed=0):
+    """Atoms that swing back to their places with noise, in a molecule that turns and moves."""
+    u = make_universe(1)
+    rng = np.random.default_rng(seed)
+    frames = np.zeros((n_frames, u.atoms.n_atoms, 3))
+    for k in range(1, n_frames):
+        frames[k] = 0.9 * frames[k - 1] + 0.1 * rng.normal(size=frames[k].shape)
+    frames += u.atoms.positions
+    turn = Rotation.from_rotvec(0.02 * np.cumsum(rng.normal(size=(n_frames, 3)), axis=0)).as_matrix()
+    middle = frames.mean(axis=1, keepdims=True)
+    frames = (frames - middle) @ turn + middle + 0.05 * np.cumsum(rng.normal(size=(n_frames, 1, 3)), axis=0)
+    return u, frames.astype(np.float32)
+
+
+def flow_model(seed=0, scale=0.03, **options):
+    """A model with random weights and the process of the run, the run, and its windows for training and validation."""
+    u, frames = noisy_run()
+    builder = GraphBuilder(u.atoms, GRAPH)
+    spec = ModelSpec(operator="flow", hidden=8, layers=2, time_embedding=8, modes=2, **options)
+    model = new_model(GRAPH, WINDOW, spec, seed=seed)
+    parts = split_blocks(len(frames), WINDOW, fractions=(0.7, 0.3))
+    train, validation = (TrajectoryWindows([Run(frames, builder)], WINDOW, [part]) for part in parts)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.network.parameters():
+            weight += scale * torch.randn(weight.shape, generator=generator)
+    return dataclasses.replace(model, process=processes(train)), builder, frames, train, validation
+
+
+@pytest.fixture(scope="module")
+def flow():
+    return flow_model()
+
+
+def starts_of(frames, *numbers):
+    return np.stack([frames[k - 1 : k + 1] for k in numbers]).astype(np.float64)
+
+
+def test_without_a_network_the_sampler_gives_the_base():
+    """Where base and data have the same covariance the right answer of a network leaves every path alone."""
+    model, builder, frames, *_ = flow_model(scale=0.0)
+    bodies = Bodies(model, graphs(model, [builder], starts_of(frames, 50)))
+    generator = [np.random.default_rng(3)]
+    mean, path = bodies.base(bodies.body.start, bodies.body.vel, [np.random.default_rng(3)])
+
+    class Right(torch.nn.Module):
+        """What is to be expected of x1 where base and data are the same Gaussian: m + tau (x - m) / r^2."""
+
+        def forward(self, h, pos, vel, *rest, level, **others):
+            tau = level[others["batch"]][:, None]
+            out = mean + tau * (pos - mean) / ((1 - tau) ** 2 + tau**2)
+            return type("Out", (), {"pos": out})
+
+    drawn = draw(Right(), bodies.body, bodies.base, generator, FlowOptions(steps=5))
+    np.testing.assert_allclose(drawn, path, atol=1e-5)
+    with torch.no_grad():
+        still = draw(model.network, bodies.body, bodies.base, None, FlowOptions())
+    np.testing.assert_allclose(still, mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("canonical", [True, False])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_turned_start_gives_the_turned_future(canonical, drawn):
+    model, builder, frames, *_ = flow_model(canonical=canonical)
+    past = starts_of(frames, 20, 90)
+    q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
+    q *= np.linalg.det(q)
+    move = np.array([3.0, -7.0, 2.0])
+    options = {"samples": 3, "seed": 5} if drawn else {}
+    plain = forecast(model, builder, past, 6, **options)
+    turned = forecast(model, builder, past @ q.T + move, 6, **options)
+    assert np.abs(turned - (plain @ q.T + move)).max() < 3e-5
+    double = dataclasses.replace(model, network=model.network.double())
+    graph, other = (graphs(model, [builder] * 2, x) for x in (past, past @ q.T + move))
+    fields = {"x", "edge_attr"}
+    graph, other = (
+        g._replace(pos=torch.tensor(x[:, 1].reshape(-1, 3)), vel=torch.tensor((x[:, 1] - x[:, 0]).reshape(-1, 3)),
+                   **{name: getattr(graph, name).double() for name in fields})
+        for g, x in ((graph, past), (other, past @ q.T + move))
+    )  # fmt: skip
+    generators = [[np.random.default_rng(k) for k in range(2)] if drawn else None for _ in range(2)]
+    a, b = (drawn_window(double, g, r) for g, r in zip((graph, other), generators, strict=True))
+    assert np.abs(b - (a @ q.T + move)).max() < 1e-9
+
+
+def test_members_do_not_depend_on_each_other(flow, monkeypatch):
+    model, builder, frames, *_ = flow
+    past = starts_of(frames, 20, 90, 150)
+    all_of_them = forecast(model, builder, past, 10, samples=5, seed=7, numbers=[20, 90, 150])
+    assert all_of_them.shape == (3, 5, 10, past.shape[2], 3)
+    fewer = forecast(model, builder, past, 10, samples=2, seed=7, numbers=[20, 90, 150])
+    np.testing.assert_allclose(fewer, all_of_them[:, :2], atol=2e-5)
+    alone = forecast(model, builder, past[1:2], 10, samples=5, seed=7, numbers=[90])
+    np.testing.assert_allclose(alone, all_of_them[1:2], atol=2e-5)
+    assert np.array_equal(forecast(model, builder, past, 10, samples=5, seed=7, numbers=[20, 90, 150]), all_of_them)
+    assert np.abs(forecast(model, builder, past, 10, samples=1, seed=8) - all_of_them[:, :1]).max() > 0.05
+    monkeypatch.setattr("egno_md.forecast.operator.NODES_PER_DRAW", 20)
+    monkeypatch.setattr("egno_md.forecast.chain.NODES_PER_BATCH", {"cpu": 20})
+    parts = forecast(model, builder, past, 10, samples=5, seed=7, numbers=[20, 90, 150])
+    np.testing.assert_allclose(parts, all_of_them, atol=2e-5)
+
+
+def test_a_chain_goes_on_from_its_state_to_the_same_bits(flow):
+    model, builder, frames, *_ = flow
+    inner = ModelForecaster(model, builder).inner
+    past = starts_of(frames, 20)
+    chain = roll(inner, past, [1, 2, 3, 4], samples=3, generator=Streams.of(1, [20], 3))
+    first, second = next(chain), next(chain)
+    assert np.abs(first.positions[:, 0] - first.positions[:, 1]).max() > 0.05
+    state = ChainState.of(first.state.arrays())
+    again = next(roll(inner, None, [1, 2, 3, 4], state=state))
+    assert np.array_equal(again.positions, second.positions)
+
+
+def test_the_mean_is_no_draw(flow):
+    model, builder, frames, *_ = flow
+    past = starts_of(frames, 20, 90)
+    mean = forecast(model, builder, past, 4)
+    assert mean.shape == (2, 4, past.shape[2], 3)
+    assert np.array_equal(mean, forecast(model, builder, past, 4))
+    out = apply_operator(model, graphs(model, [builder] * 2, past))
+    np.testing.assert_allclose(out.pos.reshape(4, 2, -1, 3).swapaxes(0, 1), mean, atol=1e-4)
+
+
+def test_the_loss_of_a_graph_is_its_own(flow):
+    """Whoever shares its batch, and whichever process has it."""
+    model, _, _, train, _ = flow
+    graphs_ = [train[k] for k in (3, 40, 90, 200)]
+    whole = drawn_loss(model, collate(graphs_), Numbers((1, 2), range(4), 4))
+    shares = [drawn_loss(model, collate(graphs_[k::2]), Numbers((1, 2), range(k, 4, 2), 4)) for k in (0, 1)]
+    for term, *parts in zip(whole, *shares, strict=True):
+        assert term[1] == sum(count for _, count in parts)
+        mean = sum(float(value.detach()) * count for value, count in parts) / term[1]
+        assert float(term[0].detach()) == pytest.approx(mean, rel=1e-4)
+
+
+def test_strata_fill_the_interval():
+    numbers = Numbers((0,), range(8), 8)
+    levels = numbers.strata(numbers.generators())
+    assert sorted((levels * 8).astype(int)) == list(range(8))
+
+
+def test_training_is_resumed_to_the_same_weights_and_learns(tmp_path, flow):
+    model, _, _, train, validation = flow
+    model = dataclasses.replace(model, network=build_network(model.graph, model.window, model.spec))
+    spec = TrainSpec(batch_size=32, learning_rate=3e-3, max_epochs=3, ema_decay=0.9)
+    torch.manual_seed(0)
+    whole = fit(model, train, validation, spec, work_dir=tmp_path / "whole", progress=False)
+    assert "validation_f_mse" not in whole.provenance["training"]
+    assert 0 < whole.provenance["training"]["validation_loss"] < 2
+    calls = []
+    original = TrajectoryWindows.__getitem__
+
+    def interrupted(self, item):
+        calls.append(item)
+        if len(calls) > 2 * len(train):
+            raise KeyboardInterrupt
+        return original(self, item)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrajectoryWindows, "__getitem__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, train, validation, spec, work_dir=tmp_path / "parts", progress=False)
+    rest = fit(model, train, validation, spec, work_dir=tmp_path / "parts", resume=True, progress=False)
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, rest.network.state_dict()[name]), name
+
+
+def test_a_checkpoint_draws_the_same(tmp_path, flow):
+    model, builder, frames, *_ = flow
+    path = model.save(tmp_path / "flow.safetensors")
+    past = starts_of(frames, 20, 90)
+    drawn = [forecast(m, builder, past, 6, samples=2, seed=1) for m in (model, load_model(path))]
+    assert np.array_equal(*drawn)
+
+
+def test_what_cannot_be_is_said(flow, tmp_path):
+    model, builder, frames, train, _ = flow
+    past = starts_of(frames, 20)
+    with pytest.raises(UsageError, match="at least 1, found 0"):
+        forecast(model, builder, past, 4, samples=0)
+    for seed in (-1, 0.5, "x"):
+        with pytest.raises(UsageError, match="seed must be a whole number"):
+            forecast(model, builder, past, 4, samples=1, seed=seed)
+    with pytest.raises(ModelError, match="none between them: substeps must be 1"):
+        forecast(model, builder, past, 4, substeps=2, samples=1)
+    with pytest.raises(ModelError, match="train one on runs of this"):
+        forecast(dataclasses.replace(model, process={}), builder, past, 4, samples=1)
+    plain = new_model(GRAPH, WINDOW, ModelSpec(hidden=8, layers=1))
+    with pytest.raises(ModelError, match="mean of all futures alone.*--operator flow"):
+        forecast(plain, builder, past, 4, samples=2)
+    with pytest.raises(UsageError, match="draws windows of every stride"):
+        new_model(GRAPH, WindowSpec(stride_ps=1.0, n_times=4, history=4), model.spec)
+    with pytest.raises(UsageError, match="loss of its own: leave out unroll"):
+        fit(model, train, train, TrainSpec(unroll=2), work_dir=tmp_path, progress=False)
+
+
+def test_the_operator_is_registered_with_its_own_beginning():
+    operator = operators.get("flow")
+    assert operator.drawing is not None
+    assert operator.usual["model"]["length_scale"] == 1.0
+    assert operators.get("egno").drawing is None
