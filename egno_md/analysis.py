@@ -16,10 +16,10 @@ from tqdm import tqdm
 from egno_md.files import fingerprint
 from egno_md.forecast.chain import ModelForecaster, check_request, forecast, forecast_times
 from egno_md.forecast.device import check_precision, resolve_device
-from egno_md.forecast.long import write_chain
+from egno_md.forecast.long import unphysical_start, write_chain
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import Subject
-from egno_md.molecule.checks import check_frames
+from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.geometry import rmsd, superposed_rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
@@ -68,6 +68,9 @@ class EGNOSurrogate(AnalysisBase):
         Begin the written file with the trajectory up to the start, so that it shows the run and its extension.
     force : bool
         Replace files that exist. The input is never replaced.
+    on_unphysical : {"warn", "stop"}
+        What a frame that fails the checks does: it is kept and said in `results.checks`, or the forecast (from one
+        start) ends before it, and has fewer frames than `horizon`.
     device : str
         ``"auto"``: the GPU where there is one, else the CPU.
     precision : {"float32", "tf32", "bf16"}
@@ -155,6 +158,7 @@ class EGNOSurrogate(AnalysisBase):
         resume: bool = False,
         with_input: bool = False,
         force: bool = False,
+        on_unphysical: str = "warn",
         device: str = "auto",
         precision: str = "float32",
         max_memory: int | str = "auto",
@@ -189,6 +193,9 @@ class EGNOSurrogate(AnalysisBase):
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
         self.filename = None if filename is None else Path(filename)
         self.with_input, self.force, self.resume = with_input, force, resume
+        if on_unphysical not in ("warn", "stop"):
+            raise UsageError(f"on_unphysical must be 'warn' or 'stop', found {on_unphysical!r}")
+        self.on_unphysical = on_unphysical
         self.streaming, self.stop_when = False, lambda: False
         self.device, self.precision, self.max_memory = device, precision, max_memory
 
@@ -291,6 +298,8 @@ class EGNOSurrogate(AnalysisBase):
         )
 
     def _conclude(self) -> None:
+        if self.on_unphysical == "stop" and self.n_frames > 1:
+            raise UsageError("on_unphysical='stop' takes one start frame, for every forecast would end elsewhere")
         if self._is_streamed():
             self._stream()
             return
@@ -310,17 +319,27 @@ class EGNOSurrogate(AnalysisBase):
                 progress=bar.update,
             )
         offsets = forecast_times(self.model, self.horizon, self.substeps)  # (horizon,)
+        if self.on_unphysical == "stop" and self.n_frames:
+            found = self._checked(0).tally
+            if not found.first:
+                raise unphysical_start(self._checked(0, 1).tally)
+            results.checks = [self._checked(0, found.first + 1)]
+            results.positions, offsets = results.positions[:, : found.first], offsets[: found.first]
+        else:
+            results.checks = [self._checked(i) for i in range(self.n_frames)]
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
         self._compare(offsets / self.model.window.stride_ps)
         results.moved = rmsd(results.positions, self._history[:, -1:])  # (n_starts, horizon)
-        results.checks = [
-            check_frames(predicted, past[-1], self.builder.bonds, boxes=box, molecule=self.builder.molecule)
-            for predicted, past, box in zip(results.positions, self._history, self._boxes, strict=True)
-        ]
         results.universe = self._in_memory()
         results.files = []
         if self.filename is not None:
             results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
+
+    def _checked(self, start: int, stop: int | None = None) -> PhysicalChecks:
+        """Of the predicted frames from one start, up to `stop`."""
+        molecule, box = self.builder.molecule, self._boxes[start]
+        frames, last = self.results.positions[start, :stop], self._history[start, -1]
+        return check_frames(frames, last, self.builder.bonds, boxes=box, molecule=molecule)
 
     def _stream(self) -> None:
         """Forecast into the file, frame by frame, and fill the results from there."""
@@ -378,6 +397,7 @@ class EGNOSurrogate(AnalysisBase):
                     before=run_frames(),
                     n_before=len(numbers),
                     check=check,
+                    stop_unphysical=self.on_unphysical == "stop",
                     began=write_first,
                     stop_when=self.stop_when,
                     progress=bar.update,
@@ -387,8 +407,10 @@ class EGNOSurrogate(AnalysisBase):
         results.universe = stored_universe(self.atoms, target)
         results.positions = StoredFrames(results.universe, len(numbers))
         results.checks, results.files = [tally], [target, topology]
-        results.moved = np.empty((1, self.horizon))
-        for k in range(0, self.horizon, CHUNK):
+        kept = results.positions.shape[1]
+        results.times, offsets = results.times[:, :kept], offsets[:kept]
+        results.moved = np.empty((1, kept))
+        for k in range(0, kept, CHUNK):
             results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0, -1])
         self._compare(offsets / model.window.stride_ps)
 
@@ -418,7 +440,7 @@ class EGNOSurrogate(AnalysisBase):
 
     def _compare(self, strides: np.ndarray) -> None:
         """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
-        results, shape = self.results, (self.n_frames, self.horizon)
+        results, shape = self.results, self.results.times.shape
         for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
             results[name] = np.full(shape, np.nan)
         wanted: dict[int, list[tuple[int, int]]] = {}
@@ -448,7 +470,7 @@ class EGNOSurrogate(AnalysisBase):
         """One box per predicted frame, (n * horizon, 6)."""
         if any(box is None for box in boxes):
             return None
-        return np.repeat(np.asarray(boxes), self.horizon, axis=0)
+        return np.repeat(np.asarray(boxes), self.results.times.shape[1], axis=0)
 
     def to_mdtraj(self):
         """The forecast as an ``mdtraj.Trajectory`` (nm, ps)."""

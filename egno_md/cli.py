@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ._version import __version__
-from .errors import EGNOError, UsageError
+from .errors import EGNOError, UnphysicalError, UsageError
 
 # Nothing heavy is imported at the top: --help has to answer at once.
 
@@ -72,6 +72,13 @@ def main() -> None:
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--resume", is_flag=True, help="Go on with a long forecast that was cut short, or begin it.")
+@click.option(
+    "--on-unphysical",
+    type=click.Choice(["warn", "stop"]),
+    default="warn",
+    show_default=True,
+    help="Keep frames that fail the physical checks, or end the forecast before the first of them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def predict(
     topology: Path,
@@ -90,6 +97,7 @@ def predict(
     precision: str,
     force: bool,
     resume: bool,
+    on_unphysical: str,
     as_json: bool,
 ) -> None:
     """Forecast the frames after the end of a run (or after --from-frame) and write them.
@@ -125,15 +133,21 @@ def predict(
             resume=resume,
             with_input=with_input,
             force=force,
+            on_unphysical=on_unphysical,
             device=device,
             precision=precision,
             verbose=sys.stderr.isatty(),
         )
-        stop.watch(surrogate).run(frames=[start % n_frames])
+        try:
+            stop.watch(surrogate).run(frames=[start % n_frames])
+        except UnphysicalError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(3)
     summary = summary_of(surrogate)
     click.echo(json.dumps(summary, indent=2) if as_json else readable(summary))
     if not summary["checks"]["ok"]:
-        click.echo("the forecast failed the checks; what was written is kept, the exit code is 3", err=True)
+        ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"
+        click.echo(f"the forecast {ended} the checks; what was written is kept, the exit code is 3", err=True)
         sys.exit(3)
 
 

@@ -22,6 +22,10 @@ class ModelError(EGNOError, ValueError):
     """A model that is damaged, foreign, or does not fit the system or the trajectory."""
 
 
+class UnphysicalError(ModelError):
+    """A forecast whose first frame is not physical already, where the first such frame was to end it."""
+
+
 class SpacingError(ModelError, DataError):
     """Frames whose spacing in time does not fit a model's stride: the fault may lie with either."""
 

@@ -74,10 +74,11 @@ def summary_of(surrogate) -> dict[str, Any]:
     Of a streamed forecast not every frame is listed, but the first, the last that the trajectory has, and the last.
     """
     results, model = surrogate.results, surrogate.model
-    listed = range(surrogate.horizon)
+    n_frames = results.times.shape[1]
+    listed = range(n_frames)
     if isinstance(results.checks[0], Tally):
-        known = [k for k in range(surrogate.horizon) if results.rmsd[0, k] == results.rmsd[0, k]]
-        listed = sorted({0, *known[-1:], surrogate.horizon - 1})
+        known = [k for k in range(n_frames) if results.rmsd[0, k] == results.rmsd[0, k]]
+        listed = sorted({0, *known[-1:], n_frames - 1})
     errors = {
         f"{name}_A": [float(results[name][0, k]) for k in listed]
         for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed")
@@ -87,9 +88,9 @@ def summary_of(surrogate) -> dict[str, Any]:
         "atoms": len(surrogate.atoms),
         "start_frame": int(results.frames[0]),
         "start_time_ps": float(surrogate.start_times[0]),
-        "frames": surrogate.horizon,
+        "frames": n_frames,
         "times_ps": [float(results.times[0, k]) for k in listed],
-        "windows": -(-surrogate.horizon // (model.window.n_times * surrogate.substeps)),
+        "windows": -(-n_frames // (model.window.n_times * surrogate.substeps)),
         # One for each time; None where the trajectory does not have the frame.
         **{name: [value if value == value else None for value in values] for name, values in errors.items()},
         "moved_A": float(results.moved[0, -1]),

@@ -20,7 +20,7 @@ from conftest import Ballistic, make_model, make_universe
 
 from egno_md import EGNOSurrogate, analysis
 from egno_md.cli import main
-from egno_md.errors import OutputError, StoppedError, UsageError
+from egno_md.errors import OutputError, StoppedError, UnphysicalError, UsageError
 from egno_md.trajectory import stream
 from egno_md.trajectory.stream import FrameStream, is_streamed, record_path
 from egno_md.trajectory.writer import FrameWriter
@@ -237,6 +237,41 @@ def test_what_changed_is_refused_and_nothing_is_touched(short_is_long, tmp_path)
     done = out.read_bytes()
     surrogate(u, out, force=True).run()
     assert out.read_bytes() == done
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_it_ends_before_the_first_frame_that_is_not_physical(monkeypatch, tmp_path, streamed):
+    u, model = make_universe(velocity=0.017), make_model(Ballistic(4))  # the bonds grow, longer and longer
+    warned = surrogate(u, tmp_path / "warned.dcd", model=model).run()
+    first = warned.results.checks[0].tally.first
+    assert 1 < first < 29 and first % 4  # in the middle of a window
+    if streamed:
+        monkeypatch.setattr(stream, "STREAM_FRAMES", 8)
+        monkeypatch.setattr(stream, "STREAM_BYTES", 0)
+    out = tmp_path / "stopped.dcd"
+    results = surrogate(u, out, model=model, on_unphysical="stop").run().results
+    assert results.checks[0].tally.first == first and not results.checks[0].ok
+    assert results.checks[0].tally.n_frames == first + 1
+    assert results.positions.shape == (1, first, 10, 3) and results.times.shape == results.moved.shape == (1, first)
+    np.testing.assert_array_equal(np.asarray(results.positions), warned.results.positions[:, :first])
+    assert mda.Universe(str(tmp_path / "stopped.pdb"), str(out)).trajectory.n_frames == first
+    assert record_path(out).exists() == streamed
+    if streamed:  # once more it ends there, and with the frames that are not physical it goes on
+        surrogate(u, out, model=model, on_unphysical="stop", resume=True).run()
+        assert mda.Universe(str(tmp_path / "stopped.pdb"), str(out)).trajectory.n_frames == first
+        surrogate(u, out, model=model, resume=True).run()
+        assert out.read_bytes() == (tmp_path / "warned.dcd").read_bytes()
+    before = set(tmp_path.iterdir())
+    for options in ({"horizon": 30}, {"horizon": 3}):
+        with pytest.raises(UnphysicalError, match="no predicted frame.*on-unphysical warn"):
+            broken = make_universe(2)
+            broken.load_new(np.array([ts.positions * (1 + ts.frame) for ts in broken.trajectory]), dt=1.0)
+            surrogate(broken, tmp_path / "none.dcd", model=model, on_unphysical="stop", **options).run()
+    assert set(tmp_path.iterdir()) == before
+    with pytest.raises(UsageError, match="one start frame"):
+        surrogate(u, tmp_path / "many.dcd", model=model, on_unphysical="stop").run(frames=[3, 4])
+    with pytest.raises(UsageError, match="'warn' or 'stop'"):
+        surrogate(u, None, on_unphysical="relax")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError, StoppedError
+from ..errors import OutputError, StoppedError, UnphysicalError
 from ..molecule.checks import Tally
 from ..trajectory.stream import FrameStream
 from .chain import ChainState, ModelForecaster, roll
@@ -43,6 +43,7 @@ def write_chain(
     before: Iterable[tuple[np.ndarray, list[np.ndarray | None], np.ndarray]] = (),
     n_before: int = 0,
     check: Callable[[np.ndarray], Tally],
+    stop_unphysical: bool = False,
     began: Callable[[np.ndarray, np.ndarray | None], Any] = lambda frame, box: None,
     stop_when: Callable[[], bool] = lambda: False,
     progress: Callable[[int], Any] = lambda count: None,
@@ -68,7 +69,9 @@ def write_chain(
     n_before : int
         How many frames that is, those in the file among them.
     check : callable
-        Looks at predicted frames (F, N, 3).
+        Looks at predicted frames (F, N, 3) before they are written.
+    stop_unphysical : bool
+        End before the first frame in which it finds something. The state stays, from which the chain can go on.
     began : callable
         Called with the first frame of the file and its box, before anything is written.
     stop_when : callable
@@ -79,12 +82,14 @@ def write_chain(
     Returns
     -------
     Tally
-        Of all predicted frames.
+        Of all predicted frames; where one of them ended it, of those up to this one.
 
     Raises
     ------
     OutputError, ModelError
         A frame that cannot be written, or is not finite.
+    UnphysicalError
+        The first predicted frame ended it.
     StoppedError
         `stop_when` said so.
     """
@@ -116,7 +121,16 @@ def write_chain(
         while done < horizon:
             window = next(chain)
             frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
-            tally = check(frames) if tally is None else tally + check(frames)
+            found = check(frames)
+            if stop_unphysical and not found.ok:
+                good = found.first
+                found = check(frames[: good + 1])
+                _keep_good(stream, saved, frames[:good], box, times[done : done + good], began)
+                if stream.n_frames == n_before:
+                    raise unphysical_start(found)
+                mark = (-1, -1)
+                return found if tally is None else tally + found
+            tally = found if tally is None else tally + found
             at = times[done : done + len(frames)]
             done += len(frames)
             written(
@@ -127,13 +141,31 @@ def write_chain(
         stream.finish()
     except BaseException:
         # A resumed run then loses nothing that was whole. What was cut short in the middle is not.
-        if mark == (stream.n_frames, stream.size):
+        if mark == (stream.n_frames, stream.size) and stream.is_open:
             with contextlib.suppress(OutputError):
                 stream.confirm(saved)
         raise
     finally:
         stream.close()
     return tally
+
+
+def _keep_good(stream: FrameStream, saved: Any, frames: np.ndarray, box: Any, at: np.ndarray, began: Callable) -> None:
+    """Add the frames of a window before one that is not physical; a resumed run makes the window again."""
+    if len(frames) and not stream.n_frames:
+        began(frames[0], box)
+    stream.confirm(saved)
+    stream.append(frames, [box] * len(frames), at)
+    if not stream.n_frames:
+        stream.discard()
+
+
+def unphysical_start(found: Tally) -> UnphysicalError:
+    """Where no frame is left; `found` is of the first one."""
+    return UnphysicalError(
+        f"no predicted frame was written, for the first one is not physical: {'; '.join(found.messages)}; use a model "
+        "made for this system, or look at the frames with --on-unphysical warn (on_unphysical='warn')"
+    )
 
 
 def _restored(stream: FrameStream) -> tuple[Tally | None, ChainState | None]:

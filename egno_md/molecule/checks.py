@@ -142,6 +142,11 @@ class Tally:
         return not self.found
 
     @property
+    def first(self) -> int:
+        """The first frame with a finding; the number of frames where there is none."""
+        return min((first for _, first in self.found.values()), default=self.n_frames)
+
+    @property
     def tally(self) -> Tally:
         """Itself, as of :class:`PhysicalChecks`."""
         return self

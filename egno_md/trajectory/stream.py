@@ -98,6 +98,17 @@ class FrameStream(Frames):
         """Bytes of the whole frames."""
         return self._size
 
+    @property
+    def is_open(self) -> bool:
+        """Whether frames can be added."""
+        return self._file is not None
+
+    def discard(self) -> None:
+        """Remove file and record."""
+        self.record.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.close()
+
     def start(self) -> None:
         """Begin with no frame, over what is there."""
         self._open()
@@ -150,6 +161,8 @@ class FrameStream(Frames):
         Where one of them cannot be written, those before it are kept.
         """
         first = self.n_frames
+        if not len(times):
+            return
         if first + len(times) > INT32_MAX:
             raise UsageError(f"{self.path}: a {self._suffix} file holds at most {INT32_MAX} frames")
         good: list[tuple[NDArray, NDArray | None, float]] = []
