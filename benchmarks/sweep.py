@@ -39,7 +39,7 @@ RIGHT = (FORECAST, ERROR)
 #: What a message says that tells the user what to do: an option, a call, or an order.
 CURE = re.compile(
     r"--[a-z]|\w=|\b(add|check|choose|close|convert|copy|correct|delete|find|free|give|guess|install|keep|leave|load|"
-    r"make|move|name|narrow|pass|put|remove|rename|repair|replace|save|select|set|split|start|strip|take|train|try|undo|unwrap|"
+    r"make|move|name|narrow|pass|put|remove|rename|repair|replace|save|select|set|split|start|strip|take|train|try|undo|unpack|unwrap|"
     r"use|wrap|write)\b",
     re.IGNORECASE,
 )
