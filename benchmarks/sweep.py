@@ -39,8 +39,8 @@ RIGHT = (FORECAST, ERROR)
 #: What a message says that tells the user what to do: an option, a call, or an order.
 CURE = re.compile(
     r"--[a-z]|\w=|\b(add|check|choose|close|convert|copy|correct|delete|find|free|give|guess|install|keep|leave|load|"
-    r"make|move|name|narrow|pass|put|remove|rename|repair|replace|save|select|set|split|start|strip|take|train|try|undo|unpack|unwrap|"
-    r"use|wrap|write)\b",
+    r"make|move|name|narrow|pass|put|remove|rename|repair|replace|save|select|set|split|start|strip|take|"
+    r"train|try|undo|unpack|unwrap|use|wrap|write)\b",
     re.IGNORECASE,
 )
 
