@@ -14,8 +14,9 @@ from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
 from egno_md.files import fingerprint
-from egno_md.forecast.chain import ModelForecaster, check_request, forecast, forecast_times
+from egno_md.forecast.chain import ModelForecaster, check_request, check_samples, forecast, forecast_times
 from egno_md.forecast.device import check_precision, resolve_device
+from egno_md.forecast.generative import check_seed, draws, member_spread
 from egno_md.forecast.long import unphysical_start, write_chain
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import Subject
@@ -54,13 +55,19 @@ class EGNOSurrogate(AnalysisBase):
         Number of frames to predict. Past the model's window the last predicted frames start the next window.
     substeps : int
         Predicted frames per stride of the model: 2 gives the path at half the spacing.
+    samples : int, optional
+        K futures to draw from each start, with a model that draws; 1 with such a model when None. Others know the mean
+        of all futures alone, which is the forecast then.
+    seed : int
+        Of what is drawn: the same seed and start frame give the same futures.
     every : int
         Trajectory frames per stride of the model, for a trajectory that was saved more finely than the model's
         stride. Start frames are still counted in frames of the trajectory.
     filename : str or path-like, optional
         Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
-        the frame number is added to the stem. A long forecast from one start is streamed: written frame by frame, in
-        memory that does not grow, and `results` are read from the file.
+        the frame number is added to the stem, with several samples the member, ``out_1.dcd``, ``out_2.dcd`` ...; the
+        B-factors of the topology are then the spread. A long forecast from one start, if it is not drawn, is streamed:
+        written frame by frame, in memory that does not grow, and `results` are read from the file.
     resume : bool
         Go on with a streamed forecast in `filename` that was cut short, from the frame where it ends, to the same file
         as without the interruption; begin it where there is nothing yet.
@@ -84,7 +91,13 @@ class EGNOSurrogate(AnalysisBase):
     ----------
     results.positions : ndarray, shape (n_starts, horizon, n_atoms, 3)
         Predicted positions in Angstrom, in the frame of reference of the trajectory. Of a streamed forecast they are
-        read when they are asked for, and ``np.asarray`` reads all.
+        read when they are asked for, and ``np.asarray`` reads all. Of futures that are drawn it is the first member of
+        each start, as are ``rmsd``, ``moved`` and ``universe``.
+    results.ensemble : ndarray, shape (n_starts, K, horizon, n_atoms, 3), or None
+        All members in Angstrom; None where nothing is drawn.
+    results.spread : ndarray, shape (n_starts, n_atoms), or None
+        How far the members are from their mean in Angstrom: the root of the mean square over members and frames, each
+        frame superposed on the start; NaN of one member.
     results.times : ndarray, shape (n_starts, horizon)
         Their times in ps.
     results.frames : ndarray, shape (n_starts,)
@@ -98,7 +111,8 @@ class EGNOSurrogate(AnalysisBase):
     results.moved : ndarray, shape (n_starts, horizon)
         RMSD in Angstrom between the predicted frame and the start frame.
     results.checks : list of PhysicalChecks
-        Whether the predicted frames are physical, one entry per start; of a streamed forecast counts alone, as
+        Whether the predicted frames are physical, one entry per start, for the frames of all members one after the
+        other; of a streamed forecast counts alone, as
         :class:`~egno_md.molecule.checks.Tally`.
     results.universe : Universe or None
         The forecast in memory, with topology, times and box; the starts one after the other. None without a start. Of
@@ -153,6 +167,8 @@ class EGNOSurrogate(AnalysisBase):
         horizon: int = 8,
         *,
         substeps: int = 1,
+        samples: int | None = None,
+        seed: int = 0,
         every: int = 1,
         filename: str | os.PathLike | None = None,
         resume: bool = False,
@@ -173,6 +189,9 @@ class EGNOSurrogate(AnalysisBase):
             )
         self.model = load_model(model)
         check_request(self.model, horizon, substeps)
+        check_samples(self.model, samples)
+        self.samples = 1 if samples is None and draws(self.model) else samples
+        self.seed = check_seed(seed)
         check_precision(precision, resolve_device(device))
         self.horizon, self.substeps = int(horizon), int(substeps)
         self.subject = Subject.of(
@@ -195,6 +214,8 @@ class EGNOSurrogate(AnalysisBase):
         self.with_input, self.force, self.resume = with_input, force, resume
         if on_unphysical not in ("warn", "stop"):
             raise UsageError(f"on_unphysical must be 'warn' or 'stop', found {on_unphysical!r}")
+        if on_unphysical == "stop" and (self.samples or 1) > 1:
+            raise UsageError("on_unphysical='stop' takes one sample, for every future would end elsewhere")
         self.on_unphysical = on_unphysical
         self.streaming, self.stop_when = False, lambda: False
         self.device, self.precision, self.max_memory = device, precision, max_memory
@@ -255,7 +276,8 @@ class EGNOSurrogate(AnalysisBase):
         self.results.frames[i] = self.frames[i] = frame
         self.start_times[i] = self.times[i] = self.subject.clock.times[frame]
         if self.filename is not None:  # before the work, not after it
-            self._require_targets(self._target(self.filename, frame))
+            for target in self._targets(self.filename, frame):
+                self._require_targets(target)
         self._history[i : i + 1], boxes = self.subject.read([frame], self._seen)
         self._boxes += boxes
         self.builder.check_whole(self._history[i, -1], boxes[0], frame=frame)
@@ -294,6 +316,7 @@ class EGNOSurrogate(AnalysisBase):
         return (
             self.filename is not None
             and self.n_frames == 1
+            and self.samples is None
             and is_streamed(self.filename, self.horizon, len(self.atoms))
         )
 
@@ -306,25 +329,33 @@ class EGNOSurrogate(AnalysisBase):
         results = self.results
         bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
         with bar:
-            results.positions = forecast(
+            found = forecast(
                 self.model,
                 self.builder,
                 self._history,
                 self.horizon,
                 boxes=self._boxes,
                 substeps=self.substeps,
+                samples=self.samples,
+                seed=self.seed,
+                numbers=results.frames.tolist(),
                 device=self.device,
                 precision=self.precision,
                 max_memory=self.max_memory,
                 progress=bar.update,
             )
+        results.ensemble = None if self.samples is None else found  # (n_starts, K, horizon, N, 3)
+        results.positions = found if self.samples is None else found[:, 0]  # (n_starts, horizon, N, 3)
+        results.spread = None if self.samples is None else member_spread(found, self._history[:, -1])
         offsets = forecast_times(self.model, self.horizon, self.substeps)  # (horizon,)
         if self.on_unphysical == "stop" and self.n_frames:
-            found = self._checked(0).tally
-            if not found.first:
+            first = self._checked(0).tally.first
+            if not first:
                 raise unphysical_start(self._checked(0, 1).tally)
-            results.checks = [self._checked(0, found.first + 1)]
-            results.positions, offsets = results.positions[:, : found.first], offsets[: found.first]
+            results.checks = [self._checked(0, first + 1)]
+            results.positions, offsets = results.positions[:, :first], offsets[:first]
+            if self.samples is not None:
+                results.ensemble = results.ensemble[:, :, :first]
         else:
             results.checks = [self._checked(i) for i in range(self.n_frames)]
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
@@ -336,14 +367,17 @@ class EGNOSurrogate(AnalysisBase):
             results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
 
     def _checked(self, start: int, stop: int | None = None) -> PhysicalChecks:
-        """Of the predicted frames from one start, up to `stop`."""
+        """Of the predicted frames from one start, up to `stop`; of several members those of all of them."""
         molecule, box = self.builder.molecule, self._boxes[start]
         frames, last = self.results.positions[start, :stop], self._history[start, -1]
+        if self.samples is not None and self.samples > 1:
+            frames = self.results.ensemble[start].reshape(-1, *frames.shape[1:])  # (K * horizon, N, 3)
         return check_frames(frames, last, self.builder.bonds, boxes=box, molecule=molecule)
 
     def _stream(self) -> None:
         """Forecast into the file, frame by frame, and fill the results from there."""
         results, model, target = self.results, self.model, self.filename
+        results.ensemble = results.spread = None
         topology, box = target.with_suffix(".pdb"), self._boxes[0]
         offsets = forecast_times(model, self.horizon, self.substeps)  # (horizon,)
         results.times = self.start_times[:, None] + offsets  # (1, horizon)
@@ -483,7 +517,7 @@ class EGNOSurrogate(AnalysisBase):
         Parameters
         ----------
         filename : str or path-like
-            Target; with several starts the frame number is added to its stem.
+            Target; with several starts the frame number is added to its stem, with several members their number.
         with_input : bool
             Begin with the trajectory's frames up to the start, one per stride.
         force : bool
@@ -492,35 +526,39 @@ class EGNOSurrogate(AnalysisBase):
         Returns
         -------
         list of Path
-            The files written: trajectory and topology of every start.
+            The files written: trajectory and topology of every start and member.
         """
         self._need_results()
         filename = Path(filename)
         files: list[Path] = []
         for i, frame in enumerate(self.results.frames):
-            target = self._target(filename, frame)
-            positions, times, boxes = (
-                self.results.positions[i],
-                self.results.times[i],
-                self._box_array([self._boxes[i]]),
-            )
-            if with_input:
-                positions, times, boxes = self._with_input(int(frame), positions, times, boxes)
-            files += write_forecast(
-                target,
-                self.atoms,
-                positions,
-                times,
-                boxes=boxes,
-                dt=self.spacing,
-                force=force,
-                recentre=True,
-                inputs=input_files(self.atoms.universe),
-            )
+            several = self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
+            members = self.results.ensemble[i] if several else self.results.positions[i : i + 1]
+            for target, positions in zip(self._targets(filename, frame), members, strict=True):
+                times, boxes = self.results.times[i], self._box_array([self._boxes[i]])
+                if with_input:
+                    positions, times, boxes = self._with_input(int(frame), positions, times, boxes)
+                files += write_forecast(
+                    target,
+                    self.atoms,
+                    positions,
+                    times,
+                    boxes=boxes,
+                    dt=self.spacing,
+                    force=force,
+                    recentre=True,
+                    inputs=input_files(self.atoms.universe),
+                    b_factors=self.results.spread[i] if several else None,
+                )
         return files
 
-    def _target(self, filename: Path, frame: int) -> Path:
-        return filename if self.n_frames == 1 else filename.with_stem(f"{filename.stem}_{frame:06d}")
+    def _targets(self, filename: Path, frame: int) -> list[Path]:
+        """The file of every member."""
+        if self.n_frames > 1:
+            filename = filename.with_stem(f"{filename.stem}_{frame:06d}")
+        if self.samples is None or self.samples == 1:
+            return [filename]
+        return [filename.with_stem(f"{filename.stem}_{k + 1}") for k in range(self.samples)]
 
     def _with_input(self, frame: int, positions, times, boxes):
         """The run up to `frame`, one frame per stride, and the forecast."""

@@ -60,6 +60,8 @@ def main() -> None:
 @click.option("--with-input", is_flag=True, help="Begin the file with the frames up to the start.")
 @click.option("--every", default=1, show_default=True, help="Trajectory frames per stride of the model.")
 @click.option("--substeps", default=1, show_default=True, help="Predicted frames per stride of the model.")
+@click.option("--samples", type=int, help="Futures to draw, with a model that draws; a file for each.  [default: 1]")
+@click.option("--seed", default=0, show_default=True, help="Of the futures that are drawn.")
 @click.option("--dt", type=float, help="Spacing of the trajectory's frames in ps, where its header is wrong.")
 @click.option("--no-box", is_flag=True, help="Forget the periodic box of the trajectory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -91,6 +93,8 @@ def predict(
     with_input: bool,
     every: int,
     substeps: int,
+    samples: int | None,
+    seed: int,
     dt: float | None,
     no_box: bool,
     device: str,
@@ -128,6 +132,8 @@ def predict(
             select,
             horizon,
             substeps=substeps,
+            samples=samples,
+            seed=seed,
             every=every,
             filename=output,
             resume=resume,

@@ -93,9 +93,22 @@ def summary_of(surrogate) -> dict[str, Any]:
         "windows": -(-n_frames // (model.window.n_times * surrogate.substeps)),
         # One for each time; None where the trajectory does not have the frame.
         **{name: [value if value == value else None for value in values] for name, values in errors.items()},
+        # Of futures that were drawn: the errors above are those of the first.
+        **({} if results.ensemble is None else _drawn(surrogate)),
         "moved_A": float(results.moved[0, -1]),
         "checks": _checks(results.checks[0]),
         "files": [str(path) for path in results.files],
+    }
+
+
+def _drawn(surrogate) -> dict[str, Any]:
+    """How many futures were drawn, and how far they are apart."""
+    spread = surrogate.results.spread[0]
+    known = len(spread) > 0 and bool((spread == spread).all())
+    return {
+        "samples": surrogate.samples,
+        "seed": surrogate.seed,
+        "spread_A": [float(value) for value in spread] if known else None,
     }
 
 
@@ -120,6 +133,11 @@ def readable(summary: dict[str, Any]) -> str:
     ]
     if summary["windows"] > 1:
         lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
+    if "samples" in summary:
+        spread = summary["spread_A"]
+        apart = f", {sum(spread) / len(spread):.2f} A from their mean (mean of all atoms)" if spread else ""
+        which = "; what follows is of the first" if summary["samples"] > 1 else ""
+        lines.append(f"drawn      {summary['samples']} future(s) with the seed {summary['seed']}{apart}{which}")
     known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
     if known:
         k = known[-1]

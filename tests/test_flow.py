@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
+import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import make_universe
 from scipy.spatial.transform import Rotation
 
-from egno_md import load_model
+from egno_md import EGNOSurrogate, load_model, sample
+from egno_md.cli import main
 from egno_md.errors import ModelError, UsageError
 from egno_md.forecast.chain import ChainState, ModelForecaster, forecast, roll
 from egno_md.forecast.generative import Bodies, Streams, drawn_loss, drawn_window
@@ -232,3 +236,87 @@ def test_the_operator_is_registered_with_its_own_beginning():
     assert operator.drawing is not None
     assert operator.usual["model"]["length_scale"] == 1.0
     assert operators.get("egno").drawing is None
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, flow):
+    """The model of these tests as a checkpoint, and the run that it knows as files."""
+    model, _, frames, *_ = flow
+    folder = tmp_path_factory.mktemp("flow")
+    u = make_universe(1)
+    u.atoms.write(str(folder / "mol.pdb"), bonds="all")
+    with mda.Writer(str(folder / "run.dcd"), u.atoms.n_atoms, dt=1.0) as writer:
+        for frame in frames[:60]:
+            u.atoms.positions = frame
+            writer.write(u.atoms)
+    builder = GraphBuilder(mda.Universe(str(folder / "mol.pdb")).atoms, GRAPH)
+    (process,) = model.process.values()
+    dataclasses.replace(model, process={builder.identity: process}).save(folder / "flow.safetensors")
+    return folder
+
+
+def test_surrogate_gives_ensembles(files, tmp_path):
+    u, model = mda.Universe(str(files / "mol.pdb"), str(files / "run.dcd")), files / "flow.safetensors"
+    options = {"horizon": 6, "seed": 3}
+    both = EGNOSurrogate(u, model, samples=3, **options).run(frames=[20, 40]).results
+    n_atoms = u.atoms.n_atoms
+    assert both.ensemble.shape == (2, 3, 6, n_atoms, 3)
+    assert both.spread.shape == (2, n_atoms)
+    assert np.array_equal(both.positions, both.ensemble[:, 0])
+    assert len(both.checks[0].clashes) == 3 * 6
+    # Of the second start alone, by its number.
+    one = EGNOSurrogate(u, model, samples=3, filename=tmp_path / "out.dcd", **options).run(frames=[40]).results
+    np.testing.assert_allclose(one.ensemble[0], both.ensemble[1], atol=2e-5)
+    assert [path.name for path in one.files] == [f"out_{k}.{end}" for k in (1, 2, 3) for end in ("dcd", "pdb")]
+    for k in range(3):
+        written = mda.Universe(str(tmp_path / f"out_{k + 1}.pdb"), str(tmp_path / f"out_{k + 1}.dcd"))
+        np.testing.assert_allclose(written.atoms.tempfactors, one.spread[0], atol=0.0051)
+        np.testing.assert_allclose([ts.positions for ts in written.trajectory], one.ensemble[0, k], atol=1e-4)
+    # Internal: by hand, from frames superposed on the start.
+    u.trajectory[40]
+    start = u.atoms.positions - u.atoms.positions.mean(axis=0)
+    shapes = np.array([[align(frame, start) for frame in member] for member in one.ensemble[0]])  # (K, T, N, 3)
+    by_hand = np.sqrt(shapes.var(axis=0, ddof=1).sum(axis=-1).mean(axis=0))
+    np.testing.assert_allclose(one.spread[0], by_hand, atol=1e-4)
+    with pytest.raises(UsageError, match="takes one sample"):
+        EGNOSurrogate(u, model, samples=3, on_unphysical="stop", **options)
+    default = EGNOSurrogate(u, model, **options).run(frames=[40]).results
+    assert default.ensemble.shape == (1, 1, 6, n_atoms, 3) and np.isnan(default.spread).all()
+    np.testing.assert_allclose(default.positions, one.positions, atol=2e-5)
+
+
+def align(frame, start):
+    """The frame about its centre, turned onto the start by a singular value decomposition."""
+    frame = frame - frame.mean(axis=0)
+    a, _, b = np.linalg.svd(frame.T @ start)
+    return frame @ (a * [1, 1, np.sign(np.linalg.det(a @ b))]) @ b
+
+
+def test_predict_writes_a_file_for_each_member_to_the_same_bytes(files, tmp_path):
+    def predict(name, *further):
+        arguments = ["predict", str(files / "mol.pdb"), str(files / "run.dcd"), "--model",
+                     str(files / "flow.safetensors"), "--horizon", "6", "-o", str(tmp_path / name)]  # fmt: skip
+        return CliRunner().invoke(main, [*arguments, *further])
+
+    first = predict("a.dcd", "--samples", "3", "--seed", "5", "--json")
+    assert first.exit_code in (0, 3), first.output
+    summary = json.loads(first.stdout)
+    assert (summary["samples"], summary["seed"], len(summary["spread_A"])) == (3, 5, summary["atoms"])
+    again, other = (predict(f"{name}.dcd", "--samples", "3", "--seed", seed) for name, seed in (("b", "5"), ("c", "6")))
+    assert "3 future(s) with the seed 5" in again.output
+    assert other.exit_code in (0, 3)
+    same, differ = ([(tmp_path / f"{name}_{k}.dcd").read_bytes() for k in (1, 2, 3)] for name in "bc")
+    assert same == [(tmp_path / f"a_{k}.dcd").read_bytes() for k in (1, 2, 3)]
+    assert not set(same) & set(differ)
+    refused = predict("a.dcd", "--samples", "3")
+    assert refused.exit_code == 1 and "a_1.dcd" in refused.output
+    assert "samples must be a whole number of at least 1, found 0" in predict("d.dcd", "--samples", "0").output
+    assert predict("d.dcd", "--seed", "x").exit_code == 2
+
+
+def test_samples_of_a_model_of_the_mean_are_an_error_with_its_cure(tmp_path):
+    topology, run = map(str, sample())
+    asked = CliRunner().invoke(main, ["predict", topology, run, "--samples", "2", "-o", str(tmp_path / "x.dcd")])
+    assert asked.exit_code == 1
+    assert asked.output.strip().splitlines()[-1].startswith("Error: model 'ca-1ps' knows the mean of all futures alone")
+    assert "--operator flow" in asked.output

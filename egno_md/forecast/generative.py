@@ -10,6 +10,7 @@ import torch
 
 from ..errors import ModelError, UsageError
 from ..graph.graph import Graph
+from ..molecule.geometry import aligned
 from ..nn import operators
 from ..nn.flow import Body, Numbers
 from .drawn import GaussianProcess, Seen, apart, in_body, moved
@@ -40,9 +41,8 @@ class Streams:
         UsageError
             A seed that is no whole number of at least 0.
         """
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise UsageError(f"seed must be a whole number of at least 0, found {seed!r}")
-        return cls([np.random.default_rng((int(seed), int(s), k)) for s in starts for k in range(samples)])
+        seed = check_seed(seed)
+        return cls([np.random.default_rng((seed, int(s), k)) for s in starts for k in range(samples)])
 
     @property
     def bit_generator(self) -> Streams:
@@ -69,6 +69,43 @@ class Streams:
         if count != len(self.generators):
             raise UsageError(f"{len(self.generators)} streams of random numbers cannot draw {count} futures")
         return self.generators
+
+
+def check_seed(seed: int) -> int:
+    """A seed, if it can be one.
+
+    Raises
+    ------
+    UsageError
+        It is no whole number of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise UsageError(f"seed must be a whole number of at least 0, found {seed!r}")
+    return int(seed)
+
+
+def member_spread(ensemble: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """How far the members of an ensemble are from their mean, for every atom.
+
+    Parameters
+    ----------
+    ensemble : ndarray, shape (S, K, T, N, 3)
+        Angstrom.
+    start : ndarray, shape (S, N, 3)
+        What every frame is superposed on first.
+
+    Returns
+    -------
+    ndarray, shape (S, N)
+        The root of the mean square over members (K - 1 of them are free) and frames, in Angstrom; NaN where K = 1.
+    """
+    out = np.full((len(ensemble), ensemble.shape[3]), np.nan)
+    count = ensemble.shape[1]
+    for k in range(len(ensemble) if count > 1 else 0):
+        frames = aligned(ensemble[k], start[k])  # (K, T, N, 3)
+        apart_from_mean = frames - frames.mean(axis=0)
+        out[k] = np.sqrt(np.sum(apart_from_mean**2, axis=(0, 3)).mean(axis=0) / (count - 1))
+    return out
 
 
 def each_of(generator: np.random.Generator | Streams, count: int) -> list[np.random.Generator]:

@@ -282,6 +282,7 @@ def write_forecast(
     topology: bool = True,
     recentre: bool = False,
     inputs: Iterable[StrPath] = (),
+    b_factors: ArrayLike | None = None,
 ) -> list[Path]:
     """Write frames to a DCD or XTC file, and their topology to a PDB file of the same name beside it.
 
@@ -312,6 +313,8 @@ def write_forecast(
         warning.
     inputs
         Files that must not be overwritten, whatever `force` says.
+    b_factors
+        ``(N,)``, for that column of the PDB file; what the topology has where None.
 
     Returns
     -------
@@ -350,6 +353,7 @@ def write_forecast(
                     targets[1],
                     in_memory_universe(atoms, xyz[:1].copy(), clock[:1], None if cells is None else cells[:1]),
                     recentre=recentre,
+                    b_factors=b_factors,
                 )
         if topology:
             os.replace(part, os.path.realpath(targets[1]))
@@ -399,13 +403,22 @@ def _is_cell(box: NDArray[np.float32]) -> bool:
 _PDB_RANGE = (-999.9, 9999.9)
 
 
-def _write_pdb(part: Path, target: Path, universe: mda.Universe, *, recentre: bool = False) -> None:
+def _write_pdb(
+    part: Path,
+    target: Path,
+    universe: mda.Universe,
+    *,
+    recentre: bool = False,
+    b_factors: ArrayLike | None = None,
+) -> None:
     """Write the topology to `part`; the errors speak of `target`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
             universe.add_TopologyAttr("elements", atom_elements(universe.atoms).astype(object))
             _letter_chains(universe)
+            if b_factors is not None:
+                universe.add_TopologyAttr("tempfactors", np.asarray(b_factors, float))
             moved = recentre and _move_into_columns(universe)
             universe.atoms.write(str(part), bonds="all")
         if universe.dimensions is None:
