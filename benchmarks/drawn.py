@@ -1,0 +1,168 @@
+"""What drawn futures of alanine dipeptide (heavy atoms, 1 ps) are worth: one JSON row for each model and seed.
+
+    python -m benchmarks.drawn files --data DIR FOLDER
+    egno-md train FOLDER/ala2.pdb FOLDER/run-[0-7].dcd --hold-out FOLDER/run-8.dcd --hold-out FOLDER/run-9.dcd \\
+        --split 0.9 0.1 0 --select heavy --operator flow --cutoff 2.7 --epochs 6 --epoch-windows 6400 -o FLOW
+    python -m benchmarks.drawn run FLOW --data DIR --json FILE
+
+Chains of 250 windows start in the two runs that are held out and are judged by the joint distribution of phi and psi in
+their last half, the memory of psi, and the changes between its basins; single windows by proper scores and calibration.
+The row has the same figures of the test runs themselves: what a chain of their frames would score.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import MDAnalysis as mda
+import numpy as np
+
+from egno_md.evaluation.calibration import calibrate
+from egno_md.evaluation.result import plain
+from egno_md.evaluation.score import Part
+from egno_md.evaluation.statistics import jensen_shannon
+from egno_md.forecast.chain import Chained, ModelForecaster, Restored
+from egno_md.forecast.forecasters import Forecaster
+from egno_md.forecast.generative import Streams
+from egno_md.forecast.model import load_model
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import Run
+from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.geometry import bond_lengths, dihedrals, signed_volumes
+from egno_md.molecule.local import LocalGeometry
+
+from .free_forecasts import PAST, STEPS, alanine_parts
+from .proteins import alanine
+
+#: Chains, windows of each, windows from which futures are drawn, and how many.
+CHAINS, WINDOWS, DRAWN, SAMPLES = 16, 250, 200, 16
+#: Heavy atoms of ACE-ALA-NME in their order: CH3 C O N CA CB C O N C.
+PHI, PSI, CENTRE = (1, 3, 4, 6), (3, 4, 6, 8), (4, 3, 5, 6)
+#: Cells of a torsion, and the ends of the basin of psi that is that of helices, in rad.
+CELLS, HELIX = 36, (-2.0, 0.9)
+#: Frames up to which the memory of psi is added up, or five times what it is by then.
+LONGEST = 400
+
+
+def distribution(angles: np.ndarray) -> np.ndarray:
+    """Joint distribution of phi and psi (..., 2), (CELLS * CELLS,)."""
+    phi, psi = angles.reshape(-1, 2).T
+    counts, *_ = np.histogram2d(phi, psi, bins=CELLS, range=[[-np.pi, np.pi]] * 2)
+    return counts.ravel() / counts.sum()
+
+
+def memory(psi: np.ndarray) -> float:
+    """Integrated autocorrelation time of exp(i psi) in chains (C, F), half of frame 0 and those after it, in frames."""
+    wave = np.exp(1j * psi) - np.exp(1j * psi).mean()
+    length = psi.shape[1]
+    power = np.mean(np.abs(np.fft.fft(wave, 2 * length, axis=1)) ** 2, axis=0)
+    correlation = np.fft.ifft(power).real[:length] / np.arange(length, 0, -1)
+    total = np.cumsum(correlation[:LONGEST] / correlation[0]) - 0.5
+    enough = np.flatnonzero(np.arange(len(total)) > 5 * total)
+    return float(total[enough[0] if len(enough) else -1])
+
+
+def figures(chains: np.ndarray, real: np.ndarray, bonds: np.ndarray) -> dict[str, Any]:
+    """What chains (C, F, N, 3) come to beside real frames (R, F', N, 3)."""
+    angles, true = (dihedrals(x, np.array([PHI, PSI])) for x in (chains, real))  # (C, F, 2)
+    half = angles[:, angles.shape[1] // 2 :]
+    helix, true_helix = ((a[..., 1] > HELIX[0]) & (a[..., 1] < HELIX[1]) for a in (angles, true))
+    # Both basins with the weight that they have in reality: the shape of each is left to be judged.
+    inside = (half[..., 1] > HELIX[0]) & (half[..., 1] < HELIX[1])
+    share = true_helix.mean()
+    weighed = share * distribution(half[inside]) + (1 - share) * distribution(half[~inside]) if inside.any() else None
+    lengths, expected = (bond_lengths(x, bonds).mean(axis=(0, 1)) for x in (chains, real))
+    corners = np.array([CENTRE])
+    hand = np.sign(np.median(signed_volumes(real, corners)))
+    return {
+        "divergence": jensen_shannon(distribution(half), distribution(true)),
+        "divergence_basins_weighed": None if weighed is None else jensen_shannon(weighed, distribution(true)),
+        "psi_time_frames": memory(angles[..., 1]),
+        "basin_changes_per_window": float(np.mean(helix[:, 8::8] != helix[:, :-8:8])),
+        "helix_share": float(helix[:, helix.shape[1] // 2 :].mean()),
+        "largest_bond_error_A": float(np.abs(lengths - expected).max()),
+        "mirrored": float(np.mean(np.sign(signed_volumes(chains, corners)) != hand)),
+    }
+
+
+def chained(forecaster: Forecaster, parts: list[Part], seed: int) -> tuple[np.ndarray, float]:
+    """Chains (C, F, N, 3) from held-out starts, and the seconds that they took."""
+    places = [(part.run, start) for part in parts for start in part.starts]
+    places = [places[k] for k in np.linspace(0, len(places) - 1, CHAINS + 2).astype(int)[1:-1]]
+    past = np.stack([run.positions[start + np.arange(1 - PAST, 1) * run.every] for run, start in places])
+    began = time.process_time()
+    generator: Any = np.random.default_rng(seed)
+    if isinstance(forecaster, ModelForecaster):
+        past, generator = past[:, -forecaster.n_past :], Streams.of(seed, range(CHAINS), 1)
+    frames = forecaster.collect(past, WINDOWS * len(STEPS), 1, generator)[:, 0]
+    return frames, time.process_time() - began
+
+
+@click.group()
+def main() -> None:
+    """What drawn futures of alanine dipeptide are worth."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
+def files(folder: Path, data: Path) -> None:
+    """Write the ten runs as files to train on, with the topology beside them."""
+    runs = np.load(data / "ala2" / "ala2_implicit_10x10ns_1ps.npz")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ala2.pdb").write_bytes((data / "ala2" / "ala2.pdb").read_bytes())
+    universe, ends = mda.Universe(str(folder / "ala2.pdb")), runs["offsets"]
+    for k, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        with mda.Writer(str(folder / f"run-{k}.dcd"), universe.atoms.n_atoms, dt=float(runs["dt_ps"])) as writer:
+            for frame in runs["positions"][first:last]:
+                universe.atoms.positions = frame
+                writer.write(universe.atoms)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
+@click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="Rows; those in it are kept.")
+@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
+def run(model: str, data: Path, target: Path, seed: int) -> None:
+    """Measure a model that draws, the Gaussian process and analogues."""
+    loaded, source, parts = load_model(model), alanine(data), alanine_parts(data)
+    builder = GraphBuilder(select_atoms(source.universe, "heavy"), loaded.graph)
+    own = [Part(Run(part.run.positions, builder, name=part.run.name), part.starts, part.known) for part in parts]
+    shortest = min(map(len, source.test))
+    real = np.stack([x[:shortest] for x in source.test])  # (R, F, N, 3)
+    geometry = LocalGeometry.fit(source.train, builder.bonds)
+    forecasters: dict[str, Chained] = {"model": ModelForecaster(loaded, builder)}
+    for name in ("Gaussian process", "analogues"):
+        free = parts[0].known.baselines.forecasts[name]
+        forecasters[name] = Chained(Restored(free, lambda frames, start: geometry.project(frames)), STEPS)
+    row: dict[str, Any] = {
+        "model": loaded.name,
+        "seed": seed,
+        "training": loaded.provenance.get("training"),
+        "chains": {},
+    }
+    for name, forecaster in forecasters.items():
+        frames, seconds = chained(forecaster, own, seed)
+        row["chains"][name] = {
+            **figures(frames, real, builder.bonds), "ms_per_frame": 1e3 * seconds / (CHAINS * WINDOWS * len(STEPS)),
+        }  # fmt: skip
+        click.echo(f"{name}: {row['chains'][name]}")
+    row["chains"]["test runs"] = figures(real, real, builder.bonds)
+    row["chains"]["training runs"] = figures(np.stack([x[:shortest] for x in source.train]), real, builder.bonds)
+    steps = np.asarray(STEPS)
+    row["windows"] = calibrate(own, steps, steps * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
+    rows = json.loads(target.read_text()) if target.exists() else []
+    rows = [other for other in rows if (other["model"], other["seed"]) != (row["model"], row["seed"])]
+    numbers = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
+    target.write_text(json.dumps([*rows, numbers], indent=1))
+    for name, found in numbers["windows"]["superposed"].items():
+        click.echo(f"{name}: spread over error {found['spread_over_error']}, window score {found['window_score']}")
+
+
+if __name__ == "__main__":
+    main()
