@@ -320,3 +320,20 @@ def test_samples_of_a_model_of_the_mean_are_an_error_with_its_cure(tmp_path):
     assert asked.exit_code == 1
     assert asked.output.strip().splitlines()[-1].startswith("Error: model 'ca-1ps' knows the mean of all futures alone")
     assert "--operator flow" in asked.output
+
+
+def test_train_makes_a_model_that_draws(files, tmp_path):
+    arguments = [
+        "train", str(files / "mol.pdb"), str(files / "run.dcd"), "-o", str(tmp_path / "new.safetensors"),
+        "--operator", "flow", "--select", "all", "--window", "4", "--hidden", "8", "--layers", "1", "--epochs", "1",
+        "--work", str(tmp_path / "work"),
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "of futures drawn" in done.output
+    assert "a full one needs 120 windows" in done.output
+    model = load_model(tmp_path / "new.safetensors")
+    assert (model.spec.prior, model.spec.length_scale, model.spec.hidden) == ("static", 1.0, 8)
+    assert model.spec.modes == 3  # as many as four frames have
+    u = mda.Universe(str(files / "mol.pdb"), str(files / "run.dcd"))
+    assert EGNOSurrogate(u, model, horizon=5, samples=2).run().results.ensemble.shape[:3] == (1, 2, 5)
