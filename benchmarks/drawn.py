@@ -133,7 +133,7 @@ def run(model: str, data: Path, target: Path, seed: int) -> None:
     loaded, source, parts = load_model(model), alanine(data), alanine_parts(data)
     builder = GraphBuilder(select_atoms(source.universe, "heavy"), loaded.graph)
     own = [Part(Run(part.run.positions, builder, name=part.run.name), part.starts, part.known) for part in parts]
-    shortest = min(map(len, source.test))
+    shortest = min(map(len, [*source.train, *source.test]))
     real = np.stack([x[:shortest] for x in source.test])  # (R, F, N, 3)
     geometry = LocalGeometry.fit(source.train, builder.bonds)
     forecasters: dict[str, Chained] = {"model": ModelForecaster(loaded, builder)}
