@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(tmp_path, options):
     for name, tensor in models["one"].network.state_dict().items():
         torch.testing.assert_close(models["two"].network.state_dict()[name], tensor, rtol=1e-3, atol=1e-5)
     written = [sorted(path.name for path in (tmp_path / f"{name}_work").iterdir()) for name in ("one", "two")]
-    assert written[0] == written[1] == ["best.ckpt", "last.ckpt", "training.json"]
+    assert written[0] == written[1] == ["best.ckpt", "last.ckpt", "previous.ckpt", "training.json"]
 
 
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path):

@@ -27,12 +27,25 @@ from ..nn import operators
 from ..nn.flow import Numbers
 from ..specs import TrainSpec
 from .order import Batches, Varied
-from .process import check_processes, unchanged_process
+from .process import check_processes, process_rank, unchanged_process
 from .reference import learned, listed, reference_errors
+from .states import (
+    BEST,
+    BEST_STATE,
+    LAST,
+    PREVIOUS,
+    callback_state,
+    newest_state,
+    own_folder,
+    read_state,
+    save_state,
+    weights,
+)
 
 try:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 except ImportError as error:
@@ -51,6 +64,18 @@ ASKED = 8
 
 class _Diverged(Exception):
     """The loss is no number any more."""
+
+
+class _Whole(TorchCheckpointIO):
+    """States are written whole, and of the last ones the one before is kept, unless it is damaged."""
+
+    damaged = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_state(checkpoint, path, keep=path.name == LAST and not self.damaged)
+        self.damaged &= path.name != LAST
 
 
 class _Epochs(Callback):
@@ -320,10 +345,11 @@ def fit(
     spec : TrainSpec, optional
         How; Adam, a warm-up and a cosine schedule over ``max_epochs``, an exponential moving average of the weights.
     work_dir : path
-        Folder of the training states (``last.ckpt`` after every epoch, ``best.ckpt``); all processes must see it.
+        Folder of the training states (``last.ckpt`` after every epoch, ``previous.ckpt`` of the epoch before,
+        ``best.ckpt``), each of which is written whole or not at all; all processes must see it.
     resume : bool
-        Go on from ``last.ckpt`` in `work_dir`. The epoch that was interrupted is repeated, in the same order. The
-        number of processes may be another.
+        Go on from ``last.ckpt`` in `work_dir`, or from ``previous.ckpt`` where that is damaged. The epoch that was
+        interrupted is repeated, in the same order. The number of processes may be another.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     devices, nodes : int
@@ -345,7 +371,10 @@ def fit(
     Raises
     ------
     UsageError
-        ``resume`` without a state, a `work_dir` with the states of another training, or devices that are not there.
+        ``resume`` without a state, a `work_dir` with the states of another training or in which one is running, or
+        devices that are not there.
+    DataError
+        States that are damaged.
     ModelError
         The loss is no number any more. The message says in which batch, and where the last good state is.
     OutputError
@@ -355,12 +384,36 @@ def fit(
     """
     spec = spec or TrainSpec()
     work_dir = Path(work_dir)
-    last = work_dir / "last.ckpt"
-    if resume and not last.exists():
-        raise UsageError(f"nothing to resume: {last} does not exist; start without resume")
-    if last.exists() and not resume:
-        raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
     check_processes(devices, nodes)
+    if not resume:
+        try:
+            work_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
+    with own_folder(work_dir, process_rank(devices, nodes)):
+        shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
+        state = newest_state(work_dir, shapes) if resume else None
+        if not resume and any((work_dir / name).exists() for name in (LAST, PREVIOUS)):
+            raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
+        return _fit(
+            model, train, validation, spec, work_dir, state, references,
+            (device, devices, nodes, precision), progress,
+        )  # fmt: skip
+
+
+def _fit(
+    model: Model,
+    train: Dataset,
+    validation: Dataset,
+    spec: TrainSpec,
+    work_dir: Path,
+    last: Path | None,
+    references: Mapping[str, float] | None,
+    where: tuple[str, int, int, str],
+    progress: bool,
+) -> Model:
+    """:func:`fit` in a folder that is its own, from the state `last` if there is one."""
+    device, devices, nodes, _ = where
     if references is None:
         references = {name: float(errors[-1]) for name, errors in reference_errors(validation).items()}
     trained = dataclasses.replace(model, network=copy.deepcopy(model.network).train())
@@ -371,9 +424,9 @@ def fit(
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
             epochs = _Epochs(references, judged) if progress else None
-            trainer = _trainer(spec, work_dir, device, devices, nodes, precision, judged, epochs)
-            if not (resume and _stopped_early(last)):
-                _run(trainer, module, windows, validation, last if resume else None)
+            trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
+            if not (last and _stopped_early(last)):
+                _run(trainer, module, windows, validation, last)
         except MisconfigurationException as error:
             raise UsageError(f"device={device!r}, devices={devices}, nodes={nodes}: {error}") from error
         except _Diverged as error:
@@ -389,8 +442,8 @@ def fit(
             ) from error
     for parameter in frozen:
         parameter.requires_grad_(True)
-    state = torch.load(work_dir / "best.ckpt", weights_only=True, map_location="cpu")
-    trained.network.load_state_dict(_weights(state))
+    state = read_state(work_dir / BEST)
+    trained.network.load_state_dict(weights(state))
     own_loss = module.operator.drawing is not None
     if progress and trainer.is_global_zero and own_loss:
         print(f"trained    best validation loss {_best_score(state):.4g} of futures drawn", file=sys.stderr, flush=True)
@@ -400,7 +453,7 @@ def fit(
         **spec.model_dump(),
         "windows": len(train),  # type: ignore[arg-type]
         "validation_windows": len(validation),  # type: ignore[arg-type]
-        "epochs": trainer.current_epoch or int(state["epoch"]) + 1,
+        "epochs": trainer.current_epoch or int(read_state(last or work_dir / LAST)["epoch"]) + 1,
         "validation_loss" if own_loss else "validation_f_mse": round(_best_score(state), 5),
         "validation_f_mse_without_network": {name: round(float(value), 5) for name, value in references.items()},
     }
@@ -417,9 +470,14 @@ def _trainer(
     precision: str,
     judged: str,
     epochs: _Epochs | None,
+    state: Path | None,
 ) -> pl.Trainer:
-    best = ModelCheckpoint(work_dir, "best", monitor=judged, save_last=True, enable_version_counter=False)
-    callbacks = [best, EarlyStopping(judged, patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
+    whole = _Whole()
+    whole.damaged = state is not None and state.name != LAST
+    best = ModelCheckpoint(work_dir, "best", monitor=judged, enable_version_counter=False)
+    # save_last=True would leave out the epochs that are not the best so far. After `best`, whose state it holds.
+    last = ModelCheckpoint(work_dir, "last", enable_version_counter=False)
+    callbacks = [best, last, EarlyStopping(judged, patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
     if epochs is not None:
         callbacks.append(epochs)
     # Advice about worker processes, which cost more than they give for graphs of this size.
@@ -436,6 +494,7 @@ def _trainer(
         max_epochs=spec.max_epochs,
         gradient_clip_val=spec.gradient_clip or None,
         callbacks=callbacks,
+        plugins=[whole],
         logger=False,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -469,33 +528,25 @@ def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Data
         raise KeyboardInterrupt from None
 
 
-def _weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {key.removeprefix("network."): value for key, value in state["state_dict"].items()}
-
-
-def _callback_state(state: dict[str, Any], name: str) -> dict[str, Any]:
-    return next(value for key, value in state["callbacks"].items() if key.startswith(name))
-
-
 def _best_score(state: dict[str, Any]) -> float:
-    return float(_callback_state(state, "ModelCheckpoint")["best_model_score"])
+    return float(callback_state(state, BEST_STATE)["best_model_score"])
 
 
 def _stopped_early(last: Path) -> bool:
     """Whether a training had come to its end by early stopping; lightning would run another epoch."""
-    stopping = _callback_state(torch.load(last, weights_only=True, map_location="cpu"), "EarlyStopping")
+    stopping = callback_state(read_state(last), "EarlyStopping")
     return stopping["wait_count"] >= stopping["patience"]
 
 
 def _last_good(model: Model, work_dir: Path) -> str:
     """Save the best state so far as a model, and say what can be done with it."""
     cure = "lower the learning rate (--lr) or clip the gradients"
-    best = work_dir / "best.ckpt"
+    best = work_dir / BEST
     if not best.exists():
         return f"no epoch was finished: {cure}, and begin again"
-    state = torch.load(best, weights_only=True, map_location="cpu")
+    state = read_state(best)
     network = copy.deepcopy(model.network).cpu()
-    network.load_state_dict(_weights(state))
+    network.load_state_dict(weights(state))
     target = work_dir / "best.safetensors"
     dataclasses.replace(model, network=network.eval()).save(target, force=True)
     return (

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import OutputError, UsageError
 from ..evaluation.result import Evaluation
 from ..evaluation.score import score
+from ..files import write_whole
 from ..forecast.model import Model, load_model, new_model
 from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows
 from ..nn import operators
@@ -25,6 +26,7 @@ from .process import process_rank
 from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
 from .source import processes, source_of
+from .states import LAST, PREVIOUS, own_folder, read_plan
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -73,6 +75,14 @@ def train(
     """
     work_dir = Path(work_dir)
     rank = process_rank(devices, nodes)
+    with own_folder(work_dir, rank):
+        return _train(model, data, spec, work_dir, rank, resume=resume, devices=devices, nodes=nodes, **options)
+
+
+def _train(
+    model: Model, data: Data, spec: TrainSpec, work_dir: Path, rank: int, *, resume: bool, **options: Any
+) -> tuple[Model, Evaluation | None]:
+    """:func:`train` in a folder that is its own."""
     plan = {
         "graph": model.graph.model_dump(mode="json"),
         "window": model.window.model_dump(mode="json"),
@@ -82,7 +92,7 @@ def train(
     }
     record = work_dir / "training.json"
     if resume and record.exists():
-        before = json.loads(record.read_text())
+        before = read_plan(record)
         changed = [
             f"{group} {key} (then {before[group].get(key)!r}, now {value!r})"
             for group, values in json.loads(json.dumps(plan)).items()
@@ -94,10 +104,10 @@ def train(
                 f"the training in {work_dir} cannot be resumed with other settings: {'; '.join(changed)}; give the "
                 "same ones, or begin a new one in another folder"
             )
-    elif rank == 0 and not (work_dir / "last.ckpt").exists():
+    elif rank == 0 and not any((work_dir / name).exists() for name in (LAST, PREVIOUS)):
         try:
             work_dir.mkdir(parents=True, exist_ok=True)
-            record.write_text(json.dumps(plan, indent=1))
+            write_whole(record, json.dumps(plan, indent=1).encode())
         except OSError as error:
             raise OutputError(f"cannot write in {work_dir} ({error}); choose another work folder") from error
     if model.spec.keep_bonds:
@@ -111,9 +121,8 @@ def train(
         name: float(errors[-1]) for name, errors in reference_errors(data.validation, data.regression).items()
     }
     trained = fit(
-        model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, devices=devices, nodes=nodes,
-        references=references, **options,
-    )  # fmt: skip
+        model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, references=references, **options
+    )
     if rank:
         return trained, None
     judged = {"seed": spec.seed, "device": options.get("device", "auto")}
@@ -187,6 +196,14 @@ def train_recipe(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the work folder {folder} ({error}); choose another one (--work)") from error
+    with own_folder(work_dir, rank):
+        return _train_plan(source, plan, model, name, work_dir, folder, rank, limit, resume=resume, **options)
+
+
+def _train_plan(
+    source: Any, plan: Any, model: Model, name: str, work_dir: Path, folder: Path, rank: int, limit: int, **options: Any
+) -> tuple[Model, Evaluation | None]:
+    """:func:`train_recipe` in a folder that is its own."""
     data = source.load(model.graph, model.window, folder=folder, limit=limit)
     if rank and not any(folder.iterdir()):
         folder.rmdir()
@@ -195,9 +212,7 @@ def train_recipe(
         errors = choose_prior(data, model.window)
         data.record["prior_validation_a_mse"] = errors
         model = dataclasses.replace(model, spec=model.spec.model_copy(update={"prior": next(iter(errors))}))
-    return train(
-        dataclasses.replace(model, name=name), data, plan.training, work_dir=work_dir, resume=resume, **options
-    )
+    return train(dataclasses.replace(model, name=name), data, plan.training, work_dir=work_dir, **options)
 
 
 def train_files(
