@@ -34,10 +34,9 @@ def write_whole(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)
-    except OSError:
+    finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from .._version import __version__
 from ..errors import ModelError, OutputError, UsageError
+from ..files import write_whole
 from ..models.header import FORMAT, FORMAT_VERSION, digest, read_header
 from ..molecule.local import LocalGeometry
 from ..nn import operators
@@ -161,14 +162,10 @@ class Model:
             "content": content,
             "sha256": digest(_entries(tensors), content),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            temporary.write_bytes(save(tensors, metadata))
-            os.replace(temporary, path)
+            write_whole(path, save(tensors, metadata))
         except OSError as error:
             raise OutputError(f"cannot write {path} ({error}); choose a folder that exists and has room") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
 
