@@ -50,8 +50,7 @@ MAY_IMPORT = {
     "propagator": EVALUATION,
     "analysis": EVALUATION,
     "training": EVALUATION | {"evaluation", "datasets"},
-    "predicting": BASE | {"molecule"},
-    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training", "predicting"},
+    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.

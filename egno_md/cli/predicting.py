@@ -11,9 +11,8 @@ from typing import Any
 
 import click
 
-from egno_md.molecule.checks import Tally
-
-from .errors import StoppedError
+from ..errors import StoppedError
+from ..molecule.checks import Tally
 
 #: Signals that ask for an end.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")

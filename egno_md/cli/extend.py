@@ -1,0 +1,132 @@
+"""`egno-md extend`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ..errors import UsageError
+
+
+@click.command()
+@click.argument("topology", type=click.Path(path_type=Path))
+@click.option("--forcefield", "forcefields", multiple=True, help="OpenMM force field file; repeat for several.")
+@click.option("--system", type=click.Path(path_type=Path), help="Serialised OpenMM System, instead of a force field.")
+@click.option("--state", type=click.Path(path_type=Path), help="Serialised OpenMM State to start from.")
+@click.option("--jumps", default=10, show_default=True, help="Number of jumps.")
+@click.option("--md-steps", type=int, help="Steps of plain MD before each jump. Default: two strides of the model.")
+@click.option("--model", help="Bundled model or checkpoint file; see 'egno-md models'.")
+@click.option("--select", help="Atoms to forecast, within the model's selection.")
+@click.option("--lead-ps", default=2.0, show_default=True, help="Time in which the atoms are led along a forecast.")
+@click.option("--relax-ps", default=1.0, show_default=True, help="Time to relax after a jump.")
+@click.option("--strength", default=20000.0, show_default=True, help="Strength of the restraints in kJ/mol/nm^2.")
+@click.option("--hydrogens", is_flag=True, help="Add missing hydrogens.")
+@click.option("--no-box", is_flag=True, help="Forget the periodic box of TOPOLOGY, which is often that of a crystal.")
+@click.option("--temperature", default=300.0, show_default=True, help="In K.")
+@click.option("--friction", default=1.0, show_default=True, help="Of the Langevin thermostat in 1/ps.")
+@click.option("--step-fs", default=2.0, show_default=True, help="Time step in fs.")
+@click.option("--equilibrate-ps", default=20.0, show_default=True, help="Plain MD first, when there is no --state.")
+@click.option("--platform", help="OpenMM platform, such as CPU or CUDA. Default: OpenMM's choice.")
+@click.option("--seed", default=0, show_default=True, help="Of the thermostat; 0 is another one each time.")
+@click.option("--report", default=500, show_default=True, help="Steps between two frames of the output.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC. Default: <topology>_extended.dcd here."
+)
+@click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu or cuda.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def extend(
+    topology: Path,
+    forcefields: tuple[str, ...],
+    system: Path | None,
+    state: Path | None,
+    jumps: int,
+    md_steps: int | None,
+    model: str | None,
+    select: str | None,
+    lead_ps: float,
+    relax_ps: float,
+    strength: float,
+    hydrogens: bool,
+    no_box: bool,
+    temperature: float,
+    friction: float,
+    step_fs: float,
+    equilibrate_ps: float,
+    platform: str | None,
+    seed: int,
+    report: int,
+    output: Path | None,
+    device: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Run all-atom MD with OpenMM that forecasts lead ahead, jump by jump.
+
+    A jump stands for the time of a forecast, but it does not sample it: plain MD of equal cost sampled better wherever
+    it was measured.
+
+    TOPOLOGY is a PDB or mmCIF file of all atoms. With force fields it is enough:
+
+    \b
+        egno-md extend protein.pdb --forcefield amber14-all.xml --forcefield implicit/obc2.xml
+
+    Beside the trajectory (unbiased MD alone) go a PDB, <output>_jumps.csv with a row for each jump, and
+    <output>_state.xml to go on from.
+    """
+    from ..forecast.model import load_model
+    from ..propagator import HybridPropagator, RunFiles, load_simulation
+
+    if report < 1:
+        raise UsageError(f"--report must be at least 1, found {report}")
+    output = output or Path(f"{topology.stem}_extended.dcd")
+    files = RunFiles(output, inputs=[path for path in (topology, system, state) if path is not None], force=force)
+    loaded = load_model(model)
+    simulation = load_simulation(
+        topology,
+        forcefields=forcefields,
+        system=system,
+        state=state,
+        hydrogens=hydrogens,
+        no_box=no_box,
+        temperature=temperature,
+        friction=friction,
+        step_fs=step_fs,
+        equilibrate_ps=equilibrate_ps,
+        platform=platform,
+        seed=seed,
+    )
+    hybrid = HybridPropagator(
+        simulation, loaded, select=select, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength, device=device
+    )
+
+    def progress(jump) -> None:
+        outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
+        click.echo(
+            f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride", err=True
+        )
+
+    shown = progress if sys.stderr.isatty() else None
+    with files.reporting(simulation, report):
+        summary = hybrid.run(jumps, md_steps, log=files.log, force=force, progress=shown).as_dict()
+    summary["files"] = [str(path) for path in files.all]
+    if as_json:
+        click.echo(json.dumps(summary, indent=2))
+        return
+    reasons = "".join(f"; {count} rolled back: {reason}" for reason, count in summary["rolled_back"].items())
+    lines = [
+        f"jumps      {summary['accepted']} of {summary['jumps']} accepted{reasons}",
+        f"time       {summary['md_ps']:g} ps of plain MD, jumps that stand for {summary['jump_ps']:g} ps by the "
+        f"model's stride; integrated {summary['integrated_ps']:g} ps",
+    ]
+    if summary["accepted"]:
+        lines += [
+            f"cost       a jump took {summary['seconds_per_jump']:.2g} s, {summary['cost_ratio']:.2g} times plain MD "
+            "of the time it stands for",
+            f"worth      {summary['cost_ratio_note']}",
+            f"kinetic    {summary['temperature_md']:.1f} K in MD, {summary['temperature_relaxed']:.1f} K after jumps",
+        ]
+    click.echo("\n".join(lines + [f"written    {path}" for path in summary["files"]]))

@@ -1,0 +1,120 @@
+"""`egno-md predict`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from ..errors import UnphysicalError, UsageError
+
+
+@click.command()
+@click.argument("topology", type=click.Path(path_type=Path))
+@click.argument("trajectory", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--horizon", default=8, show_default=True, help="Number of frames to predict.")
+@click.option(
+    "--select", help="Atoms to forecast: ca, backbone, heavy or an MDAnalysis selection. Default: the model's."
+)
+@click.option("--model", help="Bundled model or checkpoint file; see 'egno-md models'.")
+@click.option("--from-frame", type=int, help="Start frame (counted from 0; negative: from the end). Default: the last.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC; default: <trajectory>_forecast.dcd.")
+@click.option("--with-input", is_flag=True, help="Begin the file with the frames up to the start.")
+@click.option("--every", default=1, show_default=True, help="Trajectory frames per stride of the model.")
+@click.option("--substeps", default=1, show_default=True, help="Predicted frames per stride of the model.")
+@click.option("--samples", type=int, help="Futures to draw, with a model that draws; a file for each.  [default: 1]")
+@click.option("--seed", default=0, show_default=True, help="Of the futures that are drawn.")
+@click.option("--dt", type=float, help="Spacing of the trajectory's frames in ps, where its header is wrong.")
+@click.option("--no-box", is_flag=True, help="Forget the periodic box of the trajectory.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "tf32", "bf16"]),
+    default="float32",
+    show_default=True,
+    help="What the network computes in; tf32 needs a GPU.",
+)
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@click.option("--resume", is_flag=True, help="Go on with a long forecast that was cut short, or begin it.")
+@click.option(
+    "--on-unphysical",
+    type=click.Choice(["warn", "stop"]),
+    default="warn",
+    show_default=True,
+    help="Keep frames that fail the physical checks, or end the forecast before the first of them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def predict(
+    topology: Path,
+    trajectory: tuple[Path, ...],
+    horizon: int,
+    select: str | None,
+    model: str | None,
+    from_frame: int | None,
+    output: Path | None,
+    with_input: bool,
+    every: int,
+    substeps: int,
+    samples: int | None,
+    seed: int,
+    dt: float | None,
+    no_box: bool,
+    device: str,
+    precision: str,
+    force: bool,
+    resume: bool,
+    on_unphysical: str,
+    as_json: bool,
+) -> None:
+    """Forecast the frames after the end of a run (or after --from-frame) and write them.
+
+    TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run. The exit code is
+    3 where predicted frames fail the physical checks; the files are kept.
+
+    A long forecast is written frame by frame, and can be read meanwhile. After an interruption of any kind the same
+    command with --resume goes on.
+    """
+    from ..analysis import EGNOSurrogate
+    from ..trajectory.universe import forget_box, open_universe
+    from .predicting import readable, stoppable, summary_of
+
+    output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
+    with stoppable() as stop:
+        universe = open_universe(topology, trajectory, dt=dt)
+        if no_box:
+            forget_box(universe)
+        n_frames = universe.trajectory.n_frames
+        start = n_frames - 1 if from_frame is None else from_frame
+        if not -n_frames <= start < n_frames:
+            raise UsageError(f"--from-frame {start}: the trajectory has frames 0 to {n_frames - 1}")
+        surrogate = EGNOSurrogate(
+            universe,
+            model,
+            select,
+            horizon,
+            substeps=substeps,
+            samples=samples,
+            seed=seed,
+            every=every,
+            filename=output,
+            resume=resume,
+            with_input=with_input,
+            force=force,
+            on_unphysical=on_unphysical,
+            device=device,
+            precision=precision,
+            verbose=sys.stderr.isatty(),
+        )
+        try:
+            stop.watch(surrogate).run(frames=[start % n_frames])
+        except UnphysicalError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(3)
+    summary = summary_of(surrogate)
+    click.echo(json.dumps(summary, indent=2) if as_json else readable(summary))
+    if not summary["checks"]["ok"]:
+        ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"
+        click.echo(f"the forecast {ended} the checks; what was written is kept, the exit code is 3", err=True)
+        sys.exit(3)
