@@ -199,7 +199,9 @@ class TrainSpec(Spec):
     batch_size, learning_rate, weight_decay, max_epochs
         Of Adam.
     patience : int
-        Epochs without a better validation F-MSE after which the training stops.
+        How often in a row the validation F-MSE may not be better before the training stops.
+    validate_every : int
+        Epochs from one look at the validation windows to the next; a state is saved as often.
     gradient_clip : float
         Largest norm of a gradient; 0 leaves it alone.
     ema_decay : float
@@ -207,7 +209,7 @@ class TrainSpec(Spec):
     schedule : {"cosine", "constant"}
         Of the learning rate: a warm-up and half a cosine down to zero over all epochs, or nothing.
     epoch_windows : int
-        Windows per epoch, drawn anew in each; 0 for all. A state is saved after every epoch.
+        Windows per epoch, drawn anew in each; 0 for all.
     noise : float
         Standard deviation in Angstrom of what is added to every coordinate of the input frames.
     unroll : int
@@ -226,6 +228,7 @@ class TrainSpec(Spec):
     weight_decay: float = Field(1e-8, ge=0)
     max_epochs: int = Field(100, ge=1)
     patience: int = Field(20, ge=1)
+    validate_every: int = Field(1, ge=1)
     gradient_clip: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import MissingPackageError, ModelError, OutputError, UsageError
+from ..errors import MissingPackageError, ModelError, OutputError, StoppedError, UsageError
 from ..forecast.chain import restored
 from ..forecast.generative import drawn_loss
 from ..forecast.model import Model
@@ -26,6 +26,7 @@ from ..graph.graph import Graph, collate
 from ..nn import operators
 from ..nn.flow import Numbers
 from ..specs import TrainSpec
+from .alike import Alike, as_batch
 from .order import Batches, Varied
 from .process import check_processes, process_rank, unchanged_process
 from .reference import learned, listed, reference_errors
@@ -79,20 +80,23 @@ class _Whole(TorchCheckpointIO):
 
 
 class _Epochs(Callback):
-    """One line per epoch on stderr, and a bar inside the epoch where someone watches; the first process alone speaks.
+    """What every look at the validation windows found, a line of it on stderr, and the end of the time that was given.
 
     Beside the validation error stand those of forecasts without a network: a loss that falls is no sign that anything
-    was learned. The loss of an operator that draws has no such measure.
+    was learned. The loss of an operator that draws has no such measure. The first process alone speaks, with a bar
+    inside the epoch where someone watches.
     """
 
-    best = math.inf
-
-    def __init__(self, references: Mapping[str, float], judged: str) -> None:
+    def __init__(self, references: Mapping[str, float], judged: str, progress: bool, minutes: float | None) -> None:
         self.judged, self.beside = judged, f"; {listed(references)}" if judged == "F-MSE" else ""
+        self.progress, self.minutes = progress, math.inf if minutes is None else minutes
+        self.history: list[dict[str, float]] = []
+        self.began = self.part = time.monotonic()
+        self.before, self.spent = 0.0, False  # seconds of earlier parts; whether the time is up
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
-        quiet = not (trainer.is_global_zero and sys.stderr.isatty())
+        quiet = not (self.progress and trainer.is_global_zero and sys.stderr.isatty())
         self.bar = tqdm(total=trainer.num_training_batches, unit="batch", leave=False, disable=quiet)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -101,22 +105,31 @@ class _Epochs(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.bar.close()
-        value = float(trainer.callback_metrics[self.judged])
-        self.best = min(self.best, value)
-        if trainer.is_global_zero:
+        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+            return
+        now = time.monotonic()
+        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        entry = {"epoch": trainer.current_epoch + 1, "seconds": round(self.before + now - self.part, 3), **found}
+        self.history.append(entry)
+        # The state of this epoch is saved by a later callback.
+        self.spent = now - self.part > 60 * self.minutes
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop or self.spent, all=False)
+        if trainer.is_global_zero and self.progress:
+            best = min(entry[self.judged] for entry in self.history)
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss / max(self.seen, 1):.4g}  "
-                f"validation {self.judged} {value:.4g} (best {self.best:.4g}{self.beside})  "
-                f"{time.monotonic() - self.began:.1f} s",
+                f"validation {self.judged} {found[self.judged]:.4g} (best {best:.4g}{self.beside})  "
+                f"{now - self.began:.1f} s",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        self.best = state["best"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.history = list(state["history"])
+        self.before = self.history[-1]["seconds"] if self.history else 0.0
 
 
 class _Module(pl.LightningModule):
@@ -325,6 +338,7 @@ def fit(
     precision: str = "32-true",
     progress: bool = True,
     references: Mapping[str, float] | None = None,
+    minutes: float | None = None,
 ) -> Model:
     """Train a model and return the state with the lowest validation F-MSE.
 
@@ -362,6 +376,8 @@ def fit(
     references : mapping of str to float, optional
         Validation F-MSE of forecasts without a network in Angstrom squared, which are shown beside the model's; that
         of the standing start frame when None.
+    minutes : float, optional
+        Stop after the first state that is saved when this time has passed; `resume` goes on as if nothing had happened.
 
     Returns
     -------
@@ -370,6 +386,8 @@ def fit(
 
     Raises
     ------
+    StoppedError
+        The time is up.
     UsageError
         ``resume`` without a state, a `work_dir` with the states of another training or in which one is running, or
         devices that are not there.
@@ -397,7 +415,7 @@ def fit(
             raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
         return _fit(
             model, train, validation, spec, work_dir, state, references,
-            (device, devices, nodes, precision), progress,
+            (device, devices, nodes, precision), progress, minutes,
         )  # fmt: skip
 
 
@@ -411,6 +429,7 @@ def _fit(
     references: Mapping[str, float] | None,
     where: tuple[str, int, int, str],
     progress: bool,
+    minutes: float | None,
 ) -> Model:
     """:func:`fit` in a folder that is its own, from the state `last` if there is one."""
     device, devices, nodes, _ = where
@@ -423,10 +442,15 @@ def _fit(
         frozen = _freeze_unreached(module, validation) if devices * nodes > 1 else []
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
-            epochs = _Epochs(references, judged) if progress else None
+            epochs = _Epochs(references, judged, progress, minutes)
             trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             if not (last and _stopped_early(last)):
                 _run(trainer, module, windows, validation, last)
+                if epochs.spent and trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST):
+                    raise StoppedError(
+                        f"the {minutes:g} minutes are over after epoch {trainer.current_epoch} of at most "
+                        f"{spec.max_epochs}, whose state is saved in {work_dir}: the same command goes on from there"
+                    )
         except MisconfigurationException as error:
             raise UsageError(f"device={device!r}, devices={devices}, nodes={nodes}: {error}") from error
         except _Diverged as error:
@@ -469,17 +493,18 @@ def _trainer(
     nodes: int,
     precision: str,
     judged: str,
-    epochs: _Epochs | None,
+    epochs: _Epochs,
     state: Path | None,
 ) -> pl.Trainer:
     whole = _Whole()
     whole.damaged = state is not None and state.name != LAST
-    best = ModelCheckpoint(work_dir, "best", monitor=judged, enable_version_counter=False)
+    every = min(spec.validate_every, spec.max_epochs)
+    kept = {"every_n_epochs": every, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    best = ModelCheckpoint(work_dir, "best", monitor=judged, **kept)
     # save_last=True would leave out the epochs that are not the best so far. After `best`, whose state it holds.
-    last = ModelCheckpoint(work_dir, "last", enable_version_counter=False)
-    callbacks = [best, last, EarlyStopping(judged, patience=spec.patience), EMAWeightAveraging(decay=spec.ema_decay)]
-    if epochs is not None:
-        callbacks.append(epochs)
+    last = ModelCheckpoint(work_dir, "last", **kept)
+    stopping = EarlyStopping(judged, patience=spec.patience)
+    callbacks = [best, last, stopping, EMAWeightAveraging(decay=spec.ema_decay), epochs]
     # Advice about worker processes, which cost more than they give for graphs of this size.
     warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at before
@@ -492,6 +517,7 @@ def _trainer(
         use_distributed_sampler=False,  # Batches knows its share
         precision=precision,
         max_epochs=spec.max_epochs,
+        check_val_every_n_epoch=every,
         gradient_clip_val=spec.gradient_clip or None,
         callbacks=callbacks,
         plugins=[whole],
@@ -513,12 +539,12 @@ def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Data
     module.validation_share = bool(own)
     loaders = (
         # With generators of their own, for a loader draws from torch's even where nothing is drawn.
-        DataLoader(windows, batch_sampler=order, collate_fn=collate, generator=torch.Generator()),
+        DataLoader(windows, batch_sampler=order, collate_fn=as_batch, generator=torch.Generator()),
         DataLoader(
-            validation,
+            Alike(validation),
             batch_size=-(-spec.batch_size // world),
             sampler=own or range(1),
-            collate_fn=collate,
+            collate_fn=as_batch,
             generator=torch.Generator(),
         ),
     )

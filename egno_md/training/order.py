@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import DataError, UsageError
-from ..graph.graph import Graph
+from ..graph.graph import Graph, collate
 from ..specs import TrainSpec
+from .alike import Alike
 
 
 class Varied(Dataset):
@@ -28,6 +29,7 @@ class Varied(Dataset):
                 "cannot be: use unroll = 1, or velocity = 'backward'"
             )
         self.windows, self.spec, self.epoch = windows, spec, 0
+        self.unchanged = None if spec.noise or spec.unroll > 1 else Alike(windows)  # the same in every epoch
         self.items = list(range(len(windows)))  # type: ignore[arg-type]
         if spec.unroll > 1:
             self.items = [item for item in self.items if windows.ahead(item, spec.unroll - 1) is not None]
@@ -47,6 +49,10 @@ class Varied(Dataset):
         else:
             graph = self.windows[self.items[k]]
         return graph._replace(item=torch.tensor([self.items[k]])) if self.spec.unroll > 1 else graph
+
+    def __getitems__(self, places: Sequence[int]) -> Graph:
+        """A batch; the name is that by which torch's DataLoader asks for one."""
+        return self.unchanged.__getitems__(places) if self.unchanged else collate([self[k] for k in places])
 
 
 class Batches(Sampler):
