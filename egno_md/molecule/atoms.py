@@ -22,13 +22,14 @@ from .molecule import Molecule, atom_label, sorted_bonds
 from .neighbors import box_vectors, box_widths
 from .residues import CHAIN_AMINO_ACIDS, CHAIN_NUCLEOTIDES
 
-_PROTEIN = f"(protein or resname {' '.join(CHAIN_AMINO_ACIDS)})"
-_NUCLEIC = f"(nucleic or resname {' '.join(CHAIN_NUCLEOTIDES)})"
+#: Residues of chains, also those that MDAnalysis' own words do not know.
+PROTEIN = f"(protein or resname {' '.join(CHAIN_AMINO_ACIDS)})"
+NUCLEIC = f"(nucleic or resname {' '.join(CHAIN_NUCLEOTIDES)})"
 
 #: The named selections: what each takes from proteins and from nucleic acids. "heavy" needs more than a string.
 SELECTIONS = {
-    "ca": f"{_PROTEIN} and name CA",
-    "backbone": f"({_PROTEIN} and name N CA C O) or ({_NUCLEIC} and name P O5' C5' C4' C3' O3')",
+    "ca": f"{PROTEIN} and name CA",
+    "backbone": f"({PROTEIN} and name N CA C O) or ({NUCLEIC} and name P O5' C5' C4' C3' O3')",
     "heavy": None,
 }
 
@@ -155,11 +156,11 @@ def _heavy(atoms: AtomGroup) -> AtomGroup:
     keep = (elements != "") & (elements != "H")
     if hasattr(atoms, "resnames"):
         keep &= ~np.isin(atoms.resnames.astype(str), WATER)
-    keep &= (_residue_sizes(atoms) > 1) | (elements == "C")
+    keep &= (residue_sizes(atoms) > 1) | (elements == "C")
     return atoms[keep].unique
 
 
-def _residue_sizes(atoms: AtomGroup) -> NDArray[np.int64]:
+def residue_sizes(atoms: AtomGroup) -> NDArray[np.int64]:
     """How many atoms of the universe the residue of each atom has (N,)."""
     return np.bincount(atoms.universe.atoms.resindices)[atoms.resindices]
 
@@ -219,7 +220,7 @@ def residue_numbers(atoms: AtomGroup) -> NDArray[np.int64]:
 
 def _of_chains(atoms: AtomGroup) -> AtomGroup:
     """The atoms whose residues have names of amino acids or nucleotides."""
-    return atoms.select_atoms(f"{_PROTEIN} or {_NUCLEIC}")
+    return atoms.select_atoms(f"{PROTEIN} or {NUCLEIC}")
 
 
 def molecule_of(source: Any) -> Molecule:
@@ -272,7 +273,7 @@ def _warn_of_left_out(atoms: AtomGroup) -> None:
         return
     odd = outside.atoms.select_atoms("(name CA or name C1' or name C1*) and not (protein or nucleic)")
     odd = odd[odd.resnames != odd.names]  # calcium is no residue
-    left_out = [atom for atom in odd if _is_link(atom) and _goes_on(atom, inside)]
+    left_out = [atom for atom in odd if _is_link(atom) and goes_on(atom, inside)]
     if left_out:
         names = few(dict.fromkeys(f"{atom.resname}{atom.resid}" for atom in left_out), 5)
         warnings.warn(
@@ -288,7 +289,7 @@ def _is_link(atom: Any) -> bool:
     return len(others) == 1 or others >= ({"N", "C"} if atom.name == "CA" else {"P", "O3'"})
 
 
-def _goes_on(atom: Any, inside: NDArray[np.bool_]) -> bool:
+def goes_on(atom: Any, inside: NDArray[np.bool_]) -> bool:
     """Whether the chain of the residues that are `inside` (R,) goes on with the residue of this atom."""
     universe = atom.universe
     beside = [k for k in (atom.resindex - 1, atom.resindex + 1) if 0 <= k < len(inside) and inside[k]]
@@ -349,7 +350,7 @@ def find_bonds(
     if not len(bonds) and len(np.unique(residues)) == len(atoms):
         return _chain_links(atoms, topology, neighbours_in_chain(residues, chains))
     bonded = np.isin(atoms.indices, topology.bonds)
-    if not bonded[_residue_sizes(atoms) > 1].all():
+    if not bonded[residue_sizes(atoms) > 1].all():
         return np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
     if topology.guessed:
         bonds = np.concatenate([bonds, _bonds_through_the_box(atoms, elements, residues)])
@@ -377,14 +378,15 @@ def _bonds_through_the_box(
 
 
 def _chain_links(atoms: AtomGroup, topology: _Known, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which neighbours along a chain (P, 2) are linked: by the topology or, C-alpha atoms, by being near."""
+    """Which neighbours along a chain (P, 2) are linked: by the topology or, C-alpha, BB and P, by being near."""
     n_residues = len(atoms.universe.residues)
     between = np.sort(topology.residues(atoms), axis=1) @ [n_residues, 1]
     linked = np.isin(np.sort(atoms.resindices[pairs], axis=1) @ [n_residues, 1], between)  # (P,)
-    is_ca = atoms.names == "CA" if hasattr(atoms, "names") else np.zeros(len(atoms), dtype=bool)
-    open_ends = ~linked & is_ca[pairs].all(axis=1)
-    if open_ends.any():
-        linked |= open_ends & within(pairs, CHAIN_DISTANCE, *_coordinates(atoms))
+    names = atoms.names if hasattr(atoms, "names") else np.full(len(atoms), "")
+    for name, reach in (("CA", CHAIN_DISTANCE), ("BB", CHAIN_DISTANCE), ("P", NUCLEOTIDE_DISTANCE)):
+        open_ends = ~linked & (names[pairs] == name).all(axis=1)
+        if open_ends.any():
+            linked |= open_ends & within(pairs, reach, *_coordinates(atoms))
     return pairs[linked]
 
 
@@ -423,14 +425,11 @@ def refuse_updating(atoms: Any) -> None:
 
 def _refuse_twice(atoms: AtomGroup, select: str) -> None:
     """Refuse a selection that holds one atom of a molecule twice, with the selection that keeps one of them."""
-    groups = _one_atom(atoms)
-    _, counts = np.unique(groups, return_counts=True)
-    if len(counts) == len(atoms):
+    groups, dropped = _doubles(atoms)
+    if not dropped.any():
         return
     places = _places(atoms)
     order = np.lexsort([np.arange(len(atoms)), places, groups])
-    dropped = np.ones(len(atoms), bool)  # all but the first of each group
-    dropped[order[np.append(0, np.cumsum(counts)[:-1])]] = False
     twice = order[groups[order] == groups[dropped].min()]
     first, second = atoms[twice[0]], atoms[twice[1]]
     if getattr(first, "resname", "") != getattr(second, "resname", ""):
@@ -443,6 +442,23 @@ def _refuse_twice(atoms: AtomGroup, select: str) -> None:
     raise DataError(
         f"the selection {select!r} holds {found}. Keep one of them: select='{_without(atoms, select, dropped)}'."
     )
+
+
+def unique_selection(atoms: AtomGroup, select: str) -> tuple[str, int]:
+    """A selection like `select` with no atom in it twice, of several the first, and how many that leaves out."""
+    chosen = matching_atoms(atoms, select)
+    dropped = _doubles(chosen)[1]
+    return (_without(chosen, select, dropped), int(dropped.sum())) if dropped.any() else (select, 0)
+
+
+def _doubles(atoms: AtomGroup) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Which are one atom of the molecule, by a number for each (N,), and all of those but the first (N,)."""
+    groups = _one_atom(atoms)
+    _, counts = np.unique(groups, return_counts=True)
+    order = np.lexsort([np.arange(len(atoms)), _places(atoms), groups])
+    dropped = np.ones(len(atoms), bool)
+    dropped[order[np.append(0, np.cumsum(counts)[:-1])]] = False
+    return groups, dropped
 
 
 def _places(atoms: AtomGroup) -> NDArray[np.str_]:

@@ -22,10 +22,11 @@ RADII = {
 #: 0.55 misses disulfides), with a hydrogen 0.55 (0.6 takes the hydrogen bonds of salt bridges for bonds).
 BOND_FACTOR, BOND_FACTOR_HYDROGEN = 0.6, 0.55
 
-#: C-alpha atoms of neighbours along a chain are 3.8 A apart (cis 2.9 A), those of next neighbours 5 A and more.
+#: C-alpha atoms of neighbours along a chain are 3.8 A apart (cis 2.9 A), those of next neighbours 5 A and more;
+#: MARTINI's backbone beads 3.1 to 3.9 A.
 CHAIN_DISTANCE = 4.5
 
-#: C1' atoms of neighbours along a strand are 4.5 to 6.5 A apart, Angstrom.
+#: C1' atoms of neighbours along a strand are 4.5 to 6.5 A apart, P atoms 5.5 to 7.5 A, Angstrom.
 NUCLEOTIDE_DISTANCE = 8.0
 
 
