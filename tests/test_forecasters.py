@@ -44,6 +44,7 @@ OURS = [
     "smoothed history",
     "regression",
     "Gaussian process",
+    "elastic network",
     "analogues",
 ]
 

@@ -134,8 +134,8 @@ def evaluate(
     >>> from egno_md.evaluation import evaluate
     >>> result = evaluate("ca-1ps", *sample())
     >>> sorted(result.errors)
-    ['AR(1)', 'Gaussian process', 'analogues', 'linear', 'mean structure', 'model', 'regression', 'smoothed history', \
-'static']
+    ['AR(1)', 'Gaussian process', 'analogues', 'elastic network', 'linear', 'mean structure', 'model', 'regression', \
+'smoothed history', 'static']
     """
     model = load_model(model)
     horizon = model.window.n_times if horizon is None else horizon

@@ -32,6 +32,7 @@ COLOURS = {
     "smoothed history": "#56B4E9",
     "regression": "#E69F00",
     "Gaussian process": "#8C510A",
+    "elastic network": "#006D77",
     "analogues": "#4D4D4D",
 }
 OTHER, LINES = "#000000", ("-", "--", ":", "-.")

@@ -178,7 +178,7 @@ class GaussianProcess:
         scale[scale == 0] = 1.0
         inputs, residual = (features / scale[:, None, None]).reshape(m, -1), left.reshape(m, n_times, -1)
         basis, response, residual = ridge(inputs, residual, gap)
-        noise = Noise.fit(residual, _rigid_directions(mean))
+        noise = Noise.fit(residual, rigid_directions(mean))
         numbers = n_times * n_atoms * 3
         kind = "time x space" if noise.share > 0.99 else "full" if m >= numbers else "low-rank"
         notes = []
@@ -208,7 +208,7 @@ class GaussianProcess:
         return _made_of(cls, arrays, "", kind="time x space" if share > 0.99 else "full or low-rank")
 
     def __call__(self, past, times, samples=1, generator=None):
-        _check_samples(samples, generator)
+        check_drawn(samples, generator)
         seen = in_body(past, self.mean, self.n_past)
         between = Between.of(times, self.knots, self.noise.across, self.name)
         whole = Between.of(times, self.knots, self.motion.noise.across, self.name)
@@ -221,7 +221,7 @@ class GaussianProcess:
         drift = whole(self.motion.mean(seen.drift))  # (S, T, 6)
         if generator is None:
             return seen.back(moved(out, drift[:, None]))
-        for rows, members in _members(n_starts, samples, self.noise.n_numbers + 6 * n_atoms * len(self.knots)):
+        for rows, members in in_turn(n_starts, samples, self.noise.n_numbers + 6 * n_atoms * len(self.knots)):
             numbers = generator.standard_normal((len(rows), self.noise.n_numbers + self.motion.noise.n_numbers))
             internal, turning = np.split(numbers, [self.noise.n_numbers], axis=1)
             moves = between(self.noise.paths(internal)) * between.stretch[:, None]  # (C, T, 3 N)
@@ -269,7 +269,7 @@ def _made_of(kind_of: type, arrays: Mapping[str, NDArray], within: str, **others
     return kind_of(**values)
 
 
-def _rigid_directions(mean: np.ndarray) -> np.ndarray:
+def rigid_directions(mean: np.ndarray) -> np.ndarray:
     """Small translations and rotations of a structure (N, 3), orthonormal, (3 N, 6)."""
     axes = np.eye(3)
     moves = [np.broadcast_to(axis, mean.shape) for axis in axes] + [np.cross(axis, mean) for axis in axes]
@@ -380,7 +380,7 @@ class Analogues:
         return cls(mean, known.segments, places, library, known.every, ahead, nearest)
 
     def __call__(self, past, times, samples=1, generator=None):
-        _check_samples(samples, generator)
+        check_drawn(samples, generator)
         times = np.asarray(times, float)
         if times.min(initial=1) < 0 or times.max(initial=0) > self.ahead:
             raise UsageError(
@@ -394,7 +394,7 @@ class Analogues:
             for rows in _rows(len(start), 1, self.nearest * self.mean.size):
                 self._follow(found[rows], start[rows], times, False, out[rows])
             return out
-        for rows, members in _members(len(start), samples, len(times) * self.mean.size):
+        for rows, members in in_turn(len(start), samples, len(times) * self.mean.size):
             chosen = (self.nearest * generator.random(len(rows))).astype(int)  # (C,)
             paths = np.empty((len(rows), 1, *out.shape[2:]))
             self._follow(found[rows, chosen][:, None], start[rows], times, self.rigid, paths)
@@ -468,7 +468,7 @@ class NoisyStart:
         return cls(np.asarray(known.steps, float), np.sqrt(np.mean(moves**2, axis=(0, 3))))
 
     def __call__(self, past, times, samples=1, generator=None):
-        _check_samples(samples, generator)
+        check_drawn(samples, generator)
         start = np.asarray(past[:, -1], np.float64)  # (S, N, 3)
         between = Between.of(times, self.knots, np.diag(np.mean(self.spread**2, axis=1)), self.name)
         still = static(start, times)[:, None]  # (S, 1, T, N, 3)
@@ -478,7 +478,7 @@ class NoisyStart:
         return still + spread * generator.standard_normal((len(start), samples, *still.shape[2:]))
 
 
-def _check_samples(samples: int, generator: np.random.Generator | None) -> None:
+def check_drawn(samples: int, generator: np.random.Generator | None) -> None:
     if samples < 1 or (samples > 1 and generator is None):
         raise UsageError(
             f"samples must be at least 1, and more than one needs a generator to draw with "
@@ -493,7 +493,7 @@ def _rows(count: int, members: int, numbers: int) -> Iterator[slice]:
         yield slice(first, min(first + chunk, count))
 
 
-def _members(n_starts: int, samples: int, numbers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def in_turn(n_starts: int, samples: int, numbers: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Starts and members of all futures in turn, so many at a time that their numbers stay within bounds."""
     for rows in _rows(n_starts * samples, 1, numbers):
         yield np.divmod(np.arange(rows.start, rows.stop), samples)

@@ -1,0 +1,206 @@
+"""The Gaussian network in time against chains of springs whose conditional mean and covariance are known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from test_drawn import on_start, pasts
+
+from egno_md.errors import DataError
+from egno_md.forecast.drawn import apart, rigid_directions
+from egno_md.forecast.forecasters import Known
+from egno_md.forecast.network import MODES, Conditional, ElasticNetwork, Modes, Sample, own_frame, terms
+
+STEPS = np.arange(1, 5)
+#: Variance of a mode of stiffness 1 in Angstrom squared, and the rate at which it relaxes, per stride.
+HEAT, RATE = 2e-3, 0.4
+
+
+def walk(n_atoms, seed=0):
+    """A chain of atoms 3.8 Angstrom apart."""
+    steps = np.random.default_rng(seed).normal(size=(n_atoms, 3))
+    return np.cumsum(3.8 * steps / np.linalg.norm(steps, axis=1, keepdims=True), axis=0)
+
+
+def chain(n_frames, n_atoms=20, seed=0, rate=RATE):
+    """Atoms on the springs of their network, in a bath: frames (F, N, 3), structure, modes, stiffness."""
+    structure = walk(n_atoms)
+    modes = Modes.of(structure)
+    stiffness = np.exp(modes.stiffness[1:])  # without the motion as a whole
+    rng = np.random.default_rng(seed)
+    memory, size = np.exp(-rate * stiffness), np.sqrt(HEAT / stiffness)
+    values = np.empty((n_frames, len(stiffness), 3))
+    values[0] = rng.normal(size=values[0].shape)
+    for k in range(1, n_frames):
+        values[k] = memory[:, None] * values[k - 1] + np.sqrt(1 - memory**2)[:, None] * rng.normal(size=values[0].shape)
+    return structure + modes.vectors[:, 1:] @ (size[:, None] * values), structure, modes, stiffness
+
+
+def test_variogram_of_a_chain_of_springs_is_found():
+    """Displacements after t have the covariance sum_a u_a u_a^T 2 (kT / k_a) (1 - exp(-k_a t))."""
+    frames, structure, modes, stiffness = chain(6000)
+    found = ElasticNetwork.fitted(Known([frames], tuple(STEPS)))
+    past = pasts(frames, [3000], 1)
+    drawn = on_start(found(past, STEPS, 20000, np.random.default_rng(0)), past[:, -1])[0]  # (K, T, N, 3)
+    moves = drawn - on_start(past, past[:, -1])[:, 0]
+    rigid = rigid_directions(past[0, -1] - past[0, -1].mean(axis=0))
+    for k, step in enumerate(STEPS):
+        gain = 2 * HEAT / stiffness * -np.expm1(-RATE * stiffness * step)  # (M,)
+        exact = np.kron(modes.vectors[:, 1:] * gain @ modes.vectors[:, 1:].T, np.eye(3))  # (3 N, 3 N)
+        inside = np.eye(len(exact)) - rigid @ rigid.T
+        exact = inside @ exact @ inside
+        seen = np.einsum("kd,ke->de", moves[:, k].reshape(20000, -1), moves[:, k].reshape(20000, -1)) / 20000
+        assert np.linalg.norm(seen - exact) < 0.2 * np.linalg.norm(exact), step
+        np.testing.assert_allclose(np.trace(seen), np.trace(exact), rtol=0.1)
+
+
+def test_with_a_long_past_a_relaxation_goes_back_to_its_mean():
+    """With the mean known, it is the mean of a process of memory exp(-t / tau), and its variance that of the noise."""
+    tau, times = 2.0, np.array([1.0, 2, 5])
+    taus = np.array([tau, 50.0])
+    amplitude = np.zeros((1, 5))
+    amplitude[0, 0] = 2 * 0.3  # the variogram of a variance of 0.3
+    found = Conditional.of(amplitude, taus, np.arange(-400.0, 0), times)
+    memory = np.exp(-times / tau)
+    level = 0.7  # of the mean over the start
+    np.testing.assert_allclose(found.response[0] @ np.full(400, level), level * (1 - memory), atol=0.02)
+    apart_, both = np.abs(times[:, None] - times), times[:, None] + times
+    covariance = 0.3 * (np.exp(-apart_ / tau) - np.exp(-both / tau))
+    np.testing.assert_allclose(found.factor[0] @ found.factor[0].T, covariance, atol=0.01)
+    # Of a start alone nothing is known of the way ahead.
+    alone = Conditional.of(amplitude, taus, np.zeros(0), times)
+    unknown = 0.3 * (1 - memory[:, None] - memory + np.exp(-apart_ / tau))
+    np.testing.assert_allclose(alone.factor[0] @ alone.factor[0].T, unknown, atol=1e-6)
+
+
+def test_terms_begin_at_nothing_and_diffusion_has_no_end():
+    found = terms([0.0, 1e-3, 1e6], np.array([1.0, 10.0]))
+    assert not found[0].any() and found.shape == (3, 5)
+    np.testing.assert_allclose(found[1, [0, 2]], [1e-3, 5e-7], rtol=1e-3)  # at once, and with a velocity
+    np.testing.assert_allclose(found[2], [1, 1, 1, 1, 1e5])
+
+
+def turned(past):
+    rotation = Rotation.random(rng=np.random.default_rng(3)).as_matrix()
+    return rotation, np.array([3.0, -40, 7])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_draws_turn_with_the_start_and_know_nothing_of_their_batch(own, monkeypatch):
+    frames = chain(400)[0]
+    found = ElasticNetwork.fitted(Known([frames[:200]], tuple(STEPS)))
+    if not own:
+        found = dataclasses.replace(found, mean=frames[0] - frames[0].mean(axis=0))
+    past = pasts(frames, [230, 300, 390])
+    whole = found(past, STEPS, 5, np.random.default_rng(3))
+    assert whole.shape == (3, 5, 4, 20, 3) and whole.std(axis=1).min() > 0
+    generator = np.random.default_rng(3)
+    alone = np.concatenate([found(past[k : k + 1], STEPS, 5, generator) for k in range(3)])
+    np.testing.assert_allclose(alone, whole, atol=1e-9)
+    rotation, shift = turned(past)
+    there = found(past @ rotation + shift, STEPS, 5, np.random.default_rng(3))
+    np.testing.assert_allclose(there, whole @ rotation + shift, atol=1e-5)
+    monkeypatch.setattr("egno_md.forecast.drawn.CHUNK_NUMBERS", 1)
+    np.testing.assert_allclose(found(past, STEPS, 5, np.random.default_rng(3)), whole, atol=1e-9)
+    # Without the motion as a whole, every frame lies on its start as well as it can.
+    still = dataclasses.replace(found, rigid=False)(past, STEPS, 5, np.random.default_rng(3)) - past[:, None, -1:]
+    np.testing.assert_allclose(still.mean(axis=-2), still[:, :1].mean(axis=-2).repeat(5, axis=1), atol=1e-9)
+
+
+def test_equally_stiff_modes_do_not_make_draws_arbitrary():
+    """A ring has pairs of them: what a rotation does to the last digit must not choose between them."""
+    angles = 2 * np.pi * np.arange(12) / 12
+    ring = np.stack([5 * np.cos(angles), 5 * np.sin(angles), 0 * angles], axis=1)
+    found = ElasticNetwork.fitted(Known([ring + np.random.default_rng(0).normal(scale=0.2, size=(300, 12, 3))], (1, 2)))
+    past = ring[None, None] + np.random.default_rng(1).normal(scale=1e-9, size=(1, 3, 12, 3))
+    rotation, shift = turned(past)
+    here, there = (found(x, [1, 2], 3, np.random.default_rng(0)) for x in (past, past @ rotation + shift))
+    np.testing.assert_allclose(there, here @ rotation + shift, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2, 3])
+def test_few_atoms_have_a_frame_of_reference(n_atoms):
+    atoms = np.arange(3.0 * n_atoms).reshape(1, n_atoms, 3)  # all on a line
+    axes = own_frame(atoms)
+    np.testing.assert_allclose(axes[0] @ axes[0].T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(axes[0]) == pytest.approx(1)
+    frames = atoms + np.random.default_rng(0).normal(scale=0.1, size=(60, n_atoms, 3))
+    drawn = ElasticNetwork.fitted(Known([frames], (1, 2)))(frames[None, -4:], [1, 2], 2, np.random.default_rng(0))
+    assert np.isfinite(drawn).all()
+
+
+def test_modes_beyond_those_that_are_known_move_as_one(monkeypatch):
+    frames = chain(600)[0]
+    known = Known([frames[:500]], tuple(STEPS))
+    whole = ElasticNetwork.fitted(known)
+    past = pasts(frames, [520, 560])
+    spread = whole(past, STEPS, 300, np.random.default_rng(0)).std(axis=1)
+    monkeypatch.setattr("egno_md.forecast.network.MODES", 12)
+    some = ElasticNetwork.fitted(known)(past, STEPS, 300, np.random.default_rng(0)).std(axis=1)
+    assert MODES > 20
+    np.testing.assert_allclose(some.mean(axis=(0, 2, 3)), spread.mean(axis=(0, 2, 3)), rtol=0.1)
+
+
+def test_one_network_knows_every_spacing():
+    """Fitted to frames 0.5 apart it tells what frames 2 apart do, and a past that is closer or further away."""
+    frames = chain(8000, rate=RATE / 2)[0]
+    found = ElasticNetwork.fit([Sample([frames], 0.5)], np.geomspace(0.5, 32, 13))
+    starts = np.arange(200, 7800, 200)
+    for every in (1, 4):
+        past = frames[starts[:, None] + np.arange(-7, 1) * every]
+        true = frames[starts[:, None] + STEPS * every]
+        drawn = dataclasses.replace(found, stride=0.5 * every)(past, STEPS, 16, np.random.default_rng(0))
+        shape, really = on_start(drawn, past[:, -1]), on_start(true, past[:, -1])
+        error = np.sqrt(np.mean((shape.mean(axis=1) - really) ** 2, axis=(0, 2, 3)) * 16 / 17)
+        np.testing.assert_allclose(np.sqrt(shape.var(axis=1, ddof=1).mean(axis=(0, 2, 3))) / error, 1, atol=0.12)
+        still = np.sqrt(np.mean((on_start(past[:, -1:], past[:, -1]) - really) ** 2, axis=(0, 2, 3)))
+        assert (error < 0.95 * still).all()
+
+
+def test_a_past_that_moves_more_than_expected_widens_what_is_drawn():
+    frames, structure = chain(900)[:2]
+    found = ElasticNetwork.fitted(Known([frames[:600]], tuple(STEPS)))
+    starts = [650, 750, 850]
+    spread = [
+        found(structure + factor * (pasts(frames, starts) - structure), STEPS, 64, np.random.default_rng(0)).std(axis=1)
+        for factor in (1, 2)
+    ]
+    assert 1.7 < spread[1].mean() / spread[0].mean() < 2.1
+
+
+def test_motion_as_a_whole_is_that_of_the_runs():
+    rng = np.random.default_rng(2)
+    frames = chain(3000)[0]
+    turn = Rotation.from_rotvec(0.03 * np.cumsum(rng.normal(size=(3000, 3)), axis=0)).as_matrix()
+    frames = (frames - frames.mean(axis=1, keepdims=True)) @ turn + 0.2 * np.cumsum(rng.normal(size=(3000, 1, 3)), 0)
+    found = ElasticNetwork.fitted(Known([frames], tuple(STEPS)))
+    past = pasts(frames, [2000])
+    drawn = found(past, STEPS, 2000, np.random.default_rng(0))
+    motion = apart(drawn[0].reshape(1, -1, 20, 3), past[:, -1])[1].reshape(2000, 4, 2, 3)
+    np.testing.assert_allclose(motion[:, :, 0].std(axis=0).mean(axis=-1), 0.03 * np.sqrt(STEPS), rtol=0.2)
+    centre = drawn[0].mean(axis=-2) - past[0, -1].mean(axis=0)
+    np.testing.assert_allclose(centre.std(axis=0).mean(axis=-1), 0.2 * np.sqrt(STEPS), rtol=0.2)
+
+
+def test_too_few_frames_are_said():
+    with pytest.raises(DataError, match="needs at least 10 pairs of frames 1 apart, found 4"):
+        ElasticNetwork.fitted(Known([chain(5)[0]], (1, 2)))
+    many = np.random.default_rng(0).normal(size=(20, 3001, 3))
+    with pytest.raises(DataError, match="at most 3000 atoms, found 3001: select fewer"):
+        ElasticNetwork.fitted(Known([many], (1, 2)))
+    few = ElasticNetwork.fitted(Known([chain(12)[0]], tuple(STEPS)))  # for longer lags than are there many times
+    assert np.isfinite(few(chain(12)[0][None], STEPS, 2, np.random.default_rng(0))).all()
+
+
+def test_numbers_survive_a_checkpoint():
+    frames = chain(300)[0]
+    found = ElasticNetwork.fitted(Known([frames], tuple(STEPS)))
+    arrays = found.arrays()
+    assert sum(x.nbytes for x in arrays.values()) < 3000
+    again = ElasticNetwork.of_arrays(arrays)
+    past = pasts(frames, [100])
+    drawn = [net(past, STEPS, 2, np.random.default_rng(0)) for net in (found, again)]
+    np.testing.assert_allclose(*drawn, atol=1e-4)
