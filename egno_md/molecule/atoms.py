@@ -338,6 +338,16 @@ def topology_bonds(atoms: AtomGroup) -> NDArray[np.int64]:
     return sorted_bonds(_Known.of(atoms).among(atoms), len(atoms))
 
 
+def bonds_among(atoms: AtomGroup) -> NDArray[np.int64]:
+    """The bonds of :func:`molecule_of`, as pairs of indices (B, 2); where none can be found, those that are known."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said where the molecule was made
+            return molecule_of(atoms).bonds
+    except DataError:  # no coordinates to find them from
+        return topology_bonds(atoms)
+
+
 def find_bonds(
     atoms: AtomGroup,
     topology: _Known,

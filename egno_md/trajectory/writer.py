@@ -18,7 +18,7 @@ import numpy as np
 from MDAnalysis.lib.mdamath import triclinic_vectors
 
 from ..errors import DataError, OutputError, UsageError
-from ..molecule.atoms import atom_elements, chain_numbers
+from ..molecule.atoms import atom_elements, bonds_among, chain_numbers
 from .clock import time_tolerance
 from .formats import Format, format_of
 from .preflight import StrPath
@@ -288,7 +288,8 @@ def write_forecast(
 
     Both targets are checked before anything is written, and neither appears unless both could be written whole. The
     PDB file holds the first frame, the elements (guessed from the names where unknown) and CONECT records for the
-    bonds among the atoms.
+    bonds that a model sees, the links of a C-alpha chain among them: viewers draw it. Their columns end at atom 99999;
+    larger topologies have none.
 
     Parameters
     ----------
@@ -352,6 +353,7 @@ def write_forecast(
                     part,
                     targets[1],
                     in_memory_universe(atoms, xyz[:1].copy(), clock[:1], None if cells is None else cells[:1]),
+                    atoms,
                     recentre=recentre,
                     b_factors=b_factors,
                 )
@@ -384,7 +386,7 @@ def write_topology(
     part = _part_name(target)
     try:
         frame = in_memory_universe(atoms, np.asarray(positions, np.float32)[None], np.zeros(1), boxes=box)
-        _write_pdb(part, target, frame, recentre=recentre)
+        _write_pdb(part, target, frame, atoms, recentre=recentre)
         os.replace(part, os.path.realpath(target))
     except OSError as exc:
         if isinstance(exc, OutputError):
@@ -407,11 +409,14 @@ def _write_pdb(
     part: Path,
     target: Path,
     universe: mda.Universe,
+    source: mda.AtomGroup,
     *,
     recentre: bool = False,
     b_factors: ArrayLike | None = None,
 ) -> None:
-    """Write the topology to `part`; the errors speak of `target`."""
+    """Write the topology to `part`, with the bonds of `source`; the errors speak of `target`."""
+    # Beyond the last number that fits, numbers start anew: a record would bond two pairs of atoms.
+    bonds = bonds_among(source) if len(source) < 100_000 else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
@@ -420,7 +425,9 @@ def _write_pdb(
             if b_factors is not None:
                 universe.add_TopologyAttr("tempfactors", np.asarray(b_factors, float))
             moved = recentre and _move_into_columns(universe)
-            universe.atoms.write(str(part), bonds="all")
+            if bonds is not None:
+                universe.add_TopologyAttr("bonds", bonds)
+            universe.atoms.write(str(part), bonds=None if bonds is None else "all")
         if universe.dimensions is None:
             # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
             lines = part.read_text().splitlines(keepends=True)
@@ -456,7 +463,8 @@ def _letter_chains(universe: mda.Universe) -> None:
     if (np.char.str_len(known) == 1).all():
         return
     segids = np.char.strip(atoms.segids.astype(str)) if hasattr(atoms, "segids") else known
-    free = iter(dict.fromkeys([c for c in _CHAIN_LETTERS if c not in {*known, *segids}] + list(_CHAIN_LETTERS)))
+    used = {*known, *segids}
+    free = iter(dict.fromkeys([c for c in _CHAIN_LETTERS if c not in used] + list(_CHAIN_LETTERS)))
     letters: dict[int, str] = {}
     chains = chain_numbers(atoms)
     for k in np.unique(chains, return_index=True)[1]:

@@ -1,0 +1,67 @@
+"""Bonds in the PDB file beside a forecast: viewers draw the chain, other libraries read what a model sees."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import MDAnalysis as mda
+import mdtraj
+import numpy as np
+import pytest
+from openmm import app
+
+import egno_md
+from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.molecule import Molecule
+from egno_md.trajectory.writer import write_forecast, write_topology
+
+
+def records(path: Path) -> int:
+    return sum(line.startswith("CONECT") for line in path.read_text().splitlines())
+
+
+def pairs(bonds) -> set[tuple[int, int]]:
+    return {tuple(sorted(map(int, bond))) for bond in bonds}
+
+
+@pytest.mark.parametrize("select", ["ca", "backbone", "heavy", "protein and name CA CB"])
+def test_bonds_are_read_back_by_everyone(tmp_path: Path, select: str) -> None:
+    universe = mda.Universe(*map(str, egno_md.sample()))
+    atoms = select_atoms(universe, select)
+    _, topology = write_forecast(tmp_path / "f.dcd", atoms, atoms.positions[None], [1.0], dt=1.0)
+    wanted = pairs(Molecule.of(atoms).bonds)
+    assert len(wanted) >= len(atoms) - 1 or select == "protein and name CA CB"
+    back = mda.Universe(str(topology))
+    assert pairs(back.bonds.indices) == wanted
+    assert pairs((a.index, b.index) for a, b in mdtraj.load(str(topology)).topology.bonds) == wanted
+    assert pairs((a.index, b.index) for a, b in app.PDBFile(str(topology)).topology.bonds()) == wanted
+    # To a model the file is the molecule that it was made of.
+    assert Molecule.of(back.atoms).identity == Molecule.of(atoms).identity
+    assert not hasattr(universe, "bonds")  # nothing was added to the user's own
+
+
+def test_chains_and_gaps_are_not_joined(tmp_path: Path) -> None:
+    universe = mda.Universe(*map(str, egno_md.sample()))
+    atoms = universe.select_atoms("name CA and not resid 30:34")
+    write_topology(tmp_path / "gap.pdb", atoms, atoms.positions)
+    assert len(mda.Universe(str(tmp_path / "gap.pdb")).bonds) == len(atoms) - 2
+
+
+def test_more_atoms_than_the_columns_count_have_no_records(tmp_path: Path) -> None:
+    n = 100_002
+    residue = np.arange(n) // 3
+    universe = mda.Universe.empty(n, n // 3, atom_resindex=residue, trajectory=True)
+    universe.add_TopologyAttr("names", ["C1", "C2", "C3"] * (n // 3))
+    universe.add_TopologyAttr("resnames", ["LIG"] * (n // 3))
+    universe.add_TopologyAttr("resids", np.arange(n // 3))
+    grid = np.stack(np.unravel_index(residue, (33, 33, 33)), axis=1) * 8.0
+    grid[:, 0] += 1.5 * (np.arange(n) % 3)
+    universe.atoms.positions = grid
+    for count, wanted in ((n, 0), (300, 300)):
+        target = tmp_path / f"{count}.pdb"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            write_topology(target, universe.atoms[:count], grid[:count])
+        assert records(target) == wanted
+    assert len(mda.Universe(str(tmp_path / f"{n}.pdb")).atoms) == n
