@@ -27,8 +27,8 @@ from egno_md.evaluation.score import Part
 from egno_md.evaluation.statistics import jensen_shannon
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored
 from egno_md.forecast.forecasters import Forecaster
-from egno_md.forecast.generative import Streams
 from egno_md.forecast.model import load_model
+from egno_md.forecast.streams import Streams
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 from egno_md.molecule.atoms import select_atoms

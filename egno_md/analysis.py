@@ -16,9 +16,10 @@ from tqdm import tqdm
 from egno_md.files import fingerprint
 from egno_md.forecast.chain import ModelForecaster, check_request, check_samples, forecast, forecast_times
 from egno_md.forecast.device import check_precision, resolve_device
-from egno_md.forecast.generative import check_seed, draws, member_spread
+from egno_md.forecast.generative import draws
 from egno_md.forecast.long import unphysical_start, write_chain
 from egno_md.forecast.model import Model, load_model
+from egno_md.forecast.streams import check_seed, member_spread
 from egno_md.forecast.subject import Subject
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.geometry import rmsd, superposed_rmsd

@@ -17,9 +17,10 @@ from egno_md import EGNOSurrogate, load_model, sample
 from egno_md.cli import main
 from egno_md.errors import ModelError, UsageError
 from egno_md.forecast.chain import ChainState, ModelForecaster, forecast, roll
-from egno_md.forecast.generative import Bodies, Streams, drawn_loss, drawn_window
+from egno_md.forecast.generative import Bodies, drawn_loss, drawn_window
 from egno_md.forecast.model import build_network, new_model
 from egno_md.forecast.operator import apply_operator, graphs
+from egno_md.forecast.streams import Streams
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.graph import collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError, UsageError
-from ..forecast.chain import ModelForecaster
 from ..forecast.drawn import NoisyStart
 from ..forecast.forecasters import Forecaster
-from ..forecast.model import Model
 from ..molecule.geometry import aligned
 from .statistics import block_bootstrap, independent_blocks, integrated_time
+
+if TYPE_CHECKING:
+    from ..forecast.model import Model
 
 #: Windows that are judged at most, blocks below which there is no interval, share outside of it.
 MOST_WINDOWS, FEWEST_BLOCKS, OUTSIDE = 400, 4, 0.05
@@ -332,6 +333,8 @@ def _who_draws(part: Any, model: Model | None, device: str) -> dict[str, Forecas
     """Those that may draw; the model is tried."""
     found: dict[str, Forecaster] = {}
     if model is not None:
+        from ..forecast.chain import ModelForecaster  # brings torch, which free forecasts need not wait for
+
         found["model"] = ModelForecaster(model, part.run.builder, device=device)
     found |= {name: one for name, one in part.known.baselines.forecasts.items() if getattr(one, "draws", False)}
     try:
@@ -357,7 +360,7 @@ def _members(
         here = np.flatnonzero(there == n_past)
         past = run.positions[starts[here][:, None] + np.arange(1 - n_past, 1) * run.every]  # (S', P, N, 3)
         options = {}
-        if isinstance(forecaster, ModelForecaster) and run.boxes is not None:
+        if getattr(forecaster, "reads_boxes", False) and run.boxes is not None:
             options["boxes"] = list(run.boxes[starts[here]])
         found = np.asarray(forecaster(past, steps, samples, generator, **options), np.float64)
         out = np.empty((len(starts), *found.shape[1:])) if out is None else out

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import DataError, ModelError, UsageError
-from ..forecast.chain import check_request, forecast, forecast_times
 from ..forecast.forecasters import Known
-from ..forecast.model import Model, load_model
 from ..forecast.subject import Subject
 from ..graph.windows import Run, frames_back
 from .calibration import calibrate
 from .quality import quality
 from .result import Evaluation
 from .score import Part, score
+
+if TYPE_CHECKING:
+    from ..forecast.model import Model
 
 
 def half_parts(runs: Sequence[Run], model: Model, horizon: int, sources: Sequence[str] = ()) -> list[Part]:
@@ -41,6 +42,8 @@ def half_parts(runs: Sequence[Run], model: Model, horizon: int, sources: Sequenc
     DataError
         A half without a window.
     """
+    from ..forecast.chain import forecast_times
+
     window = model.window
     steps = tuple(np.round(forecast_times(model, horizon) / window.stride_ps).astype(int).tolist())
     ahead = max(steps[-1], int(window.velocity == "forward"))
@@ -137,6 +140,9 @@ def evaluate(
     ['AR(1)', 'Gaussian process', 'analogues', 'elastic network', 'linear', 'mean structure', 'model', 'regression', \
 'smoothed history', 'static']
     """
+    from ..forecast.chain import check_request  # brings torch: what else is in this room does not wait for it
+    from ..forecast.model import load_model
+
     model = load_model(model)
     horizon = model.window.n_times if horizon is None else horizon
     check_request(model, horizon, 1)
@@ -189,6 +195,8 @@ def evaluate(
 def _chains(
     model: Model, runs: Sequence[Run], count: int, length: int, device: str, progress: Callable[[int], None] | None
 ) -> list[np.ndarray]:
+    from ..forecast.chain import forecast
+
     starts = [(run, s) for run in runs for s in range(frames_back(model.window) * run.every, len(run.positions))]
     if not starts:
         raise DataError("no frame has the past that a chain starts from")

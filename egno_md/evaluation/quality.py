@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..forecast.forecasters import InternalMotion
-from ..graph.builder import GraphBuilder
 from ..molecule.checks import check_frames
 from ..molecule.geometry import aligned, bond_lengths, bonded_neighbours, dihedrals, radius_of_gyration
 from ..molecule.molecule import Molecule
 from .statistics import autocorrelation, jensen_shannon, relaxation_time
+
+if TYPE_CHECKING:
+    from ..graph.builder import GraphBuilder
 
 #: A bond this far from its mean in the run is off, Angstrom.
 BOND_OFF = 0.05

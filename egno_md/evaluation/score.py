@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import DataError, ModelError
-from ..forecast.chain import ModelForecaster, check_request, forecast_times
 from ..forecast.forecasters import Forecaster, Known
-from ..forecast.model import Model
 from ..graph.windows import Run, frames_back
 from .errors import both_errors, skill
 from .result import MIN_BLOCKS, Evaluation, Scores
 from .statistics import block_bootstrap, independent_blocks, integrated_time
+
+if TYPE_CHECKING:
+    from ..forecast.model import Model
 
 #: Share of the bootstrap's resamples outside the interval, and its ends.
 OUTSIDE = 0.05
@@ -84,6 +86,8 @@ def score(
     ModelError
         See :func:`egno_md.forecast.forecast`.
     """
+    from ..forecast.chain import ModelForecaster, check_request, forecast_times
+
     window = model.window
     horizon = window.n_times if horizon is None else horizon
     check_request(model, horizon, 1)

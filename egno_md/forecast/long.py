@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import OutputError, StoppedError, UnphysicalError
 from ..molecule.checks import Tally
 from ..trajectory.stream import FrameStream
-from .chain import ChainState, ModelForecaster, roll
+from .rolling import Chained, ChainState, roll
 
 
 def packed(state: ChainState) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def unpacked(content: dict[str, Any]) -> ChainState:
 
 def write_chain(
     stream: FrameStream,
-    forecaster: ModelForecaster,
+    forecaster: Chained,
     past: np.ndarray,
     times: np.ndarray,
     *,
@@ -57,7 +57,7 @@ def write_chain(
     ----------
     stream : FrameStream
         Started or resumed; its state is what this function gave it.
-    forecaster : ModelForecaster
+    forecaster : Chained
     past : ndarray, shape (1, P, N, 3)
         Frames up to the start in Angstrom.
     times : ndarray, shape (horizon,)

@@ -20,8 +20,9 @@ from ..nn.captured import CapturedEGNO
 from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
-from .generative import drawn_window, draws, each_of
+from .generative import drawn_window, draws
 from .model import Model
+from .streams import each_of
 
 #: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
 CAPTURE_FROM = 16

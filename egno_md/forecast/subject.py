@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from MDAnalysis import AtomGroup
@@ -17,14 +17,17 @@ from MDAnalysis.exceptions import NoDataError
 from numpy.typing import NDArray
 
 from ..errors import DataError, ModelError, OutputError, UsageError, few
-from ..graph.builder import GraphBuilder
 from ..graph.windows import MEMORY_LIMIT, Run, frames_back
 from ..molecule.atoms import asked_to_be_whole, matching_atoms, select_atoms
 from ..molecule.molecule import atom_label
+from ..molecule.structure import Structure
 from ..molecule.whole import make_whole
 from ..specs import GraphSpec, WindowSpec
 from ..trajectory.clock import Clock, no_positions, read_frame, trajectory_name
 from ..trajectory.universe import open_sources
+
+if TYPE_CHECKING:
+    from ..graph.builder import GraphBuilder
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,17 @@ class Subject:
         Frames per stride.
     name : str
         Of the run, for messages and files.
+    mends : bool
+        Whether molecules that the box cuts, or that jump through it, are put together, whatever the trajectory does.
     """
 
     atoms: AtomGroup
-    builder: GraphBuilder | None
+    builder: GraphBuilder | Structure | None
     window: WindowSpec | None
     clock: Clock
     every: int
     name: str = "run"
+    mends: bool = False
     _whole: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
     """The frame that was made whole last, which tells the image of the next."""
 
@@ -112,6 +118,8 @@ class Subject:
         else:
             stride = clock.per_stride(window.stride_ps, every, who=who)
         if graph is not None and builder is None:
+            from ..graph.builder import GraphBuilder  # brings torch, which a forecast without a network need not load
+
             with _frame_with_positions(trajectory, clock):
                 builder = GraphBuilder(atoms, graph)
         return cls(atoms, builder, window, clock, stride, name)
@@ -138,6 +146,21 @@ class Subject:
             builder = subjects[0].builder if subjects else None
             subjects.append(cls.of(atoms, graph, window, name=name, builder=builder, **options))
         return subjects
+
+    @classmethod
+    def plain(cls, source: Any, select: str, *, every: int = 1, name: str = "run") -> Subject:
+        """The subject of forecasts that need no graph: of any atoms, a stride of `every` frames of any spacing.
+
+        Molecules that the box cuts are put together.
+        """
+        if int(every) != every or every < 1:
+            raise UsageError(f"every must be a whole number of at least 1, found {every}")
+        atoms = select_atoms(source, select)
+        trajectory = atoms.universe.trajectory
+        clock = Clock.of(atoms.universe)
+        with _frame_with_positions(trajectory, clock):
+            structure = Structure(atoms)
+        return cls(atoms, structure, None, clock, int(every), name, mends=True)
 
     @property
     def molecule(self) -> Any:
@@ -269,7 +292,7 @@ class Subject:
                 "out, or start from an intact one"
             )
         box = self.atoms.universe.dimensions
-        if self.builder is not None and asked_to_be_whole(trajectory):
+        if self.builder is not None and (self.mends or asked_to_be_whole(trajectory)):
             positions = make_whole(positions, self.builder.bonds, box, near=self._whole.get("last"))
             self._whole["last"] = positions
         return positions, None if box is None else np.array(box, np.float32)
@@ -332,7 +355,8 @@ class Subject:
             ) from error
         if file is not None:
             frames = np.memmap(file, np.float32, "r", shape=shape)
-        return Run(frames, self.builder, self.every, boxes if boxes[:, :3].any() else None, name)
+        cells = boxes if boxes[:, :3].any() else None
+        return Run(frames, self.builder, self.every, cells, name, numbers=numbers)
 
     def _frames(self, numbers: NDArray[np.int64], boxes: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
         """Positions (N, 3) of some frames; their boxes are filled in."""

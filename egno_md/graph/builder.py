@@ -12,11 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from torch import Tensor
 
-from ..errors import DataError, ModelError, few, in_frame
+from ..errors import ModelError, few
 from ..molecule.molecule import Molecule
 from ..molecule.neighbors import radius_graph
 from ..molecule.residues import canonical_residue
-from ..molecule.whole import check_jump, check_whole
+from ..molecule.structure import Structure
+from ..molecule.whole import check_jump
 from ..specs import GraphSpec, NodeFeature
 from .graph import Graph
 
@@ -24,7 +25,7 @@ from .graph import Graph
 CHAIN_CAP = 10
 
 
-class GraphBuilder:
+class GraphBuilder(Structure):
     """Graphs of one selection, frame after frame.
 
     What does not depend on the frame is done here once: the vocabularies are checked, the bonds found, the covalent
@@ -69,8 +70,7 @@ class GraphBuilder:
     """
 
     def __init__(self, atoms: Any, spec: GraphSpec, *, device: str | torch.device = "cpu") -> None:
-        self.molecule = Molecule.of(atoms)
-        self.atoms = getattr(atoms, "atoms", atoms)  # for the caller; never read here
+        super().__init__(atoms)
         self.spec = spec
         self.device = torch.device(device)
         self._x = _node_features(self.molecule, spec).to(self.device)  # (N, F)
@@ -78,18 +78,6 @@ class GraphBuilder:
         local = np.concatenate([self.bonds, self.bonds[:, ::-1]])  # (2B, 2)
         self._local_index = torch.tensor(local[np.lexsort(local.T[::-1])].T, device=self.device)  # (2, 2B)
         self._covalent, self._hop = _covalent_hops(self.bonds, self.n_atoms, max(spec.hops, 1))  # (2, K), (K,)
-
-    @property
-    def n_atoms(self) -> int:
-        return self.molecule.n_atoms
-
-    @property
-    def bonds(self) -> NDArray[np.int64]:
-        return self.molecule.bonds
-
-    @property
-    def identity(self) -> str:
-        return self.molecule.identity
 
     def __call__(
         self, positions: ArrayLike, velocities: ArrayLike, box: ArrayLike | None = None, *, frame: int | None = None
@@ -149,27 +137,6 @@ class GraphBuilder:
             edge_shift=torch.from_numpy(shift).to(self.device, torch.float32) if crosses else None,
             identity=(self.identity,),
         )
-
-    def check_whole(self, positions: ArrayLike, box: ArrayLike | None, *, frame: int | None = None) -> None:
-        """:func:`check_whole` with the atoms and bonds of this builder."""
-        check_whole(self.molecule, np.asarray(positions), self.bonds, box, frame=frame)
-
-    def checked(self, what: str, values: ArrayLike, frame: int | None) -> NDArray[np.float64]:
-        """Positions or velocities (`what`, for the message) as float64 (N, 3), or a DataError that names the atoms."""
-        array = np.array(values, dtype=np.float64)  # a copy: torch wants no read-only arrays
-        if array.shape != (self.n_atoms, 3):
-            raise DataError(
-                f"{in_frame(frame)}the {what} have shape {array.shape}, expected ({self.n_atoms}, 3): one row for "
-                "each atom of the selection that this graph was made for."
-            )
-        bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
-        if len(bad):
-            raise DataError(
-                f"{in_frame(frame)}the {what} of {len(bad)} of {self.n_atoms} atoms are not finite numbers: "
-                f"{few((self.molecule.label(int(k)) for k in bad), 3)}. Leave the damaged frames out, or repair the "
-                "trajectory."
-            )
-        return array
 
     @functools.cached_property
     def _all_pairs(self) -> NDArray[np.int64]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..errors import DataError
 from ..specs import WindowSpec
-from .builder import GraphBuilder
-from .graph import Graph
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..molecule.structure import Structure
+    from .builder import GraphBuilder
+    from .graph import Graph
 
 #: Runs up to this many bytes are kept in memory; longer ones stream from a file of the selected atoms.
 MEMORY_LIMIT = 2 << 30
@@ -26,7 +31,7 @@ class Run:
     positions : ndarray, shape (F, N, 3), float32
         Angstrom; a numpy memmap where the frames do not fit in memory.
     builder : GraphBuilder
-        Makes the graphs of this system.
+        Makes the graphs of this system; where none are needed its Structure alone.
     every : int
         Frames per stride of the model, so that finely saved runs give overlapping windows.
     boxes : ndarray, shape (F, 6), optional
@@ -34,14 +39,17 @@ class Run:
     name : str
     velocities : ndarray, shape (F, N, 3), optional
         For windows whose velocities are stored (``WindowSpec.velocity``).
+    numbers : ndarray of int, shape (F,), optional
+        Of the frames in their trajectory.
     """
 
     positions: np.ndarray
-    builder: GraphBuilder
+    builder: GraphBuilder | Structure
     every: int = 1
     boxes: np.ndarray | None = None
     name: str = "run"
     velocities: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
 
 def segments(starts: np.ndarray, window: WindowSpec, every: int = 1) -> list[tuple[int, int]]:
@@ -124,7 +132,7 @@ def split_blocks(
     return [np.asarray(part, dtype=int) for part in parts]
 
 
-class TrajectoryWindows(torch.utils.data.Dataset):
+class TrajectoryWindows:
     """Windows of one or several runs as graphs.
 
     Each sample is a :class:`~egno_md.graph.Graph` made by the run's GraphBuilder from the start frame, with the
@@ -192,4 +200,6 @@ class TrajectoryWindows(torch.utils.data.Dataset):
 
 def nodes_first(frames: np.ndarray) -> torch.Tensor:
     """(T, N, 3) to (N, T, 3), float32."""
+    import torch  # free forecasts need runs and no graphs
+
     return torch.from_numpy(np.ascontiguousarray(frames.swapaxes(0, 1), np.float32))  # (N, T, 3)

@@ -92,13 +92,17 @@ def make_whole(
     graph = coo_array((ones, (bonds[:, 0], bonds[:, 1])), shape=(n_atoms, n_atoms)).tocsr()
     images = np.zeros((n_atoms, 3))
     fractions = np.asarray(positions, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
+    cut = np.abs(fractions[bonds[:, 0]] - fractions[bonds[:, 1]]).max() > 0.5
+    travel = None if near is None else fractions - np.asarray(near, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
+    if not cut and (travel is None or np.abs(travel).max() <= 0.5):
+        return positions  # as nearly all frames are
     _, molecule = connected_components(graph, directed=False)
-    for root in np.unique(molecule, return_index=True)[1].tolist():
+    for root in np.unique(molecule, return_index=True)[1].tolist() if cut else []:
         order, before = breadth_first_order(graph, root, directed=False)
         for k in order[1:].tolist():
             images[k] = images[before[k]] - np.rint(fractions[k] - fractions[before[k]])
-    if near is not None:
-        travel = fractions + images - np.asarray(near, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
+    if travel is not None:
+        travel += images
         size = np.bincount(molecule)
         mean = np.stack([np.bincount(molecule, column) / size for column in travel.T], axis=1)  # (M, 3)
         images -= np.rint(mean)[molecule]
