@@ -65,7 +65,8 @@ ONLY_IN = {
     "openmm": ["propagator"],
     "lightning": ["training/loop.py"],
     "mdtraj": ["trajectory/mdtraj.py"],
-    "torch_geometric": ["graph/graph.py"],
+    "torch_geometric": ["graph/graph.py", "nn/systems"],
+    "e3nn": ["nn/systems/tensors.py"],
     "torch": ["nn", "graph", "forecast", "training", "evaluation", "propagator", "datasets"],
 }
 #: Names of third parties that are private (a leading underscore, a module called internal), what they are used for, and

@@ -139,6 +139,7 @@ class EGHNO(nn.Module):
         super().__init__()
         if assignment not in ("shared", "per_time"):
             raise UsageError(f"assignment must be one of shared, per_time; found {assignment!r}")
+        time_conv = time_conv if modes else "none"
         self.n_times, self.clusters, self.assignment = n_times, clusters, assignment
         self.modes, self.time_conv = modes, time_conv
         options: dict[str, Any] = {

@@ -34,7 +34,7 @@ class EGNOOptions(Spec):
     hidden, layers : int
         Width H and number of layers.
     modes : int
-        M, Fourier modes kept by the temporal convolutions.
+        M, Fourier modes kept by the temporal convolutions; 0 leaves these out, as `time_conv` "none" does.
     time_embedding : int
         D, width of the time embedding (even).
     time_conv : {"full", "positions", "scalars", "none"}
@@ -54,7 +54,7 @@ class EGNOOptions(Spec):
 
     hidden: int = Field(64, ge=1)
     layers: int = Field(4, ge=1)
-    modes: int = Field(2, ge=1)
+    modes: int = Field(2, ge=0)
     time_embedding: int = Field(32, ge=4, multiple_of=2)
     time_conv: Literal["full", "positions", "scalars", "none"] = "full"
     flat: bool = False
@@ -237,7 +237,7 @@ class EGNO(nn.Module):
     n_times : int
         T where a call does not say.
     modes : int
-        M, Fourier modes kept; at most T // 2 + 1 of every call.
+        M, Fourier modes kept; at most T // 2 + 1 of every call. 0 leaves the temporal convolutions out.
     time_embedding : int
         D, even and at least 4; 0 leaves the time out of the node scalars.
     time_conv : {"full", "positions", "scalars", "none"}
@@ -267,6 +267,7 @@ class EGNO(nn.Module):
         start: str = "paper",
     ) -> None:
         super().__init__()
+        time_conv = time_conv if modes else "none"
         self.n_times, self.modes, self.time_conv = n_times, modes, time_conv
         self.embedding = NodeEmbedding(in_node, hidden, time_embedding)
         self.block = OperatorBlock(

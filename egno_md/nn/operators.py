@@ -29,8 +29,8 @@ from ..specs import ModelSpec
 #: Other packages name their operators in this group.
 ENTRY_POINTS = "egno_md.operators"
 
-#: What the outputs turn with: rotations, translations and reflections, or without the last.
-Symmetry = Literal["E(3)", "SE(3)"]
+#: What the outputs turn with: rotations, translations and reflections, or without the last, or nothing of it.
+Symmetry = Literal["E(3)", "SE(3)", "none"]
 
 
 def _no_terms(out: Any, options: Any) -> dict[str, Tensor]:
@@ -86,7 +86,12 @@ class Operator:
         ``loss_terms(out, options) -> {name: Tensor ()}``: what training adds to the error of the positions, each a mean
         over the batch: processes that share one weigh theirs by their graphs.
     symmetry : callable
-        ``symmetry(options) -> "E(3)" or "SE(3)"``: whether reflections are among what the outputs turn with.
+        ``symmetry(options) -> "E(3)", "SE(3)" or "none"``: whether reflections are among what the outputs turn with, or
+        whether they turn with nothing.
+    points : {"any", "whole", "built", "last"}
+        Which time points a call may ask for: any; 0, 1, ..., T - 1 for any T, for they are made one after the other;
+        those T that it was built for; or the end of the window alone, which is one point (``window.n_times = 1`` and
+        ``window.span`` the strides to it). A call that asks for others is a UsageError.
     drawing : Drawing, optional
         Of an operator that draws futures: its own training loss and its sampler.
     usual : mapping
@@ -99,6 +104,7 @@ class Operator:
     reads: tuple[str, ...] = ()
     loss_terms: Callable[[Any, Any], Mapping[str, Tensor]] = _no_terms
     symmetry: Callable[[Any], Symmetry] = _mirrored
+    points: Literal["any", "whole", "built", "last"] = "any"
     drawing: Drawing | None = None
     usual: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
 

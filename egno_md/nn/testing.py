@@ -41,12 +41,15 @@ def check_operator(
 ) -> None:
     """Check that an operator keeps what every operator must keep; it is built small, with random weights, in float64.
 
-    - Turned, moved and (``"E(3)"``) mirrored input gives the output turned, moved and mirrored.
+    - Turned, moved and (``"E(3)"``) mirrored input gives the output turned, moved and mirrored; of an operator that
+      claims no symmetry this is not asked.
     - The order of the nodes, of the edges and of the local edges means nothing.
     - A graph's output does not depend on which others share its batch, be they smaller, larger, or without an edge.
     - The time points are an argument of the call: other numbers of them, and points between the frames; no ``times``
-      means ``0, 1, ..., T - 1`` for the T that it was built with. A state is the sequence that repeats it.
-    - ``edge_shift`` of zeros is none, and another one is not ignored; ``max_memory`` changes nothing.
+      means ``0, 1, ..., T - 1`` for the T that it was built with. A state is the sequence that repeats it. An operator
+      that has not all of them (``Operator.points``) gives those that it says, and a UsageError for others.
+    - ``edge_shift`` of zeros is none, and another one is not ignored where edges matter and a symmetry is claimed;
+      ``max_memory`` changes nothing.
     - Every weight that the loss depends on, the error of the positions and the operator's own terms, has the gradient
       that finite differences say, and every weight has an influence on one of the outputs. Weights that shape outputs
       without a loss alone, such as what the last layer makes of the node scalars, need no gradient; one that nothing
@@ -80,11 +83,12 @@ def check_operator(
     chosen = operator.options(**(options or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = operator.build(IN_NODE, IN_EDGE, N_TIMES, chosen).double().eval()
+        n_times = 1 if operator.points == "last" else N_TIMES
+        network = operator.build(IN_NODE, IN_EDGE, n_times, chosen).double().eval()
         with torch.no_grad():
             for weight in network.parameters():  # an untrained operator may stand still: then nothing could be seen
                 weight.add_(0.05 * torch.randn_like(weight))
-        check = _Check(operator, chosen, network, tolerance)
+        check = _Check(operator, chosen, network, tolerance, n_times)
         broken = [line for part in (_equivariance, _order, _batch, _time, _edges, _gradients) for line in part(check)]
     if broken:
         raise AssertionError(f"the operator {operator.name!r} breaks the contract:\n- " + "\n- ".join(broken))
@@ -95,6 +99,7 @@ class _Check(NamedTuple):
     options: Any
     network: nn.Module
     tolerance: float
+    n_times: int
 
     def run(self, system: _System, **how: Any) -> Any:
         further = {name: getattr(system, name) for name in self.operator.reads}
@@ -158,8 +163,10 @@ def _equivariance(check: _Check) -> Iterator[str]:
     symmetry = check.operator.symmetry(check.options)
     if symmetry == "E(3)":
         kinds["reflection"] = (_rotation(3, mirror=True), 0 * move)
+    elif symmetry == "none":
+        kinds = {}
     elif symmetry != "SE(3)":
-        yield f"symmetry: must be 'E(3)' or 'SE(3)', found {symmetry!r}"
+        yield f"symmetry: must be 'E(3)', 'SE(3)' or 'none', found {symmetry!r}"
     for kind, (turn, shift) in kinds.items():
         moved = system._replace(pos=system.pos @ turn.T + shift, vel=system.vel @ turn.T)
         out = check.run(moved, edge_shift=system.edge_shift @ turn.T)
@@ -209,21 +216,37 @@ def _batch(check: _Check) -> Iterator[str]:
 
 
 def _time(check: _Check) -> Iterator[str]:
-    system = _system(7, 1)
-    for given, expected in ((None, N_TIMES), (torch.arange(OTHER_TIMES).double(), OTHER_TIMES)):
+    system, points, built = _system(7, 1), check.operator.points, check.n_times
+    other = OTHER_TIMES if points in ("any", "whole") else built
+    for given, expected in ((None, built), (torch.arange(other).double(), other)):
         out = check.run(system, times=given)
         for name in ("pos", "vel"):
             if (shape := tuple(getattr(out, name).shape)) != (expected, 7, 3):
                 yield f"time: {name} has shape {shape} for {expected} time points of 7 nodes"
-    times = torch.arange(N_TIMES).double()
+    times = torch.arange(built).double()
     plain = check.run(system)
     if difference := check.differ(check.run(system, times=times).pos, plain.pos):
         yield f"time: without `times` it must be 0, 1, ..., T - 1, {difference}"
-    if not check.differ(check.run(system, times=times + 0.37).pos, plain.pos):
-        yield "time: other time points give the same positions: `times` is ignored"
-    repeated = system._replace(pos=system.pos.expand(N_TIMES, 7, 3), vel=system.vel.expand(N_TIMES, 7, 3))
-    if difference := check.differ(check.run(repeated).pos, plain.pos):
+    repeated = system._replace(pos=system.pos.expand(built, 7, 3), vel=system.vel.expand(built, 7, 3))
+    if points == "any":
+        if not check.differ(check.run(system, times=times + 0.37).pos, plain.pos):
+            yield "time: other time points give the same positions: `times` is ignored"
+    else:
+        yield from _refused(check, system, "time points between its own", times=times + 0.37)
+    if points in ("built", "last"):
+        yield from _refused(check, system, "more time points than its own", times=torch.arange(built + 1).double())
+    if points in ("whole", "built"):
+        yield from _refused(check, repeated, "a sequence")
+    elif difference := check.differ(check.run(repeated).pos, plain.pos):
         yield f"time: a sequence that repeats the state must give the same, {difference}"
+
+
+def _refused(check: _Check, system: _System, what: str, **how: Any) -> Iterator[str]:
+    try:
+        check.run(system, **how)
+    except UsageError:
+        return
+    yield f"time: {what} must be a UsageError for an operator of the points {check.operator.points!r}"
 
 
 def _edges(check: _Check) -> Iterator[str]:
@@ -231,7 +254,9 @@ def _edges(check: _Check) -> Iterator[str]:
     plain = check.run(system)
     if difference := check.differ(check.run(system, edge_shift=0 * system.edge_shift).pos, plain.pos):
         yield f"box: an `edge_shift` of zeros must be none, {difference}"
-    if not check.differ(check.run(system, edge_shift=system.edge_shift).pos, plain.pos):
+    alone = check.run(system._replace(edge_index=system.edge_index[:, :0], edge_attr=system.edge_attr[:0]))
+    images_matter = check.operator.symmetry(check.options) != "none" and check.differ(alone.pos, plain.pos)
+    if images_matter and not check.differ(check.run(system, edge_shift=system.edge_shift).pos, plain.pos):
         yield "box: `edge_shift` is ignored"
     if difference := check.differ(check.run(system, max_memory=10_000).pos, plain.pos):
         yield f"memory: `max_memory` must change nothing, {difference}"
@@ -240,7 +265,7 @@ def _edges(check: _Check) -> Iterator[str]:
 def _gradients(check: _Check) -> Iterator[str]:
     """Directional derivatives of the loss, by differences and by autograd, one weight tensor after the other."""
     system = _joined([_system(6, 9), _system(4, 10)])
-    target = system.pos + torch.randn(N_TIMES, 10, 3, generator=torch.Generator().manual_seed(11)).double()
+    target = system.pos + torch.randn(check.n_times, 10, 3, generator=torch.Generator().manual_seed(11)).double()
 
     def outputs() -> tuple[Tensor, list[Tensor]]:
         out = check.run(system)
