@@ -15,8 +15,10 @@ AMINO_ACIDS = (
 NUCLEOTIDES = ("A", "C", "G", "T", "U")
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I")
 
-NodeFeature = Literal["speed", "element", "residue", "atom_name", "charge"]
-EdgeFeature = Literal["distance", "distance2", "rbf", "hop", "bond", "chain", "charge_product"]
+NodeFeature = Literal["speed", "element", "residue", "atom_name", "charge", "atomic_number", "height"]
+EdgeFeature = Literal[
+    "distance", "distance2", "rbf", "hop", "bond", "chain", "charge_product", "bonds_apart", "atomic_numbers"
+]
 
 
 class Spec(BaseModel):
@@ -36,10 +38,13 @@ class GraphSpec(Spec):
         Covalent neighbours up to this many bonds are edges whatever their distance (C-alpha: along the chain).
     node_features, edge_features : tuple of str
         Names of the features. Nodes: ``speed`` (Angstrom per stride), ``element``, ``residue``, ``atom_name``
-        (one-hot over the vocabularies below) and ``charge`` (in e, from the topology). Edges: ``distance``
+        (one-hot over the vocabularies below) and ``charge`` (in e, from the topology); for the paper's data sets
+        ``atomic_number`` (over the largest one of the molecule) and ``height`` (y / 30, which no rotation keeps:
+        gravity is seen in motion capture). Edges: ``distance``
         (Angstrom), ``distance2`` (Angstrom squared), ``rbf`` (smooth radial basis), ``hop`` (one-hot over 0 ...
         hops, 0 = not covalent), ``bond`` (1 where bonded), ``chain`` (distance along the chain, scaled and capped),
-        ``charge_product`` (q_i q_j in e squared).
+        ``charge_product`` (q_i q_j in e squared); for the paper's data sets ``bonds_apart`` (hop as one number) and
+        ``atomic_numbers`` (those of both ends).
     n_rbf : int
         Size of the radial basis.
     elements, residues, atom_names : tuple of str
@@ -72,6 +77,8 @@ class GraphSpec(Spec):
             "residue": len(self.residues),
             "atom_name": len(self.atom_names),
             "charge": 1,
+            "atomic_number": 1,
+            "height": 1,
         }
         return sum(width[name] for name in self.node_features)
 
@@ -79,7 +86,7 @@ class GraphSpec(Spec):
     def n_edge_features(self) -> int:
         """Width of the edge features."""
         width = {"distance": 1, "distance2": 1, "rbf": self.n_rbf, "hop": self.hops + 1, "bond": 1, "chain": 1}
-        width["charge_product"] = 1
+        width |= {"charge_product": 1, "bonds_apart": 1, "atomic_numbers": 2}
         return sum(width[name] for name in self.edge_features)
 
 
@@ -206,8 +213,9 @@ class TrainSpec(Spec):
         Largest norm of a gradient; 0 leaves it alone.
     ema_decay : float
         Of the exponential moving average of the weights, which is what is kept; 0 keeps the weights themselves.
-    schedule : {"cosine", "constant"}
-        Of the learning rate: a warm-up and half a cosine down to zero over all epochs, or nothing.
+    schedule : {"cosine", "constant", "halved"}
+        Of the learning rate: a warm-up and half a cosine down to zero over all epochs, nothing, or half of it in the
+        second half.
     epoch_windows : int
         Windows per epoch, drawn anew in each; 0 for all.
     noise : float
@@ -231,7 +239,7 @@ class TrainSpec(Spec):
     validate_every: int = Field(1, ge=1)
     gradient_clip: float = Field(1.0, ge=0)
     ema_decay: float = Field(0.99, ge=0, lt=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "halved"] = "cosine"
     epoch_windows: int = Field(0, ge=0)
     noise: float = Field(0.0, ge=0)
     unroll: int = Field(1, ge=1)

@@ -45,12 +45,13 @@ MAY_IMPORT = {
     "graph": GRAPHS,
     "models": BASE,
     "forecast": FORECAST,
-    "datasets": GRAPHS | {"graph"},
+    "datasets": GRAPHS | {"graph", "trajectory"},
     "evaluation": EVALUATION,
     "propagator": EVALUATION,
     "analysis": EVALUATION,
     "training": EVALUATION | {"evaluation", "datasets"},
-    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training"},
+    "reproduce": EVALUATION | {"evaluation", "datasets", "training"},
+    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training", "reproduce"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.
@@ -67,7 +68,7 @@ ONLY_IN = {
     "mdtraj": ["trajectory/mdtraj.py"],
     "torch_geometric": ["graph/graph.py", "nn/systems"],
     "e3nn": ["nn/systems/tensors.py"],
-    "torch": ["nn", "graph", "forecast", "training", "evaluation", "propagator", "datasets"],
+    "torch": ["nn", "graph", "forecast", "training", "evaluation", "propagator", "datasets", "reproduce"],
 }
 #: Names of third parties that are private (a leading underscore, a module called internal), what they are used for, and
 #: the version that they were last tried on. Only where there is no public way; to be looked at with every update.

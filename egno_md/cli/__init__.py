@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..errors import EGNOError, UsageError
-from . import evaluate, extend, models, predict, train
+from . import evaluate, extend, models, predict, reproduce, train
 
 # Nothing heavy is imported at the top of these files: --help has to answer at once.
 
@@ -51,6 +51,7 @@ for _command in (
     evaluate.evaluate,
     evaluate.suggest,
     extend.extend,
+    reproduce.reproduce,
     models.models,
     models.info,
 ):

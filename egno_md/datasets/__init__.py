@@ -27,7 +27,7 @@ from ..specs import GraphSpec, WindowSpec
 ENTRY_POINTS = "egno_md.datasets"
 
 #: Those of this package, and the file beside this one that holds each.
-_OURS = {"nbody": "nbody"}
+_OURS = {"nbody": "nbody", "mocap": "mocap", "md17": "md17", "adk": "adk"}
 
 
 @dataclass(frozen=True)

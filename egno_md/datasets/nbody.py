@@ -84,6 +84,7 @@ def simulate(
     positions: NDArray[np.float64],
     velocities: NDArray[np.float64],
     n_frames: int = FRAMES,
+    steps_per_frame: int = STEPS_PER_FRAME,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Frames of some samples, each by itself.
 
@@ -92,8 +93,8 @@ def simulate(
     charges : ndarray, shape (S, N)
     positions, velocities : ndarray, shape (S, N, 3)
         Before the first step.
-    n_frames : int
-        Frame k is that of step 100 (k + 1).
+    n_frames, steps_per_frame : int
+        Frame k is that of step 100 (k + 1), or of more or fewer steps than 100.
 
     Returns
     -------
@@ -109,14 +110,14 @@ def simulate(
         # Samples last: products and sums then run along whole rows.
         x, v = (np.moveaxis(values[some], 0, -1).copy() for values in (positions, velocities))  # (N, 3, S)
         strength = (charges[some, first] * charges[some, second]).T  # (P, S)
-        for step in range(STEPS_PER_FRAME * n_frames):
+        for step in range(steps_per_frame * n_frames):
             apart = x[first] - x[second]  # (P, 3, S)
             square = np.einsum("pcs,pcs->ps", apart, apart)
             pull = (strength / (square * np.sqrt(square)))[:, None] * apart  # (P, 3, S)
             force = (meets @ pull.reshape(len(first), -1)).reshape(x.shape)  # (N, 3, S)
             v += TIME_STEP * np.clip(force, -LARGEST_FORCE, LARGEST_FORCE)
             x += TIME_STEP * v
-            frame, rest = divmod(step + 1, STEPS_PER_FRAME)
+            frame, rest = divmod(step + 1, steps_per_frame)
             if not rest:
                 out[0, some, frame - 1], out[1, some, frame - 1] = np.moveaxis(x, -1, 0), np.moveaxis(v, -1, 0)
     return out[0], out[1]

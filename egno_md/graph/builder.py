@@ -24,6 +24,18 @@ from .graph import Graph
 #: Residues this far apart along the chain, and those of another chain, are "far": the feature is 1.
 CHAIN_CAP = 10
 
+#: What a height is divided by: about that of a standing person in the units of the CMU motion capture files.
+TALL = 30.0
+
+#: By chemical symbol.
+ATOMIC_NUMBERS = {
+    symbol: 1 + k
+    for k, symbol in enumerate(
+        "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr "
+        "Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe".split()
+    )
+}
+
 
 class GraphBuilder(Structure):
     """Graphs of one selection, frame after frame.
@@ -75,6 +87,7 @@ class GraphBuilder(Structure):
         self.device = torch.device(device)
         self._x = _node_features(self.molecule, spec).to(self.device)  # (N, F)
         self._speed = _first_column(spec, "speed") if "speed" in spec.node_features else None
+        self._height = _first_column(spec, "height") if "height" in spec.node_features else None
         local = np.concatenate([self.bonds, self.bonds[:, ::-1]])  # (2B, 2)
         self._local_index = torch.tensor(local[np.lexsort(local.T[::-1])].T, device=self.device)  # (2, 2B)
         self._covalent, self._hop = _covalent_hops(self.bonds, self.n_atoms, max(spec.hops, 1))  # (2, K), (K,)
@@ -125,6 +138,8 @@ class GraphBuilder(Structure):
         x = self._x.clone()
         if self._speed is not None:
             x[:, self._speed] = vel.norm(dim=1)
+        if self._height is not None:
+            x[:, self._height] = pos[:, 1].to(torch.float32) / TALL
         crosses = shift is not None and shift.any()
         return Graph(
             x=x,
@@ -199,6 +214,10 @@ class GraphBuilder(Structure):
             elif name == "charge_product":
                 charges = _known(self.molecule, "charges", name)
                 columns.append(torch.from_numpy(charges[edges[0]] * charges[edges[1]]).to(self.device)[:, None])
+            elif name == "bonds_apart":
+                columns.append(torch.from_numpy(np.where(hop <= spec.hops, hop, 0)).to(self.device)[:, None])
+            elif name == "atomic_numbers":
+                columns.append(torch.from_numpy(_atomic_numbers(self.molecule)[edges].T).to(self.device))
         return torch.cat([column.to(torch.float32) for column in columns], dim=1)  # (E, A)
 
 
@@ -249,10 +268,10 @@ def _first_column(spec: GraphSpec, feature: NodeFeature) -> int:
 
 
 def _node_features(molecule: Molecule, spec: GraphSpec) -> Tensor:
-    """Node features (N, F); the speed, which changes, is zero here."""
+    """Node features (N, F); speed and height, which change, are zero here."""
     columns = [np.zeros((molecule.n_atoms, 0))]
     for name in spec.node_features:
-        if name == "speed":
+        if name in ("speed", "height"):
             columns.append(np.zeros((molecule.n_atoms, 1)))
         elif name == "element":
             columns.append(_one_hot(molecule, "element", molecule.elements, spec.elements))
@@ -264,7 +283,15 @@ def _node_features(molecule: Molecule, spec: GraphSpec) -> Tensor:
             columns.append(_one_hot(molecule, "atom_name", _known(molecule, "names", "atom_name"), spec.atom_names))
         elif name == "charge":
             columns.append(_known(molecule, "charges", "charge").reshape(-1, 1))
+        elif name == "atomic_number":
+            numbers = _atomic_numbers(molecule)
+            columns.append((numbers / max(numbers.max(), 1)).reshape(-1, 1))
     return torch.tensor(np.concatenate(columns, axis=1), dtype=torch.float32)  # (N, F)
+
+
+def _atomic_numbers(molecule: Molecule) -> NDArray[np.int64]:
+    """Of every atom; 0 where the element is not known."""
+    return np.array([ATOMIC_NUMBERS.get(str(element), 0) for element in molecule.elements], np.int64)  # (N,)
 
 
 def _known(molecule: Molecule, attribute: str, feature: str) -> NDArray[Any]:

@@ -281,6 +281,8 @@ class _Module(pl.LightningModule):
         total = self.trainer.estimated_stepping_batches
 
         def factor(step: int) -> float:
+            if spec.schedule == "halved":
+                return 1.0 if step < total / 2 else 0.5
             warm = WARMUP * total
             if step < warm:
                 return (step + 1) / (warm + 1)

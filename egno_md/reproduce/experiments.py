@@ -1,0 +1,197 @@
+"""What is run: experiments, their systems, and the two presets, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError, nearest
+from ..nn import operators
+from ..specs import Recipe
+from ..training.recipe import overridden
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """One line of a table.
+
+    Attributes
+    ----------
+    operator : str
+        Name in the register.
+    settings : mapping
+        What it has otherwise than the experiment, by its place in a recipe.
+    about : str
+    """
+
+    operator: str
+    settings: Settings = field(default_factory=dict)
+    about: str = ""
+
+
+#: Systems that know one point in time, the last.
+_ONE = {"window.n_times": 1}
+
+SYSTEMS: dict[str, System] = {
+    "egno": System("egno", about="EGNO, targets spread evenly (U)"),
+    "egno-l": System("egno", {"window.sampling": "L"}, "EGNO, the last T frames (L)"),
+    "egno-ii": System("egno", {"model.time_conv": "positions"}, "ablation II: no v in the temporal convolution"),
+    "egno-iii": System("egno", {"model.time_conv": "scalars"}, "ablation III: scalars only"),
+    "egno-iv": System("egno", {"model.time_conv": "none"}, "ablation IV: no temporal convolution"),
+    "eghno": System("eghno", about="EGHNO"),
+    "linear": System("linear", _ONE, "x + v t with one learned t"),
+    "rf": System("rf", _ONE, "radial field"),
+    "mpnn": System("mpnn", _ONE, "message passing on coordinates"),
+    "egnn": System("egnn", _ONE, "EGNN"),
+    "egnn-r": System("egnn-r", about="EGNN, rolled out"),
+    "egnn-s": System("egnn-s", about="EGNN, time point k read from layer k"),
+    "egnn-tb": System("egnn-tb", about="EGNN, temporal bundling of 2"),
+    "eghn": System("eghn", _ONE, "EGHN"),
+    "clofnet": System("clofnet", _ONE, "ClofNet"),
+    "tfn": System("tfn", _ONE, "tensor field network"),
+    "se3-transformer": System("se3-transformer", _ONE, "SE(3)-Transformer"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment of the paper.
+
+    Attributes
+    ----------
+    name, title : str
+    data : mapping
+        Section ``data`` of its recipes.
+    folder : str
+        Below the folder of all data.
+    cases : mapping
+        Parts of it that are trained each by itself, with their settings; one without a name where there is one.
+    scale : float
+        Published numbers are multiples of this.
+    best : mapping
+        Settings of the preset "best"; None where no search has been made.
+    """
+
+    name: str
+    title: str
+    data: Settings
+    folder: str = ""
+    cases: Mapping[str, Settings] = field(default_factory=lambda: {"": {}})
+    scale: float = 1.0
+    best: Settings | None = None
+
+
+_MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic", "toluene", "uracil")
+
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        Experiment("nbody", "N-body, five charged particles", {"name": "nbody"}),
+        Experiment("mocap-walk", "Motion capture, walking", {"name": "mocap", "motion": "walk"}, "mocap", scale=0.01),
+        Experiment("mocap-run", "Motion capture, running", {"name": "mocap", "motion": "run"}, "mocap", scale=0.01),
+        Experiment(
+            "md17",
+            "MD17, small molecules",
+            {"name": "md17"},
+            "md17",
+            {
+                name if split == "random" else f"{name}-apart": {"data.molecule": name, "data.split": split}
+                for name in _MOLECULES
+                for split in ("random", "apart")
+            },
+            scale=0.01,
+        ),
+        Experiment("adk", "Adenylate kinase", {"name": "adk"}, "adk"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: what makes it differ from all others.
+
+    Attributes
+    ----------
+    experiment, case, system, preset : str
+    seed : int
+    settings : mapping
+        What was asked for beside all that, by its place in a recipe.
+    """
+
+    experiment: str
+    case: str
+    system: str
+    preset: str
+    seed: int
+    settings: Settings
+
+    @property
+    def label(self) -> str:
+        """Name of its folder and of its JSON file; of two that differ it differs."""
+        more = [f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.settings.items())]
+        parts = [self.case, self.system, self.preset, *more, f"seed{self.seed}"]
+        return "_".join(re.sub(r"[^\w.+-]", "-", str(part)) for part in parts if part)
+
+    def recipe(self, data: Path) -> Recipe:
+        """What is trained; `data` is the folder of all data.
+
+        Raises
+        ------
+        UsageError
+            A setting that does not exist.
+        """
+        experiment, system = EXPERIMENTS[self.experiment], SYSTEMS[self.system]
+        section = dict(experiment.data)
+        if experiment.folder:
+            section["folder"] = str(data / experiment.folder)
+        recipe = Recipe(data=section, model={"operator": system.operator}, training={"seed": self.seed})
+        best = experiment.best or {} if self.preset == "best" else {}
+        return overridden(recipe, {**experiment.cases[self.case], **best, **system.settings, **self.settings})
+
+
+def jobs(
+    experiment: str,
+    systems: Sequence[str] = ("egno",),
+    *,
+    preset: str = "paper",
+    seeds: int = 1,
+    cases: Sequence[str] = (),
+    settings: Settings | None = None,
+) -> list[Job]:
+    """The trainings of an experiment, seed by seed, all systems beside each other.
+
+    Raises
+    ------
+    UsageError
+        An unknown name, a system that the register does not have, or a preset that nobody has searched for.
+    """
+    found = EXPERIMENTS[_known("experiment", experiment, EXPERIMENTS)]
+    for name in systems:
+        operators.get(SYSTEMS[_known("system", name, SYSTEMS)].operator)
+    for name in cases:
+        _known("case", name, found.cases)
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, found {seeds}")
+    if preset == "best" and found.best is None:
+        having = [name for name, other in EXPERIMENTS.items() if other.best is not None]
+        raise UsageError(
+            f"{experiment} has no preset 'best': it has not been searched for; those that have one: "
+            f"{', '.join(having) or 'none'}. Use --preset paper, and --set for settings of your own"
+        )
+    return [
+        Job(experiment, case, system, preset, seed, dict(settings or {}))
+        for seed in range(seeds)
+        for case in cases or found.cases
+        for system in systems
+    ]
+
+
+def _known(kind: str, name: str, known: Mapping[str, Any]) -> str:
+    if name not in known:
+        raise UsageError(f"there is no {kind} {name!r}{nearest(name, known)}: known are {', '.join(known) or 'none'}")
+    return name
