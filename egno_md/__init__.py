@@ -16,6 +16,7 @@ _HOME = {
     "GraphBuilder": "graph",
     "GraphSpec": "specs",
     "HybridPropagator": "propagator",
+    "Interpolated": "interpolation",
     "Model": "forecast.model",
     "ModelSpec": "specs",
     "Recipe": "specs",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from egno_md.trajectory.universe import open_universe
 
     from .analysis import EGNOSurrogate
+    from .interpolation import Interpolated
     from .models import sample
     from .propagator import EGNOIntegrator, HybridPropagator, surrogate_simulation
 

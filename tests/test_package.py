@@ -49,9 +49,10 @@ MAY_IMPORT = {
     "evaluation": EVALUATION,
     "propagator": EVALUATION,
     "analysis": EVALUATION,
+    "interpolation": EVALUATION,
     "training": EVALUATION | {"evaluation", "datasets"},
     "reproduce": EVALUATION | {"evaluation", "datasets", "training"},
-    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "training", "reproduce"},
+    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "interpolation", "training", "reproduce"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.
@@ -61,6 +62,7 @@ ONLY_IN = {
         "trajectory",
         "forecast/subject.py",
         "analysis.py",
+        "interpolation.py",
         "propagator",
     ],
     "openmm": ["propagator"],

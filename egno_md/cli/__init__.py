@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..errors import EGNOError, UsageError
-from . import evaluate, extend, models, predict, reproduce, train
+from . import evaluate, extend, interpolate, models, predict, reproduce, train
 
 # Nothing heavy is imported at the top of these files: --help has to answer at once.
 
@@ -52,6 +52,7 @@ for _command in (
     evaluate.suggest,
     extend.extend,
     reproduce.reproduce,
+    interpolate.interpolate,
     models.models,
     models.info,
 ):
