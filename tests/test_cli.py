@@ -14,6 +14,7 @@ from conftest import make_model
 from MDAnalysisTests.datafiles import DCD, PSF
 
 from egno_md import load_model, sample
+from egno_md.cli.output import as_text
 
 TOPOLOGY, TRAJECTORY = map(str, sample())
 
@@ -170,3 +171,8 @@ def test_models_and_info():
     for word in ("1 ps", "ubiquitin", "static", "MIT"):
         assert word in text
     assert egno_md("info", "none").returncode == 1
+
+
+def test_json_is_json_where_numbers_are_none():
+    text = as_text({"a": [1.5, float("inf"), (float("nan"), -float("inf"))], "b": {"c": True}})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": [1.5, "inf", [None, "-inf"]], "b": {"c": True}}

@@ -86,6 +86,8 @@ PRIVATE = {
         "_ts_kwargs": "whether a user gave dt= to a reader",
         "_topology": "what was parsed, for several trajectories of one topology",
         "_frame": "number of the frame of a reader",
+        "_load_offsets": "where an XTC reader looks for an index of frames",
+        "_read_offsets": "where it makes one, and would write it beside the file",
         "_xdr": "the decoder of an XTC reader, for its offsets",
         "_kwargs": "what a reader's copy passes on",
     },

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import pytest
@@ -18,7 +19,7 @@ from test_training import SMALL, called, harmonic_windows, write_runs
 from egno_md.errors import DataError, UsageError
 from egno_md.specs import TrainSpec
 from egno_md.training.loop import fit
-from egno_md.training.states import BEST, BEST_STATE, LAST, PREVIOUS, own_folder, read_state, save_state
+from egno_md.training.states import BEST, BEST_STATE, LAST, PREVIOUS, callback_state, own_folder, read_state, save_state
 
 torch.set_num_threads(1)
 
@@ -104,6 +105,27 @@ def test_where_none_is_whole_it_says_which_are_damaged(trained, tmp_path, damage
     (tmp_path / BEST).unlink()
     with pytest.raises(DataError, match=r"best\.ckpt is missing.*--work"):
         resumed(tmp_path)
+
+
+def test_a_work_folder_may_be_moved(trained, tmp_path):
+    """The best score is not forgotten, and no worse epoch takes the place of the best one."""
+    states, whole, resumed = trained
+    for name, data in states.items():
+        state = torch.load(io.BytesIO(data), weights_only=True)
+        kept = state["callbacks"][next(key for key in state["callbacks"] if key.startswith(BEST_STATE))]
+        assert str(tmp_path) not in kept["dirpath"]
+        kept["best_model_score"] = kept["kth_value"] = torch.tensor(1e-9)
+        kept["best_k_models"] = {path: torch.tensor(1e-9) for path in kept["best_k_models"]}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        (tmp_path / name).write_bytes(buffer.getvalue())
+    before = read_state(tmp_path / BEST)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*dirpath.*")
+        found = resumed(tmp_path)
+    assert found.provenance["training"]["validation_f_mse"] == 0.0  # 1e-9, rounded
+    assert read_state(tmp_path / BEST)["epoch"] == before["epoch"] < read_state(tmp_path / LAST)["epoch"]
+    assert callback_state(read_state(tmp_path / LAST), BEST_STATE)["dirpath"] == str(tmp_path)
 
 
 def test_a_state_of_another_network_is_refused(trained, tmp_path):

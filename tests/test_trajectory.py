@@ -15,12 +15,13 @@ import MDAnalysis as mda
 import mdtraj
 import numpy as np
 import pytest
+from conftest import make_universe
 from MDAnalysis.coordinates.XTC import XTCWriter
 
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.trajectory.clock import frame_spacing
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
-from egno_md.trajectory.universe import in_memory_universe, open_universe
+from egno_md.trajectory.universe import in_memory_universe, open_universe, stored_universe
 from egno_md.trajectory.writer import FrameWriter, write_forecast
 
 files = pytest.importorskip("MDAnalysis.tests.datafiles", reason="needs the MDAnalysisTests package")
@@ -718,3 +719,22 @@ def test_a_format_whose_package_is_missing_says_what_to_install(tmp_path, monkey
     monkeypatch.setattr("MDAnalysis.coordinates.TNG.HAS_PYTNG", False)
     with pytest.raises(DataError, match="pytng.*pip install that package"):
         open_universe(files.PSF, [tmp_path / "a.tng"])
+
+
+def test_an_amber_run_with_the_topology_of_another_says_so(tmp_path):
+    from MDAnalysisTests.datafiles import TRJ, PDB_small
+
+    with pytest.raises(DataError, match="does not match the trajectory.*topology that the trajectory was written with"):
+        open_universe(PDB_small, [TRJ])
+
+
+def test_reading_leaves_no_file_beside_a_run(tmp_path):
+    u = make_universe()
+    write_forecast(tmp_path / "a.xtc", u.atoms, u.trajectory.coordinate_array.reshape(12, 10, 3), np.arange(12.0))
+    there = set(tmp_path.iterdir())
+    for frames in (
+        open_universe(tmp_path / "a.pdb", [tmp_path / "a.xtc"]),
+        stored_universe(u.atoms, tmp_path / "a.xtc"),
+    ):
+        assert [round(ts.time) for ts in frames.trajectory] == list(range(12)) and frames.trajectory[5].frame == 5
+    assert set(tmp_path.iterdir()) == there

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from .output import as_text
 
 
 @click.command()
@@ -42,7 +43,7 @@ def evaluate(topology, trajectory, model, report, force, as_json, **options: Any
 
         files = write_report(result, report, force=force)
     if as_json:
-        click.echo(json.dumps({**result.as_dict(), "files": [str(path) for path in files]}, indent=2))
+        click.echo(as_text({**result.as_dict(), "files": [str(path) for path in files]}))
     else:
         click.echo("\n".join([result.table(), *(f"written    {path}" for path in files)]))
 
@@ -61,4 +62,4 @@ def suggest(
     from ..evaluation.suggest import suggest
 
     found = suggest(topology, *trajectory, select=select, n_times=n_times, dt=dt)
-    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else found.table())
+    click.echo(as_text(found.as_dict()) if as_json else found.table())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from ..errors import UsageError
+from .output import as_text
 
 
 @click.command()
@@ -114,7 +114,7 @@ def extend(
         summary = hybrid.run(jumps, md_steps, log=files.log, force=force, progress=shown).as_dict()
     summary["files"] = [str(path) for path in files.all]
     if as_json:
-        click.echo(json.dumps(summary, indent=2))
+        click.echo(as_text(summary))
         return
     reasons = "".join(f"; {count} rolled back: {reason}" for reason, count in summary["rolled_back"].items())
     lines = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from .._version import __version__
+from .output import as_text
 
 
 @click.command()
@@ -37,7 +37,7 @@ def info(model: str, as_json: bool) -> None:
         "molecules": header.known,
         "provenance": header.content["provenance"],
     }
-    click.echo(json.dumps(content, indent=2) if as_json else _readable_info(content))
+    click.echo(as_text(content) if as_json else _readable_info(content))
 
 
 def _readable_info(content: dict[str, Any]) -> str:
@@ -95,7 +95,7 @@ def models(as_json: bool) -> None:
             }
         )
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(as_text(rows))
         return
     for row in rows:
         mark = "*" if row["default"] else " "

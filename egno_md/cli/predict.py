@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 import click
 
 from ..errors import UnphysicalError, UsageError
+from .output import as_text
 
 
 @click.command()
@@ -113,7 +113,7 @@ def predict(
             click.echo(f"Error: {error}", err=True)
             sys.exit(3)
     summary = summary_of(surrogate)
-    click.echo(json.dumps(summary, indent=2) if as_json else readable(summary))
+    click.echo(as_text(summary) if as_json else readable(summary))
     if not summary["checks"]["ok"]:
         ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"
         click.echo(f"the forecast {ended} the checks; what was written is kept, the exit code is 3", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from .output import as_text
 
 
 @click.command()
@@ -100,7 +100,7 @@ def train(
         return  # of several processes the first alone writes and prints
     model.save(output, force=force)
     if as_json:
-        click.echo(json.dumps({**result.as_dict(), "files": [str(output)]}, indent=2))
+        click.echo(as_text({**result.as_dict(), "files": [str(output)]}))
     else:
         click.echo(f"{result.table()}\nwritten    {output}")
 

@@ -36,6 +36,7 @@ from .states import (
     LAST,
     PREVIOUS,
     callback_state,
+    moved,
     newest_state,
     own_folder,
     read_state,
@@ -77,6 +78,9 @@ class _Whole(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_state(checkpoint, path, keep=path.name == LAST and not self.damaged)
         self.damaged &= path.name != LAST
+
+    def load_checkpoint(self, path: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        return moved(super().load_checkpoint(path, *args, **options), Path(path).parent)
 
 
 class _Epochs(Callback):
@@ -462,9 +466,14 @@ def _fit(
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
                 raise
+            there = any((work_dir / name).exists() for name in (LAST, PREVIOUS))
             raise OutputError(
-                f"cannot write the training state in {work_dir} ({error}); the last whole state is kept: make room "
-                "and go on with resume (--resume)"
+                f"cannot write the training state in {work_dir} ({error}); "
+                + (
+                    "the last whole state is kept: make room and go on with resume (--resume)"
+                    if there
+                    else "it was the first one, so that nothing can be resumed: make room and begin again"
+                )
             ) from error
     for parameter in frozen:
         parameter.requires_grad_(True)

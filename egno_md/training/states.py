@@ -156,6 +156,25 @@ def callback_state(state: Mapping[str, Any], name: str) -> dict[str, Any]:
     return next(value for key, value in state["callbacks"].items() if key.startswith(name))
 
 
+def moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A state as if it had been written in this folder; in another one lightning would forget the best score."""
+    callbacks = {}
+    for key, kept in state["callbacks"].items():
+        if "dirpath" in kept:
+
+            def here(path: str) -> str:
+                return os.path.join(os.path.abspath(folder), os.path.basename(path)) if path else path
+
+            kept = {
+                **kept,
+                "dirpath": os.path.abspath(folder),
+                **{name: here(kept[name]) for name in kept if name.endswith("_model_path")},
+                "best_k_models": {here(path): score for path, score in kept.get("best_k_models", {}).items()},
+            }
+        callbacks[key] = kept
+    return {**state, "callbacks": callbacks}
+
+
 def read_plan(path: Path) -> dict[str, dict[str, Any]]:
     """What is trained, as it was written at the beginning.
 

@@ -212,7 +212,13 @@ def input_files(universe: mda.Universe) -> list[str]:
 
 
 class _CheckedXTCReader(XTCReader):
-    """MDAnalysis' reader, which hands only frames to its decoder that cannot break it."""
+    """MDAnalysis' reader, which hands only frames to its decoder that cannot break it, and leaves no file behind."""
+
+    def _load_offsets(self) -> None:
+        self._read_offsets()
+
+    def _read_offsets(self, store: bool = False) -> None:
+        super()._read_offsets(store=False)
 
     def _read_next_timestep(self, ts: Any = None) -> Any:
         frame = self._frame + 1
@@ -346,7 +352,7 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
                 f"topology and trajectory do not match: {topology} has {n_atoms} atoms, {name} has {scan.n_atoms}; "
                 f"{cure}"
             )
-    if "number of atoms" in said or "n_atoms" in said:
+    if "number of atoms" in said or "n_atoms" in said or "cannot reshape" in said:  # the last by Amber's text format
         return DataError(f"topology {topology} with {n_atoms} atoms does not match the trajectory ({said}); {cure}")
     return DataError(f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); {_cure(said)}")
 
