@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from egno_md.datasets.nbody import NBodyOptions, simulate, starts
 from egno_md.errors import StoppedError, UsageError
 from egno_md.forecast.model import new_model
 from egno_md.reproduce import EXPERIMENTS, jobs, read_results, run_job, write_page, zero_shot
+from egno_md.reproduce.experiments import SYSTEMS
 from egno_md.reproduce.results import grouped, published_rows
 from egno_md.reproduce.zeroshot import readings
 from egno_md.training.recipe import complete, planned
@@ -71,6 +73,9 @@ def test_the_command_goes_on_where_it_stopped_with_the_same_digits(tmp_path, dat
     [
         ("mocap-run", "", "egno-l", {"training.learning_rate": 1e-5}),
         ("md17", "ethanol", "egno-iv", {}),
+        ("nbody", "", "egno-t2t", FEW),
+        ("mocap-run", "", "egnn-r", {"training.learning_rate": 1e-5}),
+        ("mocap-run", "", "eghn", {"clusters": 3, "training.learning_rate": 1e-5}),
         ("md17", "ethanol-apart", "egno", {"data.source": "sgdml"}),
         ("adk", "", "egno", {"data.source": "transitions", "max_epochs": 1, "validate_every": 1}),
     ],
@@ -87,6 +92,19 @@ def test_every_experiment_runs_in_small(tmp_path, data, experiment, case, system
     assert f"{result['test']['F-MSE'] / EXPERIMENTS[experiment].scale:.4g}" in text and figures[0].stat().st_size > 1000
     assert f"egno-md reproduce {experiment}" in text and f"--system {system}" in text
     assert text.count("Nothing was run") == 4
+
+
+def test_every_system_is_in_the_register_or_says_what_it_lacks():
+    for name, system in SYSTEMS.items():
+        try:
+            (job,) = jobs("nbody", [name])
+        except UsageError as error:
+            assert f"no operator {system.operator!r}" in str(error)
+            continue
+        recipe = job.recipe(Path("data"))
+        plan = planned(complete(recipe, source_of(recipe)))
+        assert plan.window.targets[-1] == 10 and plan.training.batch_size == 100 and plan.graph.cutoff == np.inf
+        assert plan.model.options.get("step", 0.2) == 0.2
 
 
 def test_all_seeds_count_those_that_diverge_too(tmp_path, data):

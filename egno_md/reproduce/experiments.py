@@ -40,6 +40,9 @@ _ONE = {"window.n_times": 1}
 SYSTEMS: dict[str, System] = {
     "egno": System("egno", about="EGNO, targets spread evenly (U)"),
     "egno-l": System("egno", {"window.sampling": "L"}, "EGNO, the last T frames (L)"),
+    "egno-t2t": System(
+        "egno", {"window.history": "trajectory"}, "EGNO, trajectory to trajectory: it reads the last T frames"
+    ),
     "egno-ii": System("egno", {"model.time_conv": "positions"}, "ablation II: no v in the temporal convolution"),
     "egno-iii": System("egno", {"model.time_conv": "scalars"}, "ablation III: scalars only"),
     "egno-iv": System("egno", {"model.time_conv": "none"}, "ablation IV: no temporal convolution"),
@@ -73,6 +76,9 @@ class Experiment:
         Parts of it that are trained each by itself, with their settings; one without a name where there is one.
     scale : float
         Published numbers are multiples of this.
+    step : float
+        Time from one point of the window to the next, in the time that velocities count in, for systems that go from
+        point to point.
     best : mapping
         Settings of the preset "best"; None where no search has been made.
     """
@@ -83,17 +89,23 @@ class Experiment:
     folder: str = ""
     cases: Mapping[str, Settings] = field(default_factory=lambda: {"": {}})
     scale: float = 1.0
+    step: float = 1.0
     best: Settings | None = None
 
 
+_WALK, _RUN = ({"name": "mocap", "motion": motion} for motion in ("walk", "run"))
 _MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic", "toluene", "uracil")
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        Experiment("nbody", "N-body, five charged particles", {"name": "nbody"}),
-        Experiment("mocap-walk", "Motion capture, walking", {"name": "mocap", "motion": "walk"}, "mocap", scale=0.01),
-        Experiment("mocap-run", "Motion capture, running", {"name": "mocap", "motion": "run"}, "mocap", scale=0.01),
+        Experiment("nbody", "N-body, five charged particles", {"name": "nbody"}, step=0.2),
+        Experiment(
+            "mocap-walk", "Motion capture, walking", {"name": "mocap", "motion": "walk"}, "mocap", scale=0.01, step=6
+        ),
+        Experiment(
+            "mocap-run", "Motion capture, running", {"name": "mocap", "motion": "run"}, "mocap", scale=0.01, step=6
+        ),
         Experiment(
             "md17",
             "MD17, small molecules",
@@ -105,8 +117,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                 for split in ("random", "apart")
             },
             scale=0.01,
+            step=375,
         ),
-        Experiment("adk", "Adenylate kinase", {"name": "adk"}, "adk"),
+        Experiment("adk", "Adenylate kinase", {"name": "adk"}, "adk", step=4),
     )
 }
 
@@ -151,7 +164,9 @@ class Job:
             section["folder"] = str(data / experiment.folder)
         recipe = Recipe(data=section, model={"operator": system.operator}, training={"seed": self.seed})
         best = experiment.best or {} if self.preset == "best" else {}
-        return overridden(recipe, {**experiment.cases[self.case], **best, **system.settings, **self.settings})
+        steps = "step" in operators.get(system.operator).options.model_fields
+        own = {**({"model.step": experiment.step} if steps else {}), **system.settings}
+        return overridden(recipe, {**experiment.cases[self.case], **best, **own, **self.settings})
 
 
 def jobs(
