@@ -88,3 +88,17 @@ def test_patience_counts_looks_at_the_validation_windows(tmp_path):
     assert looks == list(range(3, 3 * len(looks) + 1, 3))
     values = [entry["F-MSE"] for entry in history(tmp_path)]
     assert len(looks) - 1 - int(np.argmin(values)) == 2 and trained.provenance["training"]["epochs"] == looks[-1]
+
+
+def test_the_learning_rate_is_halved_in_the_second_half(tmp_path):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+    spec = TrainSpec(batch_size=8, max_epochs=4, schedule="halved", learning_rate=1e-3)
+    rates = []
+    for part in range(4):
+        try:
+            fit(model, train, validation, spec, work_dir=tmp_path, progress=False, resume=part > 0, minutes=1e-9)
+        except StoppedError:
+            pass
+        rates.append(read_state(tmp_path / LAST)["optimizer_states"][0]["param_groups"][0]["lr"])
+    assert rates == [1e-3, 5e-4, 5e-4, 5e-4]  # of the step that comes next
