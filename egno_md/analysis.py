@@ -512,6 +512,12 @@ class EGNOSurrogate(AnalysisBase):
         self._need_results()
         return to_mdtraj(self.results.universe)
 
+    def plot(self, start: int = 0):
+        """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""
+        from .looking import plot
+
+        return plot(self, start)
+
     def write(self, filename: str | os.PathLike, *, with_input: bool = False, force: bool = False) -> list[Path]:
         """Write the forecast as DCD or XTC with a PDB topology beside it.
 

@@ -19,7 +19,6 @@ from egno_md import sample
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.evaluation.errors import mse_per_step, skill
-from egno_md.evaluation.report import write_report
 from egno_md.evaluation.score import Part, score
 from egno_md.forecast.chain import Chained, ChainState, ModelForecaster, Restored, forecast, roll
 from egno_md.forecast.forecasters import (
@@ -34,6 +33,7 @@ from egno_md.forecast.forecasters import (
 )
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
+from egno_md.looking.evaluation import write_report
 
 STEPS = np.arange(1, 5)
 OURS = [

@@ -48,11 +48,13 @@ MAY_IMPORT = {
     "datasets": GRAPHS | {"graph", "trajectory"},
     "evaluation": EVALUATION,
     "propagator": EVALUATION,
-    "analysis": EVALUATION,
+    "looking": EVALUATION | {"evaluation"},
+    "analysis": EVALUATION | {"looking"},
     "interpolation": EVALUATION,
     "training": EVALUATION | {"evaluation", "datasets"},
     "reproduce": EVALUATION | {"evaluation", "datasets", "training"},
-    "cli": EVALUATION | {"evaluation", "datasets", "propagator", "analysis", "interpolation", "training", "reproduce"},
+    "cli": EVALUATION
+    | {"evaluation", "looking", "datasets", "propagator", "analysis", "interpolation", "training", "reproduce"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.

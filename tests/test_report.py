@@ -15,12 +15,12 @@ import torch
 from egno_md import sample
 from egno_md.errors import OutputError
 from egno_md.evaluation.evaluate import evaluate
-from egno_md.evaluation.report import write_report
+from egno_md.looking.evaluation import write_report
 
 torch.set_num_threads(1)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PLOTS = ["errors", "skill", "rmsf", "radius", "bonds", "torsions"]
+PLOTS = ["gain", "skill", "rmsf", "radius", "bonds", "torsions"]
 #: Before everything else on the page: what goes wrong while it loads. `error` events of elements do not bubble.
 WATCH = """<script>const wrong = [];
 addEventListener("error", e => wrong.push(e.message || e.target.src || e.target.href || "?"), true);
@@ -29,21 +29,23 @@ addEventListener("load", () => {
     wrong: wrong,
     images: [...document.images].map(i => [i.alt, i.naturalWidth, i.naturalHeight, i.clientWidth]),
     loaded: performance.getEntriesByType("resource").map(e => e.name).filter(name => !name.startsWith("data:")),
-    cut: [...document.querySelectorAll("pre")].filter(p => p.scrollWidth > p.clientWidth).length,
+    cut: [...document.querySelectorAll("body *")].filter(e => e.scrollWidth > e.clientWidth && e.clientWidth
+      && getComputedStyle(e).overflowX == "visible").map(e => e.tagName + "#" + e.id),
+    viewer: document.body.dataset.viewer,
     wide: document.documentElement.scrollWidth > innerWidth,
     text: document.body.innerText,
   });
 });</script>"""
 
 
-def opened(page, profile):
+def opened(page, profile, *flags):
     """What a browser 1280 points wide sees of a page, with the errors on its console."""
     watched = page.with_name("watched.html")
     watched.write_text(page.read_text().replace("<head>", f"<head>{WATCH}", 1))
     command = [
         CHROMIUM, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--enable-logging=stderr",
-        "--v=0", "--window-size=1280,1000", "--virtual-time-budget=20000", "--dump-dom", watched.as_uri(),
+        "--v=0", "--window-size=1280,1000", "--virtual-time-budget=20000", *flags, "--dump-dom", watched.as_uri(),
     ]  # fmt: skip
     if os.geteuid() == 0:  # Chromium refuses to run as root inside its sandbox
         command.insert(1, "--no-sandbox")
@@ -75,7 +77,7 @@ def test_report_loads_nothing_from_elsewhere(result, files):
     page = files[0].read_text()
     sources = re.findall(r"""(?:src|href)=["']([^"']*)""", page)
     assert len(sources) == 7 and all(source.startswith("data:") for source in sources)
-    assert "http" not in page and "<script" not in page and "AR(1)" in page
+    assert "http:" not in page and "https:" not in page and "<script" not in page and "AR(1)" in page
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in files[1:])
     with pytest.raises(OutputError, match="report.html exists"):
         write_report(result, files[0].parent)
@@ -88,10 +90,16 @@ def test_report_in_a_browser(result, files, tmp_path):
     assert seen["wrong"] == [] and seen["loaded"] == []
     assert [name for name, *_ in seen["images"]] == PLOTS
     assert all(min(size) > 300 for _, *size in seen["images"])  # decoded, and wide on the page
-    assert seen["cut"] == 0 and not seen["wide"]  # every table is seen as a whole
-    for line in result.table().splitlines():
-        assert line.rstrip() in seen["text"]
+    assert seen["cut"] == [] and not seen["wide"]  # every table is seen as a whole
     assert "Evaluation of ca-1ps" in seen["text"]
+    # The verdict comes first, and the tables hold every number that the table of the command line holds.
+    assert seen["text"].index(result.verdict[1:]) < seen["text"].index("Errors")
+    for errors in result.judged.errors.values():
+        assert all(f"{value:.4f}" in seen["text"] for value in errors)
+    for name, *values in result.quality.rows():
+        assert name in seen["text"] and all(f"{v:.3f}" in seen["text"] for v in values if v == v)
+    for line in (*result.quality.findings, *result.notes):
+        assert line in seen["text"]
 
 
 @needs_chromium

@@ -39,7 +39,7 @@ def evaluate(topology, trajectory, model, report, force, as_json, **options: Any
     result = evaluate(model, topology, *trajectory, **options)
     files = []
     if report is not None:
-        from ..evaluation.report import write_report
+        from ..looking.evaluation import write_report
 
         files = write_report(result, report, force=force)
     if as_json:

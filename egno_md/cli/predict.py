@@ -36,6 +36,7 @@ from .output import as_text
     show_default=True,
     help="What the network computes in; tf32 needs a GPU.",
 )
+@click.option("--report", type=click.Path(path_type=Path), help="Write a page of the forecast there (HTML).")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--resume", is_flag=True, help="Go on with a long forecast that was cut short, or begin it.")
 @click.option(
@@ -63,6 +64,7 @@ def predict(
     no_box: bool,
     device: str,
     precision: str,
+    report: Path | None,
     force: bool,
     resume: bool,
     on_unphysical: str,
@@ -80,6 +82,10 @@ def predict(
     from ..trajectory.universe import forget_box, open_universe
     from .predicting import readable, stoppable, summary_of
 
+    if report is not None:
+        from ..looking.page import require_page
+
+        require_page(report, force)  # before the work
     output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
     with stoppable() as stop:
         universe = open_universe(topology, trajectory, dt=dt)
@@ -113,6 +119,11 @@ def predict(
             click.echo(f"Error: {error}", err=True)
             sys.exit(3)
     summary = summary_of(surrogate)
+    if report is not None:
+        from ..looking import write_page
+
+        said = [line for line in readable(summary).splitlines() if not line.startswith("written")]
+        summary["files"].append(str(write_page(surrogate, report, said=said, force=force)))
     click.echo(as_text(summary) if as_json else readable(summary))
     if not summary["checks"]["ok"]:
         ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"

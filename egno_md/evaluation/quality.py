@@ -103,6 +103,8 @@ class Quality:
     chain_length: int
     torsion_kind: str
     torsion_names: tuple[str, ...]
+    molecule: Molecule | None = None
+    """The atoms, for the names of what is drawn."""
 
     def rmsf_correlation(self, ensemble: Ensemble) -> float:
         """Pearson correlation over the atoms with the RMSF of the run; nan where one of them is the same for all."""
@@ -304,6 +306,7 @@ def quality(
         chain_length=max(len(x) for x in chains),
         torsion_kind=kind,
         torsion_names=tuple(names),
+        molecule=builder.molecule,
     )
 
 

@@ -40,6 +40,9 @@ class Scores:
         From the same resamples for model and baselines; the best baseline is chosen anew in each of them.
     f_skill, a_skill : tuple of float
         Skill of F-MSE and A-MSE with the ends of its interval.
+    gains : dict of str to ndarray (T, 3)
+        ``1 - error / error of the start frame standing still`` of everyone, with the ends of its interval, from the
+        same resamples for both; empty where nobody stands still.
     """
 
     errors: dict[str, NDArray[np.float64]]
@@ -48,6 +51,7 @@ class Scores:
     skill_interval: NDArray[np.float64]
     f_skill: tuple[float, float, float]
     a_skill: tuple[float, float, float]
+    gains: dict[str, NDArray[np.float64]] = field(default_factory=dict, kw_only=True)
 
     @property
     def f_mse(self) -> dict[str, float]:

@@ -190,6 +190,14 @@ def _scores(names: Sequence[str], mean: np.ndarray, resampled: np.ndarray | None
     gain = gains(mean)  # (T + 1,)
     if resampled is not None:
         intervals, gain_range = np.quantile(resampled, ENDS, axis=0), np.quantile(gains(resampled), ENDS, axis=0)
+    over_still = {}
+    if "static" in names:
+        still = list(names).index("static")
+        one = skill(mean, mean[None, still])  # (K, T)
+        ends = np.full((2, n_names, horizon), np.nan)
+        if resampled is not None:
+            ends = np.quantile(skill(resampled, resampled[None, :, [still]]), ENDS, axis=0)  # (2, K, T)
+        over_still = {name: np.stack([one[k], *ends[:, k]], axis=-1) for k, name in enumerate(names)}
     return Scores(
         errors=dict(zip(names, mean, strict=True)),
         intervals={name: intervals[:, k].T for k, name in enumerate(names)},
@@ -197,6 +205,7 @@ def _scores(names: Sequence[str], mean: np.ndarray, resampled: np.ndarray | None
         skill_interval=gain_range[:, :-1].T,
         f_skill=(float(gain[-2]), *gain_range[:, -2].tolist()),
         a_skill=(float(gain[-1]), *gain_range[:, -1].tolist()),
+        gains=over_still,
     )
 
 
