@@ -781,9 +781,11 @@ def test_boxes_that_mean_nothing(dipeptide_files):
     text = path.read_text()
     path.write_text("CRYST1   30.000   30.000   30.000  90.00  90.00  90.00 P 1           1\n" + text)
     for field in (fields[:4], ["--forcefield", "amber99sbildn.xml", "--forcefield", "amber99_obc.xml"]):
-        refused = extend(dipeptide_files, *field)
+        refused = extend(dipeptide_files, *field, "--keep-box")
         assert refused.exit_code == 1 and "--no-box" in refused.output
-    assert extend(dipeptide_files, *fields, "--no-box").exit_code == 0
+    for arguments in (["--no-box"], ["--force"]):  # as it says, and left to itself
+        result = extend(dipeptide_files, *fields, *arguments)
+        assert result.exit_code == 0 and ("box of 30.0" in result.output) == (arguments == ["--force"])
     path.write_text("CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n" + text)
     accepted = extend(dipeptide_files, *fields, "--force")
     assert accepted.exit_code == 0, accepted.output
@@ -792,7 +794,8 @@ def test_boxes_that_mean_nothing(dipeptide_files):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        ([], 2, "--forcefield"),
+        (["--report", "0"], 2, "--report must be at least 1"),
+        (["--md-steps", "10"], 2, "at least"),
         (["--forcefield", "amber14-all.xml", "--system", "system.xml"], 2, "not both"),
         (["--forcefield", "nothing.xml"], 1, "nothing.xml"),
         (["--system", "missing.xml"], 1, "missing.xml"),

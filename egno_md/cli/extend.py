@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -13,7 +14,12 @@ from .output import as_text
 
 @click.command()
 @click.argument("topology", type=click.Path(path_type=Path))
-@click.option("--forcefield", "forcefields", multiple=True, help="OpenMM force field file; repeat for several.")
+@click.option(
+    "--forcefield",
+    "forcefields",
+    multiple=True,
+    help="OpenMM force field file; repeat for several.  [default: amber14-all.xml and implicit/obc2.xml]",
+)
 @click.option("--system", type=click.Path(path_type=Path), help="Serialised OpenMM System, instead of a force field.")
 @click.option("--state", type=click.Path(path_type=Path), help="Serialised OpenMM State to start from.")
 @click.option("--jumps", default=10, show_default=True, help="Number of jumps.")
@@ -23,8 +29,12 @@ from .output import as_text
 @click.option("--lead-ps", default=2.0, show_default=True, help="Time in which the atoms are led along a forecast.")
 @click.option("--relax-ps", default=1.0, show_default=True, help="Time to relax after a jump.")
 @click.option("--strength", default=20000.0, show_default=True, help="Strength of the restraints in kJ/mol/nm^2.")
-@click.option("--hydrogens", is_flag=True, help="Add missing hydrogens.")
-@click.option("--no-box", is_flag=True, help="Forget the periodic box of TOPOLOGY, which is often that of a crystal.")
+@click.option("--hydrogens", is_flag=True, help="Add missing hydrogens even where the force field can do without.")
+@click.option(
+    "--no-box/--keep-box",
+    default=None,
+    help="Forget or keep the periodic box of TOPOLOGY. Default: keep it where it is full of solvent.",
+)
 @click.option("--temperature", default=300.0, show_default=True, help="In K.")
 @click.option("--friction", default=1.0, show_default=True, help="Of the Langevin thermostat in 1/ps.")
 @click.option("--step-fs", default=2.0, show_default=True, help="Time step in fs.")
@@ -51,7 +61,7 @@ def extend(
     relax_ps: float,
     strength: float,
     hydrogens: bool,
-    no_box: bool,
+    no_box: bool | None,
     temperature: float,
     friction: float,
     step_fs: float,
@@ -69,22 +79,36 @@ def extend(
     A jump stands for the time of a forecast, but it does not sample it: plain MD of equal cost sampled better wherever
     it was measured.
 
-    TOPOLOGY is a PDB or mmCIF file of all atoms. With force fields it is enough:
+    TOPOLOGY is a PDB or mmCIF file; it is enough. Hydrogens that are missing are added, the box of a crystal and its
+    water are left out, the force field is Amber's with implicit solvent if none is named; each is said in a line:
 
     \b
-        egno-md extend protein.pdb --forcefield amber14-all.xml --forcefield implicit/obc2.xml
+        egno-md extend protein.pdb
 
     Beside the trajectory (unbiased MD alone) go a PDB, <output>_jumps.csv with a row for each jump, and
     <output>_state.xml to go on from.
     """
+    if report < 1:
+        raise UsageError(f"--report must be at least 1, found {report}")
     from ..forecast.model import load_model
     from ..propagator import HybridPropagator, RunFiles, load_simulation
 
-    if report < 1:
-        raise UsageError(f"--report must be at least 1, found {report}")
+    prepared: list[str] = []
+
+    def said(line: str) -> None:
+        prepared.append(line)
+        if not as_json:  # before the work, which takes minutes
+            click.echo(f"prepared   {line}", err=True)
+
     output = output or Path(f"{topology.stem}_extended.dcd")
     files = RunFiles(output, inputs=[path for path in (topology, system, state) if path is not None], force=force)
     loaded = load_model(model)
+    stride = loaded.window.stride_ps
+    if md_steps is not None and md_steps * step_fs / 1000 < stride:  # before the work
+        raise UsageError(
+            f"--md-steps {md_steps} are {md_steps * step_fs / 1000:g} ps, and the model has to see {stride:g} ps of "
+            f"unbiased MD before each jump: at least {math.ceil(stride * 1000 / step_fs - 1e-9)}"
+        )
     simulation = load_simulation(
         topology,
         forcefields=forcefields,
@@ -98,6 +122,7 @@ def extend(
         equilibrate_ps=equilibrate_ps,
         platform=platform,
         seed=seed,
+        said=said,
     )
     hybrid = HybridPropagator(
         simulation, loaded, select=select, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength, device=device
@@ -112,6 +137,7 @@ def extend(
     shown = progress if sys.stderr.isatty() else None
     with files.reporting(simulation, report):
         summary = hybrid.run(jumps, md_steps, log=files.log, force=force, progress=shown).as_dict()
+    summary["prepared"] = prepared
     summary["files"] = [str(path) for path in files.all]
     if as_json:
         click.echo(as_text(summary))

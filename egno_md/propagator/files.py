@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import openmm
-from openmm import app, unit
+from openmm import app
 
 from ..errors import DataError, ModelError, OutputError, UsageError
-
-IMPLICIT_SOLVENT = (openmm.GBSAOBCForce, openmm.CustomGBForce)
+from .prepare import build_system
 
 
 def load_simulation(
@@ -25,13 +24,14 @@ def load_simulation(
     system: str | os.PathLike | None = None,
     state: str | os.PathLike | None = None,
     hydrogens: bool = False,
-    no_box: bool = False,
+    no_box: bool | None = None,
     temperature: float = 300.0,
     friction: float = 1.0,
     step_fs: float = 2.0,
     equilibrate_ps: float = 20.0,
     platform: str | None = None,
     seed: int = 0,
+    said: Callable[[str], None] = lambda line: None,
 ) -> app.Simulation:
     """An all-atom Simulation from files, with :class:`openmm.LangevinMiddleIntegrator`.
 
@@ -40,23 +40,28 @@ def load_simulation(
     topology : path
         PDB or PDBx/mmCIF.
     forcefields : sequence of str
-        OpenMM force field files, such as ``("amber14-all.xml", "implicit/obc2.xml")``: PME where the topology has a
-        box, no cutoff otherwise; bonds to hydrogen constrained.
+        OpenMM force field files; ``("amber14-all.xml", "implicit/obc2.xml")`` where there are none and no System. PME
+        where the topology has a box of solvent, no cutoff otherwise; bonds to hydrogen constrained. Where hydrogens
+        are missing that they need, these are added, as at pH 7; water that they do not know is left out of a structure
+        without a box.
     system : path, optional
         A System serialised by OpenMM, instead of force fields.
     state : path, optional
         A State serialised by OpenMM to start from. Without it the positions of the topology are minimised and
         equilibrated.
     hydrogens : bool
-        Add missing hydrogens (with force fields alone).
-    no_box : bool
-        Forget the box of the topology (with force fields alone), which is often that of a crystal.
+        Add missing hydrogens also where the force field would take the structure without (with force fields alone).
+    no_box : bool, optional
+        Forget the box of the topology, or keep it (with force fields alone); when None it is kept if it is full of
+        solvent, and that of a crystal is forgotten.
     temperature, friction, step_fs, equilibrate_ps : float
         In K, 1/ps, fs and ps.
     platform : str, optional
         OpenMM platform; OpenMM's choice by default.
     seed : int
         Of velocities and thermostat; 0 is another one each time.
+    said : callable
+        Takes a line for every choice that nobody asked for.
 
     Returns
     -------
@@ -65,29 +70,25 @@ def load_simulation(
     Raises
     ------
     UsageError
-        Both or neither of `forcefields` and `system`; an unknown platform.
+        Both `forcefields` and `system`; an unknown platform.
     DataError
         A file that is missing or damaged, a force field that does not know the molecule.
     ModelError
         A System or State of other particles.
     """
-    if bool(forcefields) == (system is not None):
+    if forcefields and system is not None:
         raise UsageError(
             "give either force fields (--forcefield amber14-all.xml --forcefield implicit/obc2.xml) or a serialised "
-            f"System (--system system.xml), {'not both' if forcefields else 'found neither'}"
+            "System (--system system.xml), not both"
         )
-    if (hydrogens or no_box) and system is not None:
+    if (hydrogens or no_box is not None) and system is not None:
         raise UsageError("a serialised System is taken as it is: no hydrogens, no other box; give force fields instead")
     path = Path(topology)
     reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif", ".pdbx") else app.PDBFile
     file = _parsed(path, lambda: reader(str(path)))
     modeller = app.Modeller(file.topology, file.positions)
-    vectors = modeller.topology.getPeriodicBoxVectors()
-    # The PDB's way to say "no crystal" is a cell of 1 A.
-    if no_box or (vectors is not None and max(vectors[k][k] for k in range(3)) < 0.11 * unit.nanometer):
-        modeller.topology.setPeriodicBoxVectors(None)
-    if forcefields:
-        built = _from_forcefields(modeller, forcefields, hydrogens)
+    if system is None:
+        built = build_system(modeller, forcefields, hydrogens=hydrogens, no_box=no_box, said=said)
     else:
         built = _parsed(system, lambda: openmm.XmlSerializer.deserialize(Path(system).read_text()))
         if not isinstance(built, openmm.System):
@@ -139,29 +140,6 @@ def _parsed(path: str | os.PathLike, parse: Callable[[], Any]) -> Any:
         return parse()
     except Exception as error:  # OpenMM's parsers raise whatever the damage leads to
         raise DataError(f"{path} cannot be read: {str(error) or type(error).__name__}") from error
-
-
-def _from_forcefields(modeller: app.Modeller, names: Sequence[str], hydrogens: bool) -> openmm.System:
-    periodic = modeller.topology.getPeriodicBoxVectors() is not None
-    method = app.PME if periodic else app.NoCutoff
-    try:
-        field = app.ForceField(*names)
-        if hydrogens:
-            modeller.addHydrogens(field)
-        system = field.createSystem(modeller.topology, nonbondedMethod=method, constraints=app.HBonds)
-    except Exception as error:  # what a force field file runs into is told by the text alone
-        cure = "" if hydrogens else "; are hydrogens missing (--hydrogens)?"
-        cure += " An implicit solvent knows no box (--no-box)." if periodic else ""
-        raise DataError(
-            f"the force field {' + '.join(names)} cannot be used for this {'periodic' if periodic else 'open'} "
-            f"structure: {str(error) or type(error).__name__}{cure}"
-        ) from error
-    if periodic and any(isinstance(force, IMPLICIT_SOLVENT) for force in system.getForces()):
-        raise DataError(
-            f"the structure has a box and {' + '.join(names)} has implicit solvent, which knows none: forget the box "
-            "with --no-box (no_box=True), or take a force field with water"
-        )
-    return system
 
 
 class RunFiles:

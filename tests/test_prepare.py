@@ -1,0 +1,110 @@
+"""Structures as they are published: what `extend` makes of them, and what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import MDAnalysis as mda
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from openmm import app
+
+from egno_md.cli import main
+from egno_md.errors import DataError
+from egno_md.propagator.prepare import DEFAULT_FIELD, build_system
+
+#: Chignolin, ten residues with all heavy atoms and no hydrogen, as `simulate` begins.
+CELL = "CRYST1   20.140   25.500   19.950  90.00  90.00  90.00 P 1           1\n"
+WATER = "HETATM 9001  O   HOH B   1      40.000  10.000  40.000  1.00  0.00           O\n"
+LIGAND = (
+    "HETATM 9002  C1  LIG C   1      30.000  10.000  40.000  1.00  0.00           C\n"
+    "HETATM 9003  O1  LIG C   1      31.400  10.000  40.000  1.00  0.00           O\n"
+)
+
+
+@pytest.fixture()
+def crystal(shared, tmp_path) -> Path:
+    """A peptide without hydrogens in the box of its crystal."""
+    lines = (shared / "data/structures/CLN025_5awl.pdb").read_text().splitlines(keepends=True)
+    path = tmp_path / "5awl.pdb"
+    path.write_text(CELL + "".join(line for line in lines if line.startswith(("ATOM", "TER"))) + "END\n")
+    assert " H " not in path.read_text()
+    return path
+
+
+def with_lines(path: Path, lines: str) -> Path:
+    path.write_text(path.read_text().replace("END\n", lines + "END\n"))
+    return path
+
+
+def built(path: Path, **options) -> tuple[app.Modeller, list[str]]:
+    file = app.PDBFile(str(path))
+    modeller, said = app.Modeller(file.topology, file.positions), []
+    build_system(modeller, said=said.append, **options)
+    return modeller, said
+
+
+def test_hydrogens_box_and_water_of_a_crystal(crystal):
+    n_heavy = len(mda.Universe(str(crystal)).atoms)
+    modeller, said = built(with_lines(crystal, WATER))
+    field, box, water, hydrogens = said
+    assert " + ".join(DEFAULT_FIELD) in field and "--forcefield" in field
+    assert box.startswith("box of 20.1 x 25.5 x 20.0 A left out") and "--keep-box" in box
+    assert water.startswith("1 water molecules") and hydrogens.startswith("73 missing hydrogens")
+    assert modeller.topology.getNumAtoms() == n_heavy + 73 and modeller.topology.getPeriodicBoxVectors() is None
+    # A structure that has them is taken as it is.
+    whole = app.Modeller(modeller.topology, modeller.positions)
+    again: list[str] = []
+    build_system(whole, DEFAULT_FIELD, said=again.append)
+    assert again == [] and whole.topology.getNumAtoms() == n_heavy + 73
+
+
+def test_a_box_of_solvent_stays(crystal):
+    explicit = ("amber14-all.xml", "amber14/tip3pfb.xml")
+    modeller, said = built(crystal, names=explicit)
+    assert len(said) == 2 and "box" in said[0]
+    modeller.addSolvent(app.ForceField(*explicit), boxSize=(2.6, 2.6, 2.6), neutralize=False)
+    said.clear()
+    system = build_system(modeller, explicit, said=said.append)
+    assert said == [] and system.usesPeriodicBoundaryConditions()
+    with pytest.raises(DataError, match="no water or an implicit one.*tip3pfb"):
+        build_system(modeller, DEFAULT_FIELD)
+    said.clear()
+    assert not build_system(modeller, DEFAULT_FIELD, no_box=True, said=said.append).usesPeriodicBoundaryConditions()
+    assert len(said) == 1 and "water molecules of the structure left out" in said[0]
+    with pytest.raises(DataError, match="no water or an implicit one.*--no-box"):
+        built(crystal, no_box=False)
+
+
+def test_what_the_force_field_does_not_know_is_named(crystal):
+    with pytest.raises(DataError, match="It does not know LIG: take it out of the file"):
+        built(with_lines(crystal, LIGAND))
+    crystal.write_text("".join(line for line in crystal.open() if "CG  GLU" not in line and "LIG" not in line))
+    with pytest.raises(DataError, match="Heavy atoms are missing.*pdbfixer protein.pdb --add-atoms=heavy"):
+        built(crystal)
+
+
+def test_extend_as_it_is_typed_first(crystal, tmp_path):
+    """Nothing but the name of the file decides here; the rest makes it short."""
+    short = ["--jumps", "1", "--md-steps", "500", "--lead-ps", "0.2", "--relax-ps", "0.1", "--equilibrate-ps", "0.1"]
+    command = ["extend", str(crystal), *short, "--report", "100", "--seed", "1", "--platform", "CPU", "--json"]
+    result = CliRunner().invoke(main, [*command, "-o", str(tmp_path / "out.dcd")])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [line.split()[0] for line in found["prepared"]] == ["force", "box", "73"]
+    run = mda.Universe(str(tmp_path / "out.pdb"), str(tmp_path / "out.dcd"))
+    assert len(run.atoms) == 166 and np.isfinite(run.trajectory.timeseries()).all()
+
+
+def test_a_wrong_report_is_refused_before_openmm_loads(tmp_path):
+    code = (
+        "import sys\nfrom egno_md.cli import main\n"
+        "try:\n    main(['extend', 'a.pdb', '--report', '0'])\nexcept SystemExit as done:\n    print(done.code)\n"
+        "print([m for m in ('torch', 'MDAnalysis', 'openmm') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split("\n")[:2] == ["2", "[]"] and "--report must be at least 1" in done.stderr
