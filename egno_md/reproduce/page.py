@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import MissingPackageError, OutputError
 from ..files import write_whole
+from ..nn import operators
 from .experiments import EXPERIMENTS, SYSTEMS
 from .results import ZERO_SHOT, Group, grouped, published_rows, read_results
 
@@ -120,12 +121,14 @@ def _table(experiment: str, case: str, groups: list[Group]) -> str:
         rows.append(f"| {row['name']} | {errors[0]} | {errors[1]} | | | {row['source']} |\n")
     for group in groups:
         rows.append(_own_row(group))
-    free = next((run["test"]["per_step"] for group in groups for run in group.runs if run["test"]), None)
-    if free:
+    tested = [run["test"]["per_step"] for group in groups for run in group.runs if run["test"]]
+    if tested:
+        free = max(tested, key=lambda steps: len(steps["static"]))  # systems of one point know the last alone
         scale = EXPERIMENTS[experiment].scale
         for name, about in (("static", "standing still"), ("linear", "x + c v t, c fitted at every point")):
             steps = np.asarray(free[name]) / scale
-            rows.append(f"| {about} | {steps[-1]:.4g} | {steps.mean():.4g} | | | here, no network |\n")
+            averaged = "" if len(steps) == 1 else f"{steps.mean():.4g}"
+            rows.append(f"| {about} | {steps[-1]:.4g} | {averaged} | | | here, no network |\n")
     return "".join(rows)
 
 
@@ -169,22 +172,20 @@ def _command(group: Group) -> str:
 
 
 def _missing(experiment: str, groups: list[Group]) -> str:
-    """Which systems have not been run."""
-    have = {group.system for group in groups}
+    """Which systems have not been run, and why."""
+    have, known = {group.system for group in groups}, operators.names()
     lacking = [name for name in SYSTEMS if name not in have]
-    preset = (
-        ""
-        if EXPERIMENTS[experiment].best is not None
-        else (" There is no preset `best`: no search on the validation windows has been made.")
-    )
-    if not lacking:
-        return f"\n{preset.strip()}\n" if preset else ""
-    every = (
-        "Nothing was run: it takes longer than there was time for."
-        if not have
-        else (f"Not run, for want of time: {', '.join(lacking)}.")
-    )
-    return f"\n{every}{preset}\n"
+    there = [name for name in lacking if SYSTEMS[name].operator in known]
+    parts = []
+    if not have:
+        parts.append("Nothing was run: it takes longer than there was time for.")
+    elif there:
+        parts.append(f"Not run, for want of time: {', '.join(there)}.")
+    if absent := [name for name in lacking if name not in there]:
+        parts.append(f"There is no operator for {', '.join(absent)}.")
+    if EXPERIMENTS[experiment].best is None:
+        parts.append("There is no preset `best`: no search on the validation windows has been made.")
+    return f"\n{' '.join(parts)}\n" if parts else ""
 
 
 def _figure(height: float = 3.2):
@@ -221,13 +222,20 @@ def _zero_shot(found: dict[str, Any], picture: str) -> str:
             f"| {line['factor']} x | {line['points']} | {line['old']:.4g} | {' | '.join(others)} "
             f"| {line['rough']:.4g} |\n"
         )
+    nearer = [line["factor"] for line in found["readings"] if line["new"] is not None and line["new"] < line["spline"]]
+    verdict = f"the operator is nearer to the truth at {' and '.join(map(str, nearer))} times the points only"
+    if not nearer:
+        verdict = "every interpolation of the coarse prediction is nearer to the truth than the operator read there"
+    elif len(nearer) == len(found["readings"]) - 1:
+        verdict = "the operator is nearer to the truth than any interpolation"
+    state = "" if found["finished"] else f", whose training is not finished (its best epoch so far, {found['epoch']}),"
     return (
         "\n## Resolution without training (section 5.5)\n\n"
-        f"The model of `{found['run']}` was trained at {found['trained']} points of the window and is read at more of "
-        "them, which it never saw. Mean squared errors at the points of training and at the others, beside "
-        "interpolations of the coarse prediction (linear, and a cubic spline, both through the start frame); roughness "
-        "is the mean squared second difference of the path over that of the true one. Made by `egno-md reproduce "
-        "zero-shot`.\n\n"
+        f"The model of `{found['run']}`{state} was trained at {found['trained']} points of the window and is read at "
+        f"more of them, which it never saw, on the {found['part']} windows. Mean squared errors at the points of training "
+        "and at the others, beside interpolations of the coarse prediction (linear, and a cubic spline, both through the "
+        "start frame); roughness is the mean squared second difference of the path over that of the true one. Made by "
+        f"`egno-md reproduce zero-shot`.\n\nBetween the points of training, {verdict}.\n\n"
         f"{''.join(rows)}\n![Error over time]({picture})\n"
     )
 
@@ -236,10 +244,7 @@ def _resolution(found: dict[str, Any], path: Path) -> None:
     figure, axes = _figure()
     for line in found["readings"]:
         axes.plot(line["times"], line["errors"], "o-", ms=3, lw=1, label=f"{line['factor']} x the points")
-        if line["spline_errors"] is not None:
-            axes.plot(
-                line["times"], line["spline_errors"], ":", lw=1, label=f"spline of the coarse one, {line['factor']} x"
-            )
+    axes.plot(line["times"], line["spline_errors"], "k:", lw=1, label="spline of the coarse prediction")
     axes.set(xlabel="time after the start, in frames", ylabel="mean squared error", yscale="log")
     axes.legend(fontsize=7, frameon=False)
     figure.savefig(path, dpi=110)

@@ -32,7 +32,8 @@ _BATCH = 250  # windows
 def zero_shot(work: Path, target: Path) -> list[Path]:
     """Read the first EGNO of the N-body experiment at 2, 4 and 8 times the points it was trained at.
 
-    The generator knows the truth at every time. Points of training and points between are judged by themselves.
+    The generator knows the truth at every time. Points of training and points between are judged by themselves, on the
+    test windows, those of a training that is not finished on the validation windows.
 
     Parameters
     ----------
@@ -63,8 +64,10 @@ def zero_shot(work: Path, target: Path) -> list[Path]:
             f"there is no EGNO of the N-body experiment with its model below {work}: egno-md reproduce nbody --work "
             f"{work}"
         )
-    found = readings(load_model(path), job_of(result).recipe(Path()))
-    found = {"run": f"nbody/{result['label']}", "finished": result["finished"], **found}
+    part = "test" if result["finished"] else "validation"  # the test windows are looked at once, at the end
+    found = readings(load_model(path), job_of(result).recipe(Path()), part)
+    about = {name: result[name] for name in ("finished", "epochs")} | {"epoch": result["best_epoch"], "part": part}
+    found = {"run": f"nbody/{result['label']}", **about, **found}
     try:
         write_whole(target, (json.dumps(found, indent=1) + "\n").encode())
     except OSError as error:
@@ -72,22 +75,22 @@ def zero_shot(work: Path, target: Path) -> list[Path]:
     return [target]
 
 
-def readings(model: Model, recipe: Recipe) -> dict[str, Any]:
-    """Errors at every factor; see :func:`zero_shot`."""
+def readings(model: Model, recipe: Recipe, part: str = "test") -> dict[str, Any]:
+    """Errors at every factor on the windows of one part; see :func:`zero_shot`."""
     source = source_of(recipe)
     plan = planned(complete(recipe, source))
-    test = source.load(plan.graph, plan.window, folder=Path()).test
+    windows = getattr(source.load(plan.graph, plan.window, folder=Path()), part)
     options: NBodyOptions = source.options
     n_times, span = model.window.n_times, model.window.span
     largest = max(FACTORS)
     each = span * STEPS_PER_FRAME // (n_times * largest)  # steps from one finest point to the next
     first = (START + 1) * STEPS_PER_FRAME // each  # finest points up to the start, which is frame START
-    true = simulate(*starts(options)["test"], first + n_times * largest, each)[0][:, first - 1 :]  # (S, 1 + T L, N, 3)
+    true = simulate(*starts(options)[part], first + n_times * largest, each)[0][:, first - 1 :]  # (S, 1 + T L, N, 3)
     coarse, out = None, []
     for factor in FACTORS:
         points = np.arange(1, n_times * factor + 1) / factor  # of the window's T steps
         asked = true[:, :: largest // factor]  # (S, 1 + T f, N, 3)
-        path = _paths(model, test, torch.tensor(points - 1, dtype=torch.float32))  # (S, T f, N, 3)
+        path = _paths(model, windows, torch.tensor(points - 1, dtype=torch.float32))  # (S, T f, N, 3)
         coarse = path if coarse is None else coarse
         old = np.isclose(points % 1, 0)
         error = np.square(path - asked[:, 1:]).mean(axis=(0, 2, 3))  # (T f,)
