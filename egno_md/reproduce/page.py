@@ -232,9 +232,10 @@ def _zero_shot(found: dict[str, Any], picture: str) -> str:
     return (
         "\n## Resolution without training (section 5.5)\n\n"
         f"The model of `{found['run']}`{state} was trained at {found['trained']} points of the window and is read at "
-        f"more of them, which it never saw, on the {found['part']} windows. Mean squared errors at the points of training "
-        "and at the others, beside interpolations of the coarse prediction (linear, and a cubic spline, both through the "
-        "start frame); roughness is the mean squared second difference of the path over that of the true one. Made by "
+        f"more of them, which it never saw, on the {found['part']} windows. Mean squared errors at the points of "
+        "training and at the others, beside interpolations of the coarse prediction (linear, and a cubic spline, both "
+        "through the start frame); roughness is the mean squared second difference of the path over that of the true "
+        "one. Made by "
         f"`egno-md reproduce zero-shot`.\n\nBetween the points of training, {verdict}.\n\n"
         f"{''.join(rows)}\n![Error over time]({picture})\n"
     )
