@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import SimpleNamespace
 
 import MDAnalysis as mda
 import numpy as np
@@ -169,3 +170,23 @@ def test_the_command_line_writes_the_page(tmp_path):
     assert again.returncode == 1 and "out.html exists" in again.stderr and not (tmp_path / "g.dcd").exists()
     wrong = egno_md(*command[:-1], tmp_path / "out.txt", "-o", tmp_path / "g.dcd")
     assert wrong.returncode == 2 and "out.html" in wrong.stderr and not (tmp_path / "g.dcd").exists()
+
+
+def test_the_hindcast_comes_first(inside, tmp_path):
+    still = SimpleNamespace(
+        score=0.9, against_static=(0.0, 0.0, 0.0), error=np.array([0.5, 1.2]), spread_over_error=None
+    )
+    drawn = SimpleNamespace(
+        score=0.7, against_static=(-0.2, -0.3, -0.1), error=np.array([0.4, 1.0]), spread_over_error=np.array([0.9, 1.1])
+    )
+    hindcast = SimpleNamespace(
+        times=np.array([1.0, 2.0]), n_windows=40, n_blocks=7, chosen="AR(1)", entries={"static": still, "AR(1)": drawn},
+        line=lambda: "the mean errs 1.00 A against 1.20 A", verdict=lambda: "",
+    )  # fmt: skip
+    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=2).run()
+    surrogate.results.hindcast = hindcast
+    page = write_page(surrogate, tmp_path / "page.html").read_text()
+    said = [page.index(words) for words in ("The mean errs 1.00 A against", "<img", "AR(1) (taken)", "static</th>")]
+    assert said == sorted(said) and "40 windows, 7 independent" in page
+    assert "-0.200 [-0.300, -0.100]" in page and "1.00</td>" in page
+    assert "egno-md evaluate" not in page.split("<script")[0]  # nothing is unknown that is known

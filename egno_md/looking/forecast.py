@@ -244,15 +244,21 @@ def write_page(
     page.require_page(file, force)
     look = look_at(surrogate, start)
     heads: list[tuple[str, str]] = [(line[:11].strip(), line[11:]) for line in said]
-    parts = [_verdict(look, surrogate.results.checks[start].tally), _list(heads)]
+    tally, hindcast = surrogate.results.checks[start].tally, surrogate.results.get("hindcast")
+    parts = [_verdict(look, tally, hindcast), _list(heads)]
     parts.append(page.figures(*(page.figure(p.name, page.png(p.draw), p.caption) for p in panels(look))))
-    parts += ["<h2>Checks</h2>", _checks(surrogate.results.checks[start].tally), _viewer(look)]
+    parts += [*_hindcast(hindcast), "<h2>Checks</h2>", _checks(tally), _viewer(look)]
     return page.write_file(file, page.page(title(look)[0].upper() + title(look)[1:], *parts), force=force)
 
 
-def _verdict(look: Look, tally: Any) -> str:
-    """What the forecast is worth, before anything else."""
-    lines = [worth(look)]
+def _verdict(look: Look, tally: Any, hindcast: Any) -> str:
+    """What the forecast is worth, before anything else: on the last windows of the run, then from this start."""
+    lines = []
+    if hindcast is not None:
+        words = ". ".join(said[0].upper() + said[1:] for said in (hindcast.line(), hindcast.verdict()) if said)
+        lines.append(f"On the last windows of this run: {words}.")
+    if hindcast is None or look.known.any():
+        lines.append(worth(look))
     if not tally.ok:
         lines.append(f"The forecast fails the physical checks: {'; '.join(tally.messages)}.")
     return "".join(f'<p class="verdict{"" if tally.ok else " bad"}">{html.escape(line)}</p>' for line in lines)
@@ -279,6 +285,32 @@ def worth(look: Look) -> str:
 def _list(heads: Sequence[tuple[str, str]]) -> str:
     rows = "".join(f"<dt>{html.escape(head)}</dt><dd>{html.escape(words)}</dd>" for head, words in heads)
     return f"<dl>{rows}</dl>" if rows else ""
+
+
+def _hindcast(hindcast: Any) -> list[str]:
+    """Every candidate on the last windows of the run, the best first; nothing where none was judged."""
+    if hindcast is None:
+        return []
+    rows = []
+    for name, one in sorted(hindcast.entries.items(), key=lambda item: item[1].score):
+        difference, low, high = one.against_static
+        ratio = one.spread_over_error
+        rows.append(
+            (
+                f"{name} (taken)" if name == hindcast.chosen else name,
+                f"{one.score:.3f}",
+                f"{difference:+.3f}" + ("" if np.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"),
+                *(f"{one.error[k]:.2f}" for k in (0, -1)),
+                "" if ratio is None else f"{ratio.mean():.2f}",
+            )
+        )
+    first, last = (f"RMSD after {hindcast.times[k]:g} ps" for k in (0, -1))
+    heads = ("", "energy score", "less the standing frame's", first, last, "spread over error")
+    said = (
+        f"{hindcast.n_windows} windows, {hindcast.n_blocks} independent; Å, superposed, 95 % intervals; the energy "
+        "score judges all futures together, less is better; spread over error: 1 is calibrated."
+    )
+    return ["<h2>Candidates on the last windows of the run</h2>", page.table(heads, rows, said)]
 
 
 def _checks(tally: Any) -> str:
