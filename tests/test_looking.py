@@ -36,12 +36,12 @@ def drawn(surrogate: EGNOSurrogate, members: int = 12) -> EGNOSurrogate:
 @pytest.fixture(scope="module")
 def inside() -> EGNOSurrogate:
     """From inside the run, which has half of the predicted frames. Do not alter."""
-    return EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=8).run(frames=[75])
+    return EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[75])
 
 
 @pytest.fixture(scope="module")
 def futures() -> EGNOSurrogate:
-    return drawn(EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=8).run(frames=[60]))
+    return drawn(EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[60]))
 
 
 def test_what_is_looked_at(inside):
@@ -105,7 +105,7 @@ def test_pictures_follow_the_atoms():
 
 
 def test_there_must_be_a_forecast(inside, tmp_path):
-    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY))
+    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps")
     with pytest.raises(UsageError, match="no forecast yet"):
         surrogate.plot()
     with pytest.raises(UsageError, match="start 1: there are forecasts from 1"):
@@ -153,8 +153,8 @@ def test_the_page_in_a_browser(futures, tmp_path, webgl):
 
 
 def test_a_worthless_forecast_is_said_to_be_so():
-    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=8).run(frames=[60])
-    near = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=8).run(frames=[40])  # README
+    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[60])
+    near = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[40])  # README
     surrogate.results.positions = surrogate.results.positions + 3 * np.random.default_rng(1).normal(size=(1, 8, 76, 3))
     assert "nearer to what came" in worth(look_at(near))
     assert "further from what came" in worth(look_at(surrogate))
@@ -183,7 +183,7 @@ def test_the_hindcast_comes_first(inside, tmp_path):
         times=np.array([1.0, 2.0]), n_windows=40, n_blocks=7, chosen="AR(1)", entries={"static": still, "AR(1)": drawn},
         line=lambda: "the mean errs 1.00 A against 1.20 A", verdict=lambda: "",
     )  # fmt: skip
-    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), horizon=2).run()
+    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=2).run()
     surrogate.results.hindcast = hindcast
     page = write_page(surrogate, tmp_path / "page.html").read_text()
     said = [page.index(words) for words in ("The mean errs 1.00 A against", "<img", "AR(1) (taken)", "static</th>")]
