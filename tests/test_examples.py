@@ -35,15 +35,14 @@ def test_script(script, tmp_path, one_thread):
     assert all((tmp_path / name).stat().st_size for name in WRITTEN[script])
 
 
-@pytest.fixture(scope="module")
-def notebook(tmp_path_factory):
-    """The notebook after a run in an empty folder, that folder, and that of its temporary files."""
+def executed(name, tmp_path_factory):
+    """A notebook after a run in an empty folder, that folder, and that of its temporary files."""
     nbformat = pytest.importorskip("nbformat", reason="the notebook needs nbformat")
     nbclient = pytest.importorskip("nbclient", reason="the notebook needs nbclient")
     if importlib.util.find_spec("ipykernel") is None:
         pytest.skip("the notebook needs ipykernel")
     folder, temporary = tmp_path_factory.mktemp("notebook"), tmp_path_factory.mktemp("temporary")
-    content = nbformat.read(EXAMPLES / "extend_run.ipynb", as_version=4)
+    content = nbformat.read(EXAMPLES / name, as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in content.cells), "commit it unrun"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -51,6 +50,26 @@ def notebook(tmp_path_factory):
         where = {"metadata": {"path": str(folder)}}
         nbclient.NotebookClient(content, timeout=600, kernel_name="python3", resources=where).execute()
     return content, folder, temporary
+
+
+@pytest.fixture(scope="module")
+def notebook(tmp_path_factory):
+    return executed("train_model.ipynb", tmp_path_factory)
+
+
+def test_the_short_notebook(tmp_path_factory):
+    content, folder, temporary = executed("extend_run.ipynb", tmp_path_factory)
+    cells = [cell for cell in content.cells if cell.cell_type == "code"]
+    assert len(cells) == 5 and "checks: passed" in output(cells[1])
+    (figure,) = [part["data"]["image/png"] for part in cells[2].outputs if "image/png" in part.get("data", {})]
+    assert len(figure) > 50_000
+    # On average nearer than the standing frame at every step, by a few per cent, as it says.
+    rows = [line.split() for line in output(cells[3]).splitlines() if line.endswith("%")]
+    gains = [1 - float(error) / float(still) for _, error, still, _ in rows]
+    assert len(rows) == 8 and all(0 < gain < 0.1 for gain in gains), gains
+    (work,) = temporary.glob("egno_md_*")
+    assert list(folder.iterdir()) == []
+    assert {path.suffix for path in work.iterdir()} == {".dcd", ".pdb", ".html"}
 
 
 def output(cell):
