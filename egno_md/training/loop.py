@@ -454,7 +454,7 @@ def _fit(
                 _run(trainer, module, windows, validation, last)
                 if epochs.spent and trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST):
                     raise StoppedError(
-                        f"the {minutes:g} minutes are over after epoch {trainer.current_epoch} of at most "
+                        f"the time is over after epoch {trainer.current_epoch} of at most "
                         f"{spec.max_epochs}, whose state is saved in {work_dir}: the same command goes on from there"
                     )
         except MisconfigurationException as error:
