@@ -131,7 +131,7 @@ def test_adenylate_kinase_of_a_users_files_and_of_the_transitions(tmp_path):
     ("name", "options", "words"),
     [
         ("mocap", {}, "motion_run.pkl and split_run.pkl.*MinkaiXu/EGNO"),
-        ("mocap", {"motion": "walk"}, "CMU motion capture.*not published whole"),
+        ("mocap", {"motion": "walk"}, "CMU motion capture.*motion.pkl and split.pkl.*MinkaiXu/EGNO"),
         ("md17", {}, "md17_ethanol.npz.*Chmiela et al. 2017"),
         ("md17", {"source": "sgdml"}, "regenerated.*sGDML.*MD17-like"),
         ("adk", {}, "figshare.5108170.*adk4ake.psf"),

@@ -67,10 +67,9 @@ class Motion(NamedTuple):
 def _cure(options: MocapOptions) -> str:
     arrays, motion, split = FILES[options.motion]
     subject = "9" if options.motion == "run" else "35"
-    have = "" if options.motion == "run" else " (the authors' walking trials are not published whole)"
     return (
         f"this is subject {subject} of the CMU motion capture database (mocap.cs.cmu.edu) as Xu et al. (2024) used it. "
-        f"Download {motion} and {split} from motion/dataset of github.com/MinkaiXu/EGNO{have}, or give {arrays}, and "
+        f"Download {motion} and {split} from motion/dataset of github.com/MinkaiXu/EGNO, or give {arrays}, and "
         f"put it into {options.folder} (or give another folder: data.folder, on the command line --data)"
     )
 

@@ -27,8 +27,9 @@ otherwise.
 _NOTES = {
     "nbody": "Generated anew, in the order in which the original generator draws.",
     "mocap-walk": (
-        "19 of the 23 trials of the original and a split of its own: comparable with published numbers only in kind. "
-        "Errors are in units of 0.01."
+        "Run on cmu_mocap_walk_subject35.npz, which holds 19 of the authors' 23 trials and a split of its own: "
+        "comparable with published numbers only in kind. (With motion.pkl and split.pkl of the authors' repository, "
+        "which were not at hand, the split is theirs.) Errors are in units of 0.01."
     ),
     "mocap-run": "The authors' own file and split. Errors are in units of 0.01.",
     "md17": (
