@@ -31,6 +31,7 @@ from .output import as_text
 @click.option("--layers", type=int, help="Number of layers.")
 @click.option("--cutoff", type=float, help="Radius of the graph in Angstrom.  [default: 10]")
 @click.option("--epochs", type=int, help="Largest number of epochs.")
+@click.option("--minutes", type=float, help="Train no longer than this, and take the best epoch so far.")
 @click.option("--batch-size", type=int, help="Windows per step, of all processes together.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of the initial weights and the order of the windows.  [default: 0]")
@@ -52,8 +53,8 @@ from .output import as_text
 @click.option("--split", nargs=3, type=float, hidden=True)
 @click.option("--blocks", type=int, hidden=True)
 def train(
-    files, output, print_recipe, settings, hold_out, work, resume, device, devices, nodes, precision, force, as_json,
-    manifest, **short: Any,
+    files, output, print_recipe, settings, hold_out, minutes, work, resume, device, devices, nodes, precision, force,
+    as_json, manifest, **short: Any,
 ) -> None:  # fmt: skip
     """Train a model by a RECIPE, a TOML file, or on runs of one system, and judge it on frames it has not seen.
 
@@ -61,6 +62,8 @@ def train(
     setting; each of them can be given with --set, as in --set graph.cutoff=8 or --set noise=0.1. A state is saved after
     every epoch; after an interruption the same command with --resume goes on.
     """
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"--minutes must be more than 0, found {minutes:g}")
     from ..errors import OutputError
     from ..training import source_of, to_toml
     from ..training.recipe import complete
@@ -83,6 +86,7 @@ def train(
         warnings.simplefilter("ignore")  # of several processes the first alone speaks
     work = work or output.with_name(f"{output.stem}_work")
     options = {"device": device, "devices": devices, "nodes": nodes, "precision": precision}
+    options |= {"minutes": minutes, "enough": True}
     try:
         model, result = train_recipe(recipe, name=output.stem, work_dir=work, resume=resume, **options)
     except KeyboardInterrupt:

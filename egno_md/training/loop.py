@@ -345,6 +345,7 @@ def fit(
     progress: bool = True,
     references: Mapping[str, float] | None = None,
     minutes: float | None = None,
+    enough: bool = False,
 ) -> Model:
     """Train a model and return the state with the lowest validation F-MSE.
 
@@ -382,8 +383,9 @@ def fit(
     references : mapping of str to float, optional
         Validation F-MSE of forecasts without a network in Angstrom squared, which are shown beside the model's; that
         of the standing start frame when None.
-    minutes : float, optional
+    minutes, enough : float, optional, and bool
         Stop after the first state that is saved when this time has passed; `resume` goes on as if nothing had happened.
+        If it is `enough`, the best state so far is returned.
 
     Returns
     -------
@@ -393,7 +395,7 @@ def fit(
     Raises
     ------
     StoppedError
-        The time is up.
+        The time is up, and it is not `enough`.
     UsageError
         ``resume`` without a state, a `work_dir` with the states of another training or in which one is running, or
         devices that are not there.
@@ -421,7 +423,7 @@ def fit(
             raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
         return _fit(
             model, train, validation, spec, work_dir, state, references,
-            (device, devices, nodes, precision), progress, minutes,
+            (device, devices, nodes, precision), progress, (minutes, enough),
         )  # fmt: skip
 
 
@@ -435,10 +437,10 @@ def _fit(
     references: Mapping[str, float] | None,
     where: tuple[str, int, int, str],
     progress: bool,
-    minutes: float | None,
+    until: tuple[float | None, bool],
 ) -> Model:
     """:func:`fit` in a folder that is its own, from the state `last` if there is one."""
-    device, devices, nodes, _ = where
+    (device, devices, nodes, _), (minutes, enough) = where, until
     if references is None:
         references = {name: float(errors[-1]) for name, errors in reference_errors(validation).items()}
     trained = dataclasses.replace(model, network=copy.deepcopy(model.network).train())
@@ -452,7 +454,8 @@ def _fit(
             trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             if not (last and _stopped_early(last)):
                 _run(trainer, module, windows, validation, last)
-                if epochs.spent and trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST):
+                going_on = trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST)
+                if epochs.spent and going_on and not enough:
                     raise StoppedError(
                         f"the time is over after epoch {trainer.current_epoch} of at most "
                         f"{spec.max_epochs}, whose state is saved in {work_dir}: the same command goes on from there"

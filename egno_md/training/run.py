@@ -170,7 +170,7 @@ def train_recipe(
     limit : int
         Bytes of a run that are kept in memory; longer ones go into the work folder.
     **options
-        ``device``, ``devices``, ``nodes``, ``precision`` and ``progress`` of :func:`fit`.
+        ``device``, ``devices``, ``nodes``, ``precision``, ``progress``, ``minutes`` and ``enough`` of :func:`fit`.
 
     Returns
     -------
