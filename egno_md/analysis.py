@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -13,61 +13,66 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
-from egno_md.files import fingerprint
-from egno_md.forecast.chain import ModelForecaster, check_request, check_samples, forecast, forecast_times
-from egno_md.forecast.device import check_precision, resolve_device
-from egno_md.forecast.generative import draws
-from egno_md.forecast.long import unphysical_start, write_chain
-from egno_md.forecast.model import Model, load_model
-from egno_md.forecast.streams import check_seed, member_spread
+from egno_md.forecast.long import require_writable, settings_of, unphysical_start, write_chain
+from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
+from egno_md.forecast.written import Written
+from egno_md.hindcast.choose import cannot_draw, check_samples, choose_engine, model_of_one_frame, wanted
+from egno_md.hindcast.engine import PAST, Engine, ModelEngine, check_numbers
+from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
+from egno_md.molecule.default import default_selection
 from egno_md.molecule.geometry import rmsd, superposed_rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
-from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
-from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed, record_path
-from egno_md.trajectory.universe import in_memory_universe, input_files, stored_universe
-from egno_md.trajectory.writer import require_targets, write_forecast, write_topology
+from egno_md.trajectory.mdtraj import from_mdtraj
+from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed
+from egno_md.trajectory.universe import input_files, stored_universe
+from egno_md.trajectory.writer import write_topology
 
-from .errors import DataError, EGNOError, OutputError, UsageError
+from .errors import DataError, EGNOError, UsageError
 
 #: Frames that are read at a time where there may be many.
 CHUNK = 64
 
 
-class EGNOSurrogate(AnalysisBase):
-    """Forecast the frames that follow each analysed frame with an equivariant graph neural operator.
+class EGNOSurrogate(Written, AnalysisBase):
+    """Forecast the frames that follow each analysed frame.
 
-    Every analysed frame is a starting state. Without arguments :meth:`run` starts from the last frame, which is
-    what extends a run.
+    Every analysed frame is a starting state. Without arguments :meth:`run` starts from the last frame, which is what
+    extends a run. Without a model it looks at the run first: every free forecast and every bundled model that fits
+    is tried on the last windows of the run, fitted to the frames before them, and the best one forecasts.
 
     Parameters
     ----------
     universe_or_atomgroup : Universe, AtomGroup or mdtraj.Trajectory
-        Where the starting states come from. Of an AtomGroup the atoms of the model's selection are taken.
+        Where the starting states come from. Of an AtomGroup the atoms of the selection are taken.
     model : str, path-like or Model, optional
-        Name of a bundled model, a checkpoint, or a loaded model; the default is made for the C-alpha atoms of
-        proteins and frames 1 ps apart.
+        Who forecasts: the name of a bundled model, a checkpoint, a loaded model, or the name of a free forecast, such
+        as ``"gaussian process"`` (:func:`egno_md.forecast.free_forecasts`). None: the best one for this run.
     select : str, optional
-        MDAnalysis selection of the atoms to forecast; by default the model's own. It can narrow the model's
-        selection (one chain of several), not leave it.
+        MDAnalysis selection of the atoms to forecast; by default the model's own, and without a model what the system
+        consists of (:func:`egno_md.graph.default_selection`). It can narrow a model's selection (one chain of several),
+        not leave it.
     horizon : int
-        Number of frames to predict. Past the model's window the last predicted frames start the next window.
+        Number of frames to predict. Past a window (eight frames, or the model's) the last predicted frames start the
+        next one.
     substeps : int
-        Predicted frames per stride of the model: 2 gives the path at half the spacing.
+        Predicted frames per stride: 2 gives the path at half the spacing.
     samples : int, optional
-        K futures to draw from each start, with a model that draws; 1 with such a model when None. Others know the mean
-        of all futures alone, which is the forecast then.
+        K futures to draw from each start; 1 from who draws when None. Others know the mean of all futures alone, which
+        is the forecast then.
+    mean : bool
+        The mean of all futures in place of one that is drawn; who errs least in it is then chosen.
     seed : int
         Of what is drawn: the same seed and start frame give the same futures.
-    every : int
-        Trajectory frames per stride of the model, for a trajectory that was saved more finely than the model's
-        stride. Start frames are still counted in frames of the trajectory.
+    every : int, optional
+        Trajectory frames per stride. By default a model's is read off the clock of the trajectory, and it is 1 without
+        a model. Start frames are counted in frames of the trajectory.
     filename : str or path-like, optional
         Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
         the frame number is added to the stem, with several samples the member, ``out_1.dcd``, ``out_2.dcd`` ...; the
-        B-factors of the topology are then the spread. A long forecast from one start, if it is not drawn, is streamed:
+        B-factors of the topology are then the spread. A long forecast of one future from one start is streamed:
         written frame by frame, in memory that does not grow, and `results` are read from the file.
     resume : bool
         Go on with a streamed forecast in `filename` that was cut short, from the frame where it ends, to the same file
@@ -99,6 +104,9 @@ class EGNOSurrogate(AnalysisBase):
     results.spread : ndarray, shape (n_starts, n_atoms), or None
         How far the members are from their mean in Angstrom: the root of the mean square over members and frames, each
         frame superposed on the start; NaN of one member.
+    results.hindcast : egno_md.hindcast.hindcast.Hindcast or None
+        What the forecasts of this run were worth on its last windows, and which was chosen; None where a model was
+        given, or the run is too short.
     results.times : ndarray, shape (n_starts, horizon)
         Their times in ps.
     results.frames : ndarray, shape (n_starts,)
@@ -124,7 +132,12 @@ class EGNOSurrogate(AnalysisBase):
         The atoms that are forecast.
     start_times : ndarray, shape (n_starts,)
         Times of the start frames in ps.
-    model : Model
+    model : Model or None
+        None where a free forecast is the choice, and before :meth:`run` where there was none yet.
+    engine : egno_md.hindcast.engine.Engine
+        Who forecasts; ``engine.name`` is its name.
+    decisions : list of str
+        One line for each decision that was made about the run.
     streaming : bool
         A streamed forecast is being written.
     stop_when : callable
@@ -137,14 +150,15 @@ class EGNOSurrogate(AnalysisBase):
     DataError
         An empty or dynamic selection, molecules broken by the box, positions that are not finite.
     ModelError
-        The model does not fit the trajectory's spacing, the selection or the atoms.
+        The model does not fit the trajectory's spacing, the selection or the atoms; or there is none of that name.
     OutputError
         A file exists or cannot be written.
 
     Notes
     -----
-    The velocity that the model sees is the displacement over the last stride. Frame 0 has no past: its velocity is
-    taken as zero, with one warning.
+    The velocity that a model sees is the displacement over the last stride. Frame 0 has no past: its velocity is
+    taken as zero, with one warning. From a start inside the run a free forecast is fitted to the frames that are not
+    forecast, see :class:`egno_md.hindcast.engine.FreeEngine`.
 
     References
     ----------
@@ -163,14 +177,15 @@ class EGNOSurrogate(AnalysisBase):
     def __init__(
         self,
         universe_or_atomgroup: Any,
-        model: str | os.PathLike | Model | None = None,
+        model: Any = None,
         select: str | None = None,
         horizon: int = 8,
         *,
         substeps: int = 1,
         samples: int | None = None,
+        mean: bool = False,
         seed: int = 0,
-        every: int = 1,
+        every: int | None = None,
         filename: str | os.PathLike | None = None,
         resume: bool = False,
         with_input: bool = False,
@@ -188,21 +203,30 @@ class EGNOSurrogate(AnalysisBase):
                 "expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found "
                 f"{type(universe_or_atomgroup).__name__}; load files with mda.Universe(topology, trajectory)"
             )
-        self.model = load_model(model)
-        check_request(self.model, horizon, substeps)
-        check_samples(self.model, samples)
-        self.samples = 1 if samples is None and draws(self.model) else samples
-        self.seed = check_seed(seed)
-        check_precision(precision, resolve_device(device))
-        self.horizon, self.substeps = int(horizon), int(substeps)
-        self.subject = Subject.of(
-            universe_or_atomgroup,
-            self.model.graph,
-            self.model.window,
-            select=select,
-            every=every,
-            who=f"model {self.model.name!r}",
-        )
+        check_numbers(horizon, substeps)
+        self.horizon, self.substeps, self.seed, self.mean = int(horizon), int(substeps), check_seed(seed), mean
+        self.device, self.precision, self.max_memory = device, precision, max_memory
+        self._asked_samples = check_samples(samples, mean)
+        if device not in ("auto", "cpu") or precision != "float32":  # the others are there, and torch is slow to ask
+            self._check_device()
+        self.decisions: list[str] = []
+        self.model, self._free = wanted(model)
+        self.engine: Engine | None = None
+        self._hindcast = None
+        if self.model is None:
+            if select is None:
+                select, _, said = default_selection(universe_or_atomgroup)
+                self.decisions.append(f"atoms: {said}")
+            self.subject = Subject.plain(universe_or_atomgroup, select, every=1 if every is None else every)
+            if self.subject.clock.usable.sum() < 2 and self._free is None:
+                self.model = model_of_one_frame(self.subject)
+                self.decisions.append(f"{self.model.name}: made for any protein; one frame tells nothing of its motion")
+        if self.model is not None:
+            who = f"model {self.model.name!r}"
+            self.subject = Subject.of(
+                universe_or_atomgroup, self.model.graph, self.model.window, select=select, every=every, who=who
+            )
+            self._use(ModelEngine(self.model, self.subject.builder))
         self.atoms, self.builder, self.every = self.subject.atoms, self.subject.builder, self.subject.every
         if self.subject.clock.usable.sum() < 2:
             warnings.warn(
@@ -215,11 +239,25 @@ class EGNOSurrogate(AnalysisBase):
         self.with_input, self.force, self.resume = with_input, force, resume
         if on_unphysical not in ("warn", "stop"):
             raise UsageError(f"on_unphysical must be 'warn' or 'stop', found {on_unphysical!r}")
-        if on_unphysical == "stop" and (self.samples or 1) > 1:
+        if on_unphysical == "stop" and (samples or 1) > 1:
             raise UsageError("on_unphysical='stop' takes one sample, for every future would end elsewhere")
         self.on_unphysical = on_unphysical
         self.streaming, self.stop_when = False, lambda: False
-        self.device, self.precision, self.max_memory = device, precision, max_memory
+
+    def _use(self, engine: Engine) -> None:
+        """Let it forecast: what it cannot give is refused."""
+        engine.check(self.horizon, self.substeps)
+        if isinstance(engine, ModelEngine):
+            self._check_device()
+        if self._asked_samples is not None and not engine.draws:
+            raise cannot_draw(engine.name)
+        self.engine = engine
+        self.samples = None if self.mean or not engine.draws else self._asked_samples or 1
+
+    def _check_device(self) -> None:
+        from egno_md.forecast.device import check_precision, resolve_device
+
+        check_precision(self.precision, resolve_device(self.device))
 
     def run(self, start=None, stop=None, step=None, frames=None, verbose=None, **kwargs) -> EGNOSurrogate:
         """Forecast from the frames chosen as in every MDAnalysis analysis; from the last one without arguments.
@@ -240,7 +278,8 @@ class EGNOSurrogate(AnalysisBase):
         """
         n_frames = self._trajectory.n_frames
         if start is stop is step is frames is None:
-            frames = [n_frames - 1]
+            usable = np.flatnonzero(self.subject.clock.usable)
+            frames = [n_frames - 1 if self.model is not None else usable[-1]]
         elif frames is None:
             frames = np.arange(*self._trajectory.check_slice_indices(start, stop, step))
             start = stop = step = None
@@ -263,61 +302,71 @@ class EGNOSurrogate(AnalysisBase):
             self._trajectory[before]
 
     def _prepare(self) -> None:
+        self.results.hindcast = self._hindcast
+        if self.filename is not None:  # before the work, not after it
+            for frame in self._asked:
+                for target in self._targets(self.filename, int(frame)):
+                    require_writable(
+                        target,
+                        streamed=self._is_streamed(),
+                        resume=self.resume,
+                        force=self.force,
+                        inputs=input_files(self.atoms.universe),
+                    )
+        if self.engine is None:
+            self._choose()
         self.results.frames = np.empty(self.n_frames, int)
-        self._history = np.empty((self.n_frames, self.subject.back + 1, len(self.atoms), 3), np.float32)
+        self._history: list[np.ndarray] = []
         self._boxes: list[np.ndarray | None] = []
         self.start_times = np.empty(self.n_frames)
         self._seen: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._next = 0
         self._odd = False
 
+    def _choose(self) -> None:
+        """Look at the run, and let the best of its forecasts forecast."""
+        material = Material.of(self.subject, -(-self.horizon // self.substeps))
+        self.decisions += material.said
+        bar = tqdm(desc="hindcast", unit="forecast", disable=not self._verbose, leave=False)
+        with bar:
+            engine, hindcast, said = choose_engine(
+                material,
+                only=self._free,
+                drawing=self._asked_samples is not None,
+                as_mean=self.mean,
+                seed=self.seed,
+                progress=bar.update,
+            )
+        self.results.hindcast = self._hindcast = hindcast
+        self.decisions += said
+        if isinstance(engine, ModelEngine):
+            self.model, self.builder = engine.model, engine.builder
+            self.subject = dataclasses.replace(self.subject, builder=self.builder, window=self.model.window)
+        self._use(engine)
+
     def _single_frame(self) -> None:
         i, self._next = self._frame_index, None  # what is raised from here on is not the reader's
         frame = int(self._asked[i])
         self.results.frames[i] = self.frames[i] = frame
         self.start_times[i] = self.times[i] = self.subject.clock.times[frame]
-        if self.filename is not None:  # before the work, not after it
-            for target in self._targets(self.filename, frame):
-                self._require_targets(target)
-        self._history[i : i + 1], boxes = self.subject.read([frame], self._seen)
-        self._boxes += boxes
-        self.builder.check_whole(self._history[i, -1], boxes[0], frame=frame)
-        stride = self.model.window.stride_ps
-        odd = check_start(self.builder.molecule, self._history[i], boxes[0], stride_ps=stride, frame=frame)
+        if isinstance(self.engine, ModelEngine):
+            (past,), (box,) = self.subject.read([frame], self._seen)
+        else:
+            past, box = self.subject.lead(frame, PAST)
+        self._history.append(past)
+        self._boxes.append(box)
+        self.builder.check_whole(past[-1], box, frame=frame)
+        odd = check_start(self.builder.molecule, past, box, stride_ps=self.engine.stride_ps or None, frame=frame)
         for line in [] if self._odd else odd:  # those of the first start that is odd are enough
             warnings.warn(line, stacklevel=2)
         self._odd |= bool(odd)
         self._next = i + 1
 
-    def _require_targets(self, target: Path) -> None:
-        """Refuse a file that may not be written, or a resumption where nothing is to be resumed."""
-        streamed, record = self._is_streamed(), record_path(target)
-        if self.resume and not streamed:
-            raise UsageError(
-                "resume (--resume): nothing to go on with, for a forecast of so few frames, or from several starts, is "
-                "written when it is whole; leave it out"
-            )
-        begun = streamed and record.exists()
-        # Where a start was cut short before its record was there, nothing was written yet.
-        fresh = not (target.exists() and target.stat().st_size)
-        if self.resume and not begun and not fresh:
-            raise OutputError(
-                f"{target} exists, but not {record}, from which it would be gone on with: it is complete, or was not "
-                "made by a long forecast; choose another name, or begin anew with --force (force=True)"
-            )
-        try:
-            inputs = input_files(self.atoms.universe)
-            require_targets(target, force=self.force or self.resume, inputs=inputs)
-        except OutputError as error:
-            if begun and target.exists():
-                raise OutputError(f"{error}; or go on with it: --resume (resume=True)") from error
-            raise
-
     def _is_streamed(self) -> bool:
         return (
             self.filename is not None
             and self.n_frames == 1
-            and self.samples is None
+            and (self._asked_samples or 1) == 1
             and is_streamed(self.filename, self.horizon, len(self.atoms))
         )
 
@@ -328,27 +377,12 @@ class EGNOSurrogate(AnalysisBase):
             self._stream()
             return
         results = self.results
-        bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
-        with bar:
-            found = forecast(
-                self.model,
-                self.builder,
-                self._history,
-                self.horizon,
-                boxes=self._boxes,
-                substeps=self.substeps,
-                samples=self.samples,
-                seed=self.seed,
-                numbers=results.frames.tolist(),
-                device=self.device,
-                precision=self.precision,
-                max_memory=self.max_memory,
-                progress=bar.update,
-            )
+        starts = np.stack([past[-1] for past in self._history]) if self._history else np.empty((0, len(self.atoms), 3))
+        found = self._collected()
         results.ensemble = None if self.samples is None else found  # (n_starts, K, horizon, N, 3)
         results.positions = found if self.samples is None else found[:, 0]  # (n_starts, horizon, N, 3)
-        results.spread = None if self.samples is None else member_spread(found, self._history[:, -1])
-        offsets = forecast_times(self.model, self.horizon, self.substeps)  # (horizon,)
+        results.spread = None if self.samples is None else member_spread(found, starts)
+        offsets = self.engine.offsets(self.horizon, self.substeps)  # (horizon,)
         if self.on_unphysical == "stop" and self.n_frames:
             first = self._checked(0).tally.first
             if not first:
@@ -360,27 +394,59 @@ class EGNOSurrogate(AnalysisBase):
         else:
             results.checks = [self._checked(i) for i in range(self.n_frames)]
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
-        self._compare(offsets / self.model.window.stride_ps)
-        results.moved = rmsd(results.positions, self._history[:, -1:])  # (n_starts, horizon)
+        self._compare(offsets / self.engine.stride_ps)
+        results.moved = rmsd(results.positions, starts[:, None])  # (n_starts, horizon)
         results.universe = self._in_memory()
         results.files = []
         if self.filename is not None:
             results.files = self.write(self.filename, with_input=self.with_input, force=self.force)
 
+    def _forecasters(self):
+        """Rows of starts, and who forecasts from them."""
+        options = {}
+        if isinstance(self.engine, ModelEngine):
+            options = {"device": self.device, "precision": self.precision, "max_memory": self.max_memory}
+        return self.engine.forecasters(self.results.frames.tolist(), self.horizon, self.substeps, **options)
+
+    def _streams(self, rows) -> Streams | None:
+        """Random numbers of the futures from some starts."""
+        return None if self.samples is None else Streams.of(self.seed, self.results.frames[rows], self.samples)
+
+    def _collected(self) -> np.ndarray:
+        """All predicted frames (n_starts, K, horizon, N, 3), without members (n_starts, horizon, N, 3)."""
+        members = self.samples or 1
+        out = np.empty((self.n_frames, members, self.horizon, len(self.atoms), 3), np.float32)
+        bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
+        with bar:
+            for rows, forecaster in self._forecasters():
+                lengths = np.array([len(self._history[row]) for row in rows])
+                for length in np.unique(lengths):  # starts near the beginning have less of a past
+                    some = rows[lengths == length]
+                    past = np.stack([self._history[row] for row in some])  # (S, P, N, 3)
+                    out[some] = forecaster.collect(
+                        past,
+                        self.horizon,
+                        members,
+                        self._streams(some),
+                        boxes=[self._boxes[row] for row in some],
+                        progress=bar.update,
+                    )
+        return out if self.samples is not None else out[:, 0]
+
     def _checked(self, start: int, stop: int | None = None) -> PhysicalChecks:
         """Of the predicted frames from one start, up to `stop`; of several members those of all of them."""
         molecule, box = self.builder.molecule, self._boxes[start]
-        frames, last = self.results.positions[start, :stop], self._history[start, -1]
+        frames, last = self.results.positions[start, :stop], self._history[start][-1]
         if self.samples is not None and self.samples > 1:
             frames = self.results.ensemble[start].reshape(-1, *frames.shape[1:])  # (K * horizon, N, 3)
-        return check_frames(frames, last, self.builder.bonds, boxes=box, molecule=molecule)
+        usual = self.engine.usual(last)
+        return check_frames(frames, last, self.builder.bonds, boxes=box, molecule=molecule, usual=usual)
 
     def _stream(self) -> None:
         """Forecast into the file, frame by frame, and fill the results from there."""
-        results, model, target = self.results, self.model, self.filename
-        results.ensemble = results.spread = None
+        results, target = self.results, self.filename
         topology, box = target.with_suffix(".pdb"), self._boxes[0]
-        offsets = forecast_times(model, self.horizon, self.substeps)  # (horizon,)
+        offsets = self.engine.offsets(self.horizon, self.substeps)  # (horizon,)
         results.times = self.start_times[:, None] + offsets  # (1, horizon)
         numbers = self.subject.before(int(results.frames[0])) if self.with_input else []
         run_times = self.subject.clock.times[numbers]
@@ -389,22 +455,28 @@ class EGNOSurrogate(AnalysisBase):
             len(self.atoms),
             dt=self.spacing,
             start_time=float(run_times[0] if numbers else results.times[0, 0]),
-            settings=self._settings(),
+            settings=settings_of(
+                self.subject,
+                self._history[0],
+                box,
+                {"sha256": self.engine.fingerprint},
+                horizon=self.horizon,
+                substeps=self.substeps,
+                every=self.every,
+                with_input=self.with_input,
+                start_frame=int(results.frames[0]),
+                atoms=len(self.atoms),
+                **self.engine.settings(self.device, self.precision),
+                **({} if self.samples is None else {"seed": self.seed}),
+            ),
         )
-        forecaster = ModelForecaster(
-            model,
-            self.builder,
-            substeps=self.substeps,
-            device=self.device,
-            precision=self.precision,
-            max_memory=self.max_memory,
-            n_windows=-(-self.horizon // (model.window.n_times * self.substeps)),
-        )
+        ((_, forecaster),) = self._forecasters()
+
+        start, bonds, molecule = self._history[0][-1], self.builder.bonds, self.builder.molecule
+        usual = self.engine.usual(start)
 
         def check(frames: np.ndarray):
-            return check_frames(
-                frames, self._history[0, -1], self.builder.bonds, boxes=box, molecule=self.builder.molecule
-            ).tally
+            return check_frames(frames, start, bonds, boxes=box, molecule=molecule, usual=usual).tally
 
         def run_frames():
             for k in range(stream.n_frames, len(numbers), CHUNK):
@@ -426,8 +498,9 @@ class EGNOSurrogate(AnalysisBase):
                 tally = write_chain(
                     stream,
                     forecaster,
-                    self._history,
+                    self._history[0][None],
                     results.times[0],
+                    generator=self._streams([0]),
                     box=box,
                     before=run_frames(),
                     n_before=len(numbers),
@@ -441,37 +514,14 @@ class EGNOSurrogate(AnalysisBase):
             self.streaming = False
         results.universe = stored_universe(self.atoms, target)
         results.positions = StoredFrames(results.universe, len(numbers))
+        results.ensemble = results.spread = None  # of one future there is none, and it may be too long to hold
         results.checks, results.files = [tally], [target, topology]
         kept = results.positions.shape[1]
         results.times, offsets = results.times[:, :kept], offsets[:kept]
         results.moved = np.empty((1, kept))
         for k in range(0, kept, CHUNK):
-            results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0, -1])
-        self._compare(offsets / model.window.stride_ps)
-
-    def _settings(self) -> dict[str, dict[str, Any]]:
-        """All that the bytes of a streamed forecast depend on."""
-        start = hashlib.sha256(self._history.tobytes())
-        start.update(b"" if self._boxes[0] is None else self._boxes[0].tobytes())
-        return {
-            "settings": {
-                "horizon": self.horizon,
-                "substeps": self.substeps,
-                "every": self.every,
-                "with_input": self.with_input,
-                "device": resolve_device(self.device).type,
-                "precision": self.precision,
-                "start_frame": int(self.results.frames[0]),
-                "atoms": len(self.atoms),
-            },
-            "model": {"sha256": self.model.fingerprint},
-            "input": {
-                "files": [fingerprint(name) for name in input_files(self.atoms.universe) if os.path.isfile(name)],
-                "start": start.hexdigest(),
-                "molecule": self.builder.identity,
-                "indices": hashlib.sha256(self.atoms.indices.astype("<i8").tobytes()).hexdigest(),
-            },
-        }
+            results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0][-1])
+        self._compare(offsets / self.engine.stride_ps)
 
     def _compare(self, strides: np.ndarray) -> None:
         """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
@@ -491,26 +541,9 @@ class EGNOSurrogate(AnalysisBase):
                 warnings.warn(f"not compared: {error}", stacklevel=2)
                 continue
             for i, k in wanted[target]:
-                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i, -1])):
+                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i][-1])):
                     results[name][i, k] = rmsd(frame, true)
                     results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
-
-    def _in_memory(self) -> Universe | None:
-        if not self.n_frames:
-            return None
-        frames = self.results.positions.reshape(-1, len(self.atoms), 3)  # (n_starts * horizon, N, 3)
-        return in_memory_universe(self.atoms, frames, self.results.times.ravel(), boxes=self._box_array(self._boxes))
-
-    def _box_array(self, boxes: list[np.ndarray | None]) -> np.ndarray | None:
-        """One box per predicted frame, (n * horizon, 6)."""
-        if any(box is None for box in boxes):
-            return None
-        return np.repeat(np.asarray(boxes), self.results.times.shape[1], axis=0)
-
-    def to_mdtraj(self):
-        """The forecast as an ``mdtraj.Trajectory`` (nm, ps)."""
-        self._need_results()
-        return to_mdtraj(self.results.universe)
 
     def plot(self, start: int = 0):
         """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""
@@ -518,73 +551,7 @@ class EGNOSurrogate(AnalysisBase):
 
         return plot(self, start)
 
-    def write(self, filename: str | os.PathLike, *, with_input: bool = False, force: bool = False) -> list[Path]:
-        """Write the forecast as DCD or XTC with a PDB topology beside it.
-
-        Parameters
-        ----------
-        filename : str or path-like
-            Target; with several starts the frame number is added to its stem, with several members their number.
-        with_input : bool
-            Begin with the trajectory's frames up to the start, one per stride.
-        force : bool
-            Replace files that exist.
-
-        Returns
-        -------
-        list of Path
-            The files written: trajectory and topology of every start and member.
-        """
-        self._need_results()
-        filename = Path(filename)
-        files: list[Path] = []
-        for i, frame in enumerate(self.results.frames):
-            several = self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
-            members = self.results.ensemble[i] if several else self.results.positions[i : i + 1]
-            for target, positions in zip(self._targets(filename, frame), members, strict=True):
-                times, boxes = self.results.times[i], self._box_array([self._boxes[i]])
-                if with_input:
-                    positions, times, boxes = self._with_input(int(frame), positions, times, boxes)
-                files += write_forecast(
-                    target,
-                    self.atoms,
-                    positions,
-                    times,
-                    boxes=boxes,
-                    dt=self.spacing,
-                    force=force,
-                    recentre=True,
-                    inputs=input_files(self.atoms.universe),
-                    b_factors=self.results.spread[i] if several else None,
-                )
-        return files
-
-    def _targets(self, filename: Path, frame: int) -> list[Path]:
-        """The file of every member."""
-        if self.n_frames > 1:
-            filename = filename.with_stem(f"{filename.stem}_{frame:06d}")
-        if self.samples is None or self.samples == 1:
-            return [filename]
-        return [filename.with_stem(f"{filename.stem}_{k + 1}") for k in range(self.samples)]
-
-    def _with_input(self, frame: int, positions, times, boxes):
-        """The run up to `frame`, one frame per stride, and the forecast."""
-        before = max(self._trajectory.frame, 0)
-        numbers = self.subject.before(frame)
-        try:
-            run, run_boxes = self.subject.frames(numbers)
-        finally:
-            self._trajectory[before]
-        run_times = self.subject.clock.times[numbers]
-        all_boxes = None if boxes is None or any(b is None for b in run_boxes) else np.concatenate([run_boxes, boxes])
-        return np.concatenate([run, positions]), np.concatenate([run_times, times]), all_boxes
-
     @property
     def spacing(self) -> float:
         """Time between two predicted frames in ps."""
-        window = self.model.window
-        return window.stride_ps * window.targets[0] / self.substeps
-
-    def _need_results(self) -> None:
-        if "universe" not in self.results or self.results.universe is None:
-            raise UsageError("there is no forecast yet: call run() first, with at least one start frame")
+        return float(self.engine.offsets(1, self.substeps)[0])

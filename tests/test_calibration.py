@@ -93,7 +93,8 @@ def test_evaluate_judges_who_draws():
     frames = tumbled(autoregression(900, 10, 0.9, sigma=0.3))
     result = evaluate(make_model(Ballistic(4)), universe_of(frames), samples=12)
     found = result.calibration
-    assert list(found.superposed) == ["Gaussian process", "elastic network", "analogues", "static + noise"]
+    drawing = ["Gaussian process", "elastic network", "analogues", "ensemble of the run", "static + noise"]
+    assert list(found.superposed) == drawing
     assert found.best == "Gaussian process" and "one future only; take Gaussian process" in found.verdict
     np.testing.assert_allclose(found.superposed["Gaussian process"].spread_over_error, 1, atol=0.1)
     assert found.apart["Gaussian process"][2] < 0 < found.apart["static + noise"][1]

@@ -98,7 +98,8 @@ def test_precision(tmp_path):
     last = []
     for precision in ("float32", "bf16"):
         out = tmp_path / f"{precision}.dcd"
-        done = egno_md("predict", TOPOLOGY, TRAJECTORY, "--device", "cpu", "--precision", precision, "-o", out)
+        how = ["--model", "ca-1ps", "--device", "cpu", "--precision", precision]
+        done = egno_md("predict", TOPOLOGY, TRAJECTORY, *how, "-o", out)
         assert done.returncode == 0, done.stderr
         last.append(mda.Universe(str(out.with_suffix(".pdb")), str(out)).trajectory[-1].positions.copy())
     assert 0 < np.abs(last[1] - last[0]).max() < 0.002
@@ -120,10 +121,13 @@ def test_default_output_lies_in_the_working_folder(tmp_path):
         ([TOPOLOGY, TRAJECTORY, "--from-frame", "5000"], 2, ["5000", "frames 0 to"]),
         ([TOPOLOGY, TRAJECTORY, "--select", "resname LIG"], 1, ["resname LIG", "MET"]),
         ([TOPOLOGY, TRAJECTORY, "--select", "name ("], 2, ["name ("]),
-        ([TOPOLOGY, TRAJECTORY, "--select", "heavy"], 1, ["heavy", "ca-1ps"]),
-        ([TOPOLOGY, TRAJECTORY, "--model", "none"], 1, ["none", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "--select", "heavy", "--model", "ca-1ps"], 1, ["heavy", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "--model", "none"], 1, ["none", "ca-1ps", "analogues"]),
+        ([TOPOLOGY, TRAJECTORY, "--from-frames", "90:"], 2, ["90:", "frames 0 to 79"]),
+        ([TOPOLOGY, TRAJECTORY, "--from-frames", "a:b"], 2, ["a:b", "0:1000:50"]),
+        ([TOPOLOGY, TRAJECTORY, "--samples", "2", "--mean"], 2, ["--samples", "--mean"]),
         ([TOPOLOGY, TRAJECTORY, "--model", TRAJECTORY], 1, ["ubiquitin.xtc", "safetensors"]),
-        ([TOPOLOGY, TRAJECTORY, "--dt", "10"], 1, ["10 ps", "1 ps", "ca-1ps"]),
+        ([TOPOLOGY, TRAJECTORY, "--dt", "10", "--model", "ca-1ps"], 1, ["10 ps", "1 ps", "ca-1ps"]),
         ([TOPOLOGY, TRAJECTORY, "-o", "out.txt"], 2, ["out.txt", "xtc"]),
         ([TOPOLOGY, TRAJECTORY, "-o", "none/out.dcd"], 1, ["none"]),
         ([TOPOLOGY, TRAJECTORY, "--device", "cuda:7"], 2, ["cuda:7"]),

@@ -48,13 +48,15 @@ MAY_IMPORT = {
     "datasets": GRAPHS | {"graph", "trajectory"},
     "evaluation": EVALUATION,
     "propagator": EVALUATION,
-    "looking": EVALUATION | {"evaluation"},
-    "analysis": EVALUATION | {"looking"},
-    "interpolation": EVALUATION,
+    "looking": EVALUATION | {"evaluation", "hindcast"},
     "training": EVALUATION | {"evaluation", "datasets"},
     "reproduce": EVALUATION | {"evaluation", "datasets", "training"},
+    "hindcast": EVALUATION | {"evaluation", "datasets", "training"},
+    "analysis": EVALUATION | {"hindcast", "looking"},
+    "interpolation": EVALUATION,
     "cli": EVALUATION
-    | {"evaluation", "looking", "datasets", "propagator", "analysis", "interpolation", "training", "reproduce"},
+    | {"evaluation", "looking", "datasets", "propagator", "hindcast", "analysis", "interpolation", "training"}
+    | {"reproduce"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.

@@ -314,7 +314,7 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
     found = json.loads(whole.stdout)
     provenance = load_model(tmp_path / "whole.safetensors").provenance
     free = {"static", "linear", "mean structure", "AR(1)", "smoothed history", "regression"}
-    free |= {"Gaussian process", "elastic network", "analogues"}
+    free |= {"Gaussian process", "elastic network", "analogues", "ensemble of the run"}
     assert set(found["errors"]) == {"model", *free}
     np.testing.assert_allclose(provenance["test"]["mse_A2_per_step"]["model"], found["errors"]["model"], atol=1e-5)
     assert [run["file"] for run in provenance["data"]["runs"]] == ["a.dcd", "bb.dcd"]

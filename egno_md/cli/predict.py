@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import UnphysicalError, UsageError
+from ..errors import UnphysicalError
 from .output import as_text
 
 
@@ -16,15 +16,29 @@ from .output import as_text
 @click.argument("trajectory", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--horizon", default=8, show_default=True, help="Number of frames to predict.")
 @click.option(
-    "--select", help="Atoms to forecast: ca, backbone, heavy or an MDAnalysis selection. Default: the model's."
+    "--select",
+    help="Atoms to forecast: ca, backbone, heavy or an MDAnalysis selection. Default: what the run consists of, or the "
+    "model's.",
 )
-@click.option("--model", help="Bundled model or checkpoint file; see 'egno-md models'.")
+@click.option(
+    "--model",
+    help="Who forecasts: a bundled model (see 'egno-md models'), a checkpoint file, or a forecast without a network, "
+    "such as 'gaussian process' or analogues. Default: the best one on the last windows of this run.",
+)
 @click.option("--from-frame", type=int, help="Start frame (counted from 0; negative: from the end). Default: the last.")
+@click.option("--from-frames", help="Several start frames: START:STOP:STEP as in Python, or numbers with commas.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC; default: <trajectory>_forecast.dcd.")
 @click.option("--with-input", is_flag=True, help="Begin the file with the frames up to the start.")
-@click.option("--every", default=1, show_default=True, help="Trajectory frames per stride of the model.")
+@click.option(
+    "--stride",
+    "--every",
+    "every",
+    type=int,
+    help="Frames of the trajectory from one predicted frame to the next. Default: 1, or the stride of the model.",
+)
 @click.option("--substeps", default=1, show_default=True, help="Predicted frames per stride of the model.")
-@click.option("--samples", type=int, help="Futures to draw, with a model that draws; a file for each.  [default: 1]")
+@click.option("--samples", type=int, help="Futures to draw, from those who draw; a file for each.  [default: 1]")
+@click.option("--mean", is_flag=True, help="The mean of all futures in place of one that is drawn.")
 @click.option("--seed", default=0, show_default=True, help="Of the futures that are drawn.")
 @click.option("--dt", type=float, help="Spacing of the trajectory's frames in ps, where its header is wrong.")
 @click.option("--no-box", is_flag=True, help="Forget the periodic box of the trajectory.")
@@ -46,6 +60,7 @@ from .output import as_text
     show_default=True,
     help="Keep frames that fail the physical checks, or end the forecast before the first of them.",
 )
+@click.option("--verbose", is_flag=True, help="Print what every forecast of this run is worth.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def predict(
     topology: Path,
@@ -54,11 +69,13 @@ def predict(
     select: str | None,
     model: str | None,
     from_frame: int | None,
+    from_frames: str | None,
     output: Path | None,
     with_input: bool,
-    every: int,
+    every: int | None,
     substeps: int,
     samples: int | None,
+    mean: bool,
     seed: int,
     dt: float | None,
     no_box: bool,
@@ -68,6 +85,7 @@ def predict(
     force: bool,
     resume: bool,
     on_unphysical: str,
+    verbose: bool,
     as_json: bool,
 ) -> None:
     """Forecast the frames after the end of a run (or after --from-frame) and write them.
@@ -75,12 +93,15 @@ def predict(
     TOPOLOGY and TRAJECTORY are any files that MDAnalysis reads; several trajectory files are one run. The exit code is
     3 where predicted frames fail the physical checks; the files are kept.
 
+    Without --model all forecasts of the run are tried on its last frames, and the best one is taken; what it is worth
+    is said.
+
     A long forecast is written frame by frame, and can be read meanwhile. After an interruption of any kind the same
     command with --resume goes on.
     """
     from ..analysis import EGNOSurrogate
     from ..trajectory.universe import forget_box, open_universe
-    from .predicting import readable, stoppable, summary_of
+    from .predicting import readable, start_frames, stoppable, summary_of
 
     if report is not None:
         from ..looking.page import require_page
@@ -91,10 +112,7 @@ def predict(
         universe = open_universe(topology, trajectory, dt=dt)
         if no_box:
             forget_box(universe)
-        n_frames = universe.trajectory.n_frames
-        start = n_frames - 1 if from_frame is None else from_frame
-        if not -n_frames <= start < n_frames:
-            raise UsageError(f"--from-frame {start}: the trajectory has frames 0 to {n_frames - 1}")
+        frames = start_frames(from_frame, from_frames, universe.trajectory.n_frames)
         surrogate = EGNOSurrogate(
             universe,
             model,
@@ -102,6 +120,7 @@ def predict(
             horizon,
             substeps=substeps,
             samples=samples,
+            mean=mean,
             seed=seed,
             every=every,
             filename=output,
@@ -114,7 +133,7 @@ def predict(
             verbose=sys.stderr.isatty(),
         )
         try:
-            stop.watch(surrogate).run(frames=[start % n_frames])
+            stop.watch(surrogate).run(frames=frames)
         except UnphysicalError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(3)
@@ -125,6 +144,8 @@ def predict(
         said = [line for line in readable(summary).splitlines() if not line.startswith("written")]
         summary["files"].append(str(write_page(surrogate, report, said=said, force=force)))
     click.echo(as_text(summary) if as_json else readable(summary))
+    if verbose and not as_json and surrogate.results.hindcast is not None:
+        click.echo("\n".join(surrogate.results.hindcast.table()))
     if not summary["checks"]["ok"]:
         ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"
         click.echo(f"the forecast {ended} the checks; what was written is kept, the exit code is 3", err=True)

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from ..errors import StoppedError
-from ..molecule.checks import Tally
+from ..errors import StoppedError, UsageError
+from ..molecule.checks import SIZE_FACTOR, Tally
 
 #: Signals that ask for an end.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
@@ -67,42 +67,96 @@ def stoppable() -> Iterator[Stop]:
         as_before()
 
 
+def start_frames(one: int | None, several: str | None, n_frames: int) -> list[int] | None:
+    """The start frames that were asked for; None for the last.
+
+    Raises
+    ------
+    UsageError
+        No frames of the trajectory, or nothing that says frames.
+    """
+    if one is not None and several is not None:
+        raise UsageError("give either --from-frame or --from-frames")
+    if one is not None:
+        if not -n_frames <= one < n_frames:
+            raise UsageError(f"--from-frame {one}: the trajectory has frames 0 to {n_frames - 1}")
+        return [one % n_frames]
+    if several is None:
+        return None
+    try:
+        if ":" in several:
+            found = list(range(n_frames))[slice(*(int(part) if part.strip() else None for part in several.split(":")))]
+        else:
+            found = [int(part) for part in several.split(",")]
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"--from-frames {several!r} ({error}): give START:STOP:STEP, such as 0:1000:50, or numbers with commas"
+        ) from error
+    wrong = [frame for frame in found if not -n_frames <= frame < n_frames]
+    if wrong or not found:
+        what = f"there is no frame {wrong[0]}" if wrong else "there is none of these frames"
+        raise UsageError(f"--from-frames {several}: {what}; the trajectory has frames 0 to {n_frames - 1}")
+    return sorted({frame % n_frames for frame in found})
+
+
 def summary_of(surrogate) -> dict[str, Any]:
-    """What one forecast came to, ready for JSON; Angstrom and ps.
+    """What the forecasts came to, ready for JSON; Angstrom and ps.
+
+    Of several starts the first is summed up as a single one is, and all of them are in ``starts``; checks and files
+    are those of all.
+    """
+    found = _of_start(surrogate, 0)
+    count = len(surrogate.results.frames)
+    if count > 1:
+        found["starts"] = [_of_start(surrogate, i) for i in range(count)]
+        wrong = [one["checks"] for one in found["starts"] if not one["checks"]["ok"]]
+        if wrong:
+            found["checks"] = wrong[0]
+    return found
+
+
+def _of_start(surrogate, i: int) -> dict[str, Any]:
+    """What the forecast from one start came to.
 
     Of a streamed forecast not every frame is listed, but the first, the last that the trajectory has, and the last.
     """
-    results, model = surrogate.results, surrogate.model
+    results, engine = surrogate.results, surrogate.engine
     n_frames = results.times.shape[1]
     listed = range(n_frames)
-    if isinstance(results.checks[0], Tally):
-        known = [k for k in range(n_frames) if results.rmsd[0, k] == results.rmsd[0, k]]
+    if isinstance(results.checks[i], Tally):
+        known = [k for k in range(n_frames) if results.rmsd[i, k] == results.rmsd[i, k]]
         listed = sorted({0, *known[-1:], n_frames - 1})
     errors = {
-        f"{name}_A": [float(results[name][0, k]) for k in listed]
+        f"{name}_A": [float(results[name][i, k]) for k in listed]
         for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed")
     }
     return {
-        "model": model.name,
+        "model": engine.name,
+        "decisions": list(surrogate.decisions),
         "atoms": len(surrogate.atoms),
-        "start_frame": int(results.frames[0]),
-        "start_time_ps": float(surrogate.start_times[0]),
+        "start_frame": int(results.frames[i]),
+        "start_time_ps": float(surrogate.start_times[i]),
         "frames": n_frames,
-        "times_ps": [float(results.times[0, k]) for k in listed],
-        "windows": -(-n_frames // (model.window.n_times * surrogate.substeps)),
+        "times_ps": [float(results.times[i, k]) for k in listed],
+        "windows": -(-n_frames // (engine.n_times * surrogate.substeps)),
         # One for each time; None where the trajectory does not have the frame.
         **{name: [value if value == value else None for value in values] for name, values in errors.items()},
         # Of futures that were drawn: the errors above are those of the first.
-        **({} if results.ensemble is None else _drawn(surrogate)),
-        "moved_A": float(results.moved[0, -1]),
-        "checks": _checks(results.checks[0]),
+        **({} if surrogate.samples is None else _drawn(surrogate, i)),
+        "moved_A": float(results.moved[i, -1]),
+        "hindcast": None if results.hindcast is None else results.hindcast.as_dict() | _said(results.hindcast),
+        "checks": _checks(results.checks[i]),
         "files": [str(path) for path in results.files],
     }
 
 
-def _drawn(surrogate) -> dict[str, Any]:
+def _said(hindcast) -> dict[str, str]:
+    return {"said": hindcast.line(), "verdict": hindcast.verdict()}
+
+
+def _drawn(surrogate, i: int) -> dict[str, Any]:
     """How many futures were drawn, and how far they are apart."""
-    spread = surrogate.results.spread[0]
+    spread = [] if surrogate.results.spread is None else surrogate.results.spread[i]
     known = len(spread) > 0 and bool((spread == spread).all())
     return {
         "samples": surrogate.samples,
@@ -130,6 +184,10 @@ def readable(summary: dict[str, Any]) -> str:
         f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, from "
         f"frame {summary['start_frame']} (t = {summary['start_time_ps']:g} ps) to t = {times[-1]:g} ps",
     ]
+    lines += [f"decided    {line}" for line in summary["decisions"]]
+    if summary["hindcast"]:
+        said = summary["hindcast"]
+        lines += [f"hindcast   {said['said']}", *([f"{'':<11}{said['verdict']}"] if said["verdict"] else [])]
     if summary["windows"] > 1:
         lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
     if "samples" in summary:
@@ -138,7 +196,9 @@ def readable(summary: dict[str, Any]) -> str:
         which = "; what follows is of the first" if summary["samples"] > 1 else ""
         lines.append(f"drawn      {summary['samples']} future(s) with the seed {summary['seed']}{apart}{which}")
     known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
-    if known:
+    if "starts" in summary:
+        lines += _of_starts(summary["starts"])
+    elif known:
         k = known[-1]
         lines.append(
             f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A "
@@ -152,10 +212,33 @@ def readable(summary: dict[str, Any]) -> str:
         )
     checks = summary["checks"]
     if checks["ok"]:
+        low, high = checks["radius_of_gyration_ratio"]
+        size = "the size kept" if 1 / SIZE_FACTOR < low <= high < SIZE_FACTOR else "its size changes as in the run"
         lines.append(
             f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
-            "start, no clashes, the size kept"
+            f"start, no clashes, {size}"
         )
     lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]
     lines += [f"written    {path}" for path in summary["files"]]
     return "\n".join(lines)
+
+
+def _of_starts(starts: list[dict[str, Any]]) -> list[str]:
+    """A line for each start, and the mean of those whose future the trajectory has."""
+    lines, errors = [], []
+    for one in starts:
+        known = [k for k, value in enumerate(one["rmsd_superposed_A"]) if value is not None]
+        said = f"moved {one['moved_A']:.2f} A; the run has none of these frames"
+        if known:
+            pair = [one[f"rmsd{still}_superposed_A"][known[-1]] for still in ("", "_static")]
+            said = f"{pair[0]:.2f} A at t = {one['times_ps'][known[-1]]:g} ps (standing still {pair[1]:.2f} A)"
+            errors.append(pair)
+        wrong = "" if one["checks"]["ok"] else "; checks FAILED"
+        lines.append(f"start      frame {one['start_frame']}: {said}{wrong}")
+    if errors:
+        means = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
+        lines.append(
+            f"accuracy   of {len(errors)} starts, the last frame that the run has: RMSD {means[0]:.2f} A superposed "
+            f"(the start frames standing still: {means[1]:.2f} A)"
+        )
+    return lines

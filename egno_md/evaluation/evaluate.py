@@ -137,8 +137,8 @@ def evaluate(
     >>> from egno_md.evaluation import evaluate
     >>> result = evaluate("ca-1ps", *sample())
     >>> sorted(result.errors)
-    ['AR(1)', 'Gaussian process', 'analogues', 'elastic network', 'linear', 'mean structure', 'model', 'regression', \
-'smoothed history', 'static']
+    ['AR(1)', 'Gaussian process', 'analogues', 'elastic network', \
+'ensemble of the run', 'linear', 'mean structure', 'model', 'regression', 'smoothed history', 'static']
     """
     from ..forecast.chain import check_request  # brings torch: what else is in this room does not wait for it
     from ..forecast.model import load_model

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from ..errors import DataError, UsageError
 from ..molecule.geometry import aligned, superposition
-from .forecasters import Known, static
+from .forecasters import InternalMotion, Known, static
 from .gaussian import FEWEST_WINDOWS, FITTED_NUMBERS, Between, Local, Noise, ridge
 
 #: Frames of a library of analogues, numbers in it, and numbers worked on at a time.
@@ -439,6 +439,57 @@ class Analogues:
     def _after(self, one: np.ndarray, ahead: int, first: np.ndarray, centre: np.ndarray, rigid: bool) -> np.ndarray:
         frames = self._frames(one, ahead)
         return frames - centre if rigid else aligned(frames, first)
+
+
+@dataclass(frozen=True, eq=False)
+class RunEnsemble:
+    """Frames of the known runs, whichever came before: the forecast of a run without memory.
+
+    A drawn future is a frame of the runs at every step, each by itself, superposed on the start; the mean forecast is
+    the mean structure.
+
+    Attributes
+    ----------
+    motion : InternalMotion
+    library : ndarray, shape (L, N, 3), float32
+        Frames of the runs, superposed on the mean structure.
+    """
+
+    motion: InternalMotion
+    library: NDArray[np.float32]
+    name: ClassVar[str] = "ensemble of the run"
+    n_past: ClassVar[int] = 1
+    draws: ClassVar[bool] = True
+
+    @classmethod
+    def fitted(cls, known: Known) -> RunEnsemble:
+        """All frames of the known runs, evenly thinned to 100 000 (fewer of many atoms).
+
+        Raises
+        ------
+        DataError
+            They hold fewer than five frames.
+        """
+        total = sum(map(len, known.segments))
+        if total < FEWEST_ANALOGUES:
+            raise DataError(f"the {cls.name} needs at least {FEWEST_ANALOGUES} frames, found {total}")
+        mean = known.motion.mean
+        thin = -(-total // max(FEWEST_ANALOGUES, min(LIBRARY_FRAMES, LIBRARY_NUMBERS // mean.size)))
+        library = [aligned(x[::thin], mean).astype(np.float32) for x in known.segments if len(x)]
+        return cls(known.motion, np.concatenate(library))
+
+    def __call__(self, past, times, samples=1, generator=None):
+        check_drawn(samples, generator)
+        if generator is None:
+            return np.repeat(self.motion.relax(past[:, -1], times, decay=0.0)[:, None], samples, axis=1)
+        start = np.asarray(past[:, -1], np.float64)  # (S, N, 3)
+        n_times = len(np.asarray(times))
+        out = np.empty((len(start), samples, n_times, *start.shape[1:]))  # (S, K, T, N, 3)
+        for rows, members in in_turn(len(start), samples, n_times * self.motion.mean.size):
+            chosen = (len(self.library) * generator.random((len(rows), n_times))).astype(int)  # (C, T)
+            frames = aligned(self.library[chosen], start[rows][:, None])  # (C, T, N, 3)
+            out[rows, members] = frames + start[rows].mean(axis=1)[:, None, None]
+        return out
 
 
 @dataclass(frozen=True, eq=False)

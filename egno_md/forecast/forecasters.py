@@ -512,10 +512,10 @@ def free_forecasts() -> dict[str, type[FreeForecast]]:
     UsageError
         An entry point that cannot be loaded, or a name that is taken.
     """
-    from .drawn import Analogues, GaussianProcess  # they are made of what is in this file
+    from .drawn import Analogues, GaussianProcess, RunEnsemble  # they are made of what is in this file
     from .network import ElasticNetwork
 
-    found = {**_REGISTER, **{cls.name: cls for cls in (GaussianProcess, ElasticNetwork, Analogues)}}
+    found = {**_REGISTER, **{cls.name: cls for cls in (GaussianProcess, ElasticNetwork, Analogues, RunEnsemble)}}
     for where, cls in plugins.loaded(ENTRY_POINTS):
         if not callable(getattr(cls, "fitted", None)) or not isinstance(getattr(cls, "name", None), str):
             raise UsageError(f"{where} must be a class with a name and a class method fitted(known)")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import hashlib
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError, StoppedError, UnphysicalError
+from ..errors import OutputError, StoppedError, UnphysicalError, UsageError
+from ..files import fingerprint
 from ..molecule.checks import Tally
-from ..trajectory.stream import FrameStream
+from ..trajectory.stream import FrameStream, record_path
+from ..trajectory.universe import input_files
+from ..trajectory.writer import require_targets
 from .rolling import Chained, ChainState, roll
+from .subject import Subject
 
 
 def packed(state: ChainState) -> dict[str, Any]:
@@ -39,6 +46,7 @@ def write_chain(
     past: np.ndarray,
     times: np.ndarray,
     *,
+    generator: Any = None,
     box: np.ndarray | None = None,
     before: Iterable[tuple[np.ndarray, list[np.ndarray | None], np.ndarray]] = (),
     n_before: int = 0,
@@ -62,6 +70,8 @@ def write_chain(
         Frames up to the start in Angstrom.
     times : ndarray, shape (horizon,)
         Of the predicted frames in ps.
+    generator : Streams or numpy.random.Generator, optional
+        Of a future that is drawn; the state of what is resumed goes on where it stood.
     box : ndarray, shape (6,), optional
         Of the start, kept for all frames.
     before : iterable of frames (F, N, 3), boxes and times
@@ -117,7 +127,7 @@ def write_chain(
     try:
         for frames, boxes, at in before:
             written(frames, boxes, at, None)
-        chain = roll(forecaster.inner, past, forecaster.times, boxes=[box], state=state)
+        chain = roll(forecaster.inner, past, forecaster.times, boxes=[box], generator=generator, state=state)
         while done < horizon:
             window = next(chain)
             frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
@@ -182,3 +192,50 @@ def _restored(stream: FrameStream) -> tuple[Tally | None, ChainState | None]:
             f"{stream.record} is damaged ({error}), so that nothing can be resumed: begin anew with --force "
             "(force=True)"
         ) from error
+
+
+def require_writable(target: Path, *, streamed: bool, resume: bool, force: bool, inputs: Any) -> None:
+    """Refuse a file that may not be written, or a resumption where nothing is to be resumed.
+
+    Raises
+    ------
+    UsageError, OutputError
+    """
+    record = record_path(target)
+    if resume and not streamed:
+        raise UsageError(
+            "resume (--resume): nothing to go on with, for a forecast of so few frames, or from several starts, is "
+            "written when it is whole; leave it out"
+        )
+    begun = streamed and record.exists()
+    # Where a start was cut short before its record was there, nothing was written yet.
+    fresh = not (target.exists() and target.stat().st_size)
+    if resume and not begun and not fresh:
+        raise OutputError(
+            f"{target} exists, but not {record}, from which it would be gone on with: it is complete, or was not "
+            "made by a long forecast; choose another name, or begin anew with --force (force=True)"
+        )
+    try:
+        require_targets(target, force=force or resume, inputs=inputs)
+    except OutputError as error:
+        if begun and target.exists():
+            raise OutputError(f"{error}; or go on with it: --resume (resume=True)") from error
+        raise
+
+
+def settings_of(
+    subject: Subject, past: np.ndarray, box: np.ndarray | None, model: dict[str, Any], **settings: Any
+) -> dict[str, dict[str, Any]]:
+    """All that the bytes of a streamed forecast depend on."""
+    start = hashlib.sha256(np.ascontiguousarray(past).data)
+    start.update(b"" if box is None else box.tobytes())
+    return {
+        "settings": settings,
+        "model": model,
+        "input": {
+            "files": [fingerprint(name) for name in input_files(subject.atoms.universe) if os.path.isfile(name)],
+            "start": start.hexdigest(),
+            "molecule": subject.builder.identity,
+            "indices": hashlib.sha256(subject.atoms.indices.astype("<i8").tobytes()).hexdigest(),
+        },
+    }

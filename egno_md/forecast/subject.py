@@ -242,6 +242,20 @@ class Subject:
                 del seen[old]
         return history, boxes
 
+    def lead(self, frame: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Up to `count` frames up to a start, one stride apart and without a gap, (P, N, 3), and the box at the start.
+
+        Where molecules are put together it is done in the image in which the start stands.
+        """
+        numbers = [int(frame)]
+        while len(numbers) < count and (past := self.clock.shifted(numbers[-1], -self.every)) is not None:
+            numbers.append(past)
+        if not self.clock.usable[frame]:
+            raise no_positions(self.clock, self.atoms.universe.trajectory, frame)
+        self._whole.clear()
+        found, boxes = self.frames(numbers)
+        return found[::-1], boxes[0]
+
     def history(self, frames: Sequence[int]) -> NDArray[np.float32]:
         """The past of some start frames, (S, n_input, N, 3); see :meth:`read`."""
         return self.read(frames)[0]

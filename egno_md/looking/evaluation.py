@@ -33,6 +33,7 @@ COLOURS = {
     "Gaussian process": "#8C510A",
     "elastic network": "#006D77",
     "analogues": "#4D4D4D",
+    "ensemble of the run": "#A6CEE3",
 }
 OTHER, LINES = "#000000", ("-", "--", ":", "-.")
 

@@ -162,7 +162,7 @@ def look_at(surrogate: Any, start: int = 0) -> Look:
     each = results.positions[start : start + 1] if ensemble is None else ensemble[start]  # (K, H, N, 3)
     members = np.asarray([[future[int(k)] for k in chosen] for future in each], float)  # (K, T, N, 3)
     return Look(
-        name=(getattr(surrogate, "engine", None) or surrogate.model).name,
+        name=surrogate.engine.name,
         molecule=Molecule.of(surrogate.atoms),
         run_times=np.asarray(clock.times[numbers[::-1]], float),
         run=aligned(run, run[-1]),

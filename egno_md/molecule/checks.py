@@ -71,6 +71,8 @@ class PhysicalChecks:
     other, whatever the reference is like; None where no molecule was given."""
     worst: str = ""
     """Which of them is the worst, in words."""
+    usual: frozenset[str] = frozenset()
+    """Kinds of finding that do not count, for frames of the run itself show them."""
 
     @property
     def ok(self) -> bool:
@@ -98,7 +100,11 @@ class PhysicalChecks:
         known = self.finite.any()
         return Tally(
             n_frames=len(self.finite),
-            found={kind: (int(frames.sum()), int(frames.argmax())) for kind, frames in found.items() if frames.any()},
+            found={
+                kind: (int(frames.sum()), int(frames.argmax()))
+                for kind, frames in found.items()
+                if frames.any() and kind not in self.usual
+            },
             bond_deviation=float(np.nanmax(self.bond_deviation)) if known else float("nan"),
             bonds_off=int(self.bonds_off.max(initial=0)),
             clashes=int(self.clashes.max(initial=0)),
@@ -204,6 +210,7 @@ def check_frames(
     *,
     boxes: ArrayLike | None = None,
     molecule: Molecule | None = None,
+    usual: frozenset[str] = frozenset(),
 ) -> PhysicalChecks:
     """Measure predicted frames against a real frame of the same atoms.
 
@@ -225,6 +232,8 @@ def check_frames(
         The first box is taken for the reference.
     molecule
         Who the N atoms are: what no such molecule can look like is then a finding, also where the reference looks so.
+    usual
+        Kinds of finding that do not count; see :func:`usual_findings`.
 
     Raises
     ------
@@ -303,7 +312,17 @@ def check_frames(
         clash_distance=clash_distance,
         impossible=impossible,
         worst=worst,
+        usual=usual,
     )
+
+
+def usual_findings(
+    frames: ArrayLike, reference: ArrayLike, bonds: ArrayLike, *, molecule: Molecule | None = None
+) -> frozenset[str]:
+    """Kinds of finding that frames of the run itself (F, N, 3) show beside a reference: an unfolding chain changes its
+    size, and may be nearer to a mirror image. What no molecule looks like is never among them."""
+    found = check_frames(frames, reference, bonds, molecule=molecule).tally.found
+    return frozenset(found) - {"finite", "impossible"}
 
 
 def _near_in_bonds(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from ..errors import DataError
+
+#: Atoms up to which neighbours through a box are looked for without vesin, where torch is not loaded.
+MOST_IN_TREE = 20_000
 
 #: Setting ``universe.dimensions`` would hold for the current frame alone.
 DROP_BOX = (
@@ -114,14 +119,38 @@ def radius_graph(
         keys.sort()
         return np.stack(np.divmod(keys, n_atoms)), None
 
-    from vesin import NeighborList
+    if "torch" in sys.modules or n_atoms > MOST_IN_TREE:
+        from vesin import NeighborList
 
-    i, j, images = NeighborList(cutoff=cutoff, full_list=True).compute(
-        points=positions, box=vectors, periodic=True, quantities="ijS"
-    )
+        i, j, images = NeighborList(cutoff=cutoff, full_list=True).compute(
+            points=positions, box=vectors, periodic=True, quantities="ijS"
+        )
+    else:  # vesin loads torch, which takes longer than all else in a forecast without a network
+        i, j, images = _in_tree(positions, cutoff, vectors)
     keys = i.astype(np.int64) * n_atoms + j.astype(np.int64)
     order = np.lexsort((*images.T, images.any(axis=1), keys))
     return np.stack(np.divmod(keys[order], n_atoms)), images[order] @ vectors
+
+
+def _in_tree(
+    positions: NDArray[np.float64], cutoff: float, vectors: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (E,), (E,) and images (E, 3) as vesin gives them: all atoms among all images that can be near enough."""
+    fractions = positions @ np.linalg.inv(vectors)  # (N, 3)
+    cells = np.floor(fractions).astype(np.int64)
+    inside = fractions - cells
+    reach = cutoff / box_widths(vectors)  # (3,), in widths of the box
+    steps = [np.arange(-n, n + 1) for n in np.ceil(reach).astype(int)]
+    shifts = np.stack(np.meshgrid(*steps, indexing="ij"), axis=-1).reshape(-1, 3)  # (I, 3)
+    moved = inside + shifts[:, None]  # (I, N, 3)
+    image, atom = np.nonzero(((moved > -reach) & (moved < 1 + reach)).all(axis=-1))  # (G,)
+    ghosts = cKDTree(moved[image, atom] @ vectors)
+    near = cKDTree(inside @ vectors).sparse_distance_matrix(ghosts, cutoff, output_type="coo_matrix")
+    i, g = near.row.astype(np.int64), near.col.astype(np.int64)
+    j, shift = atom[g].astype(np.int64), shifts[image[g]]
+    other = (i != j) | shift.any(axis=1)
+    i, j, shift = i[other], j[other], shift[other]
+    return i, j, shift + cells[i] - cells[j]
 
 
 def contacts(

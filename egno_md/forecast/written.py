@@ -1,0 +1,105 @@
+"""Forecasts as files, as a Universe in memory and as an mdtraj Trajectory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+from ..trajectory.mdtraj import to_mdtraj
+from ..trajectory.universe import in_memory_universe, input_files
+from ..trajectory.writer import write_forecast
+
+
+class Written:
+    """What an analysis with forecasts from several starts in `results` is written and handed on as."""
+
+    atoms: Any
+    subject: Any
+    results: Any
+    spacing: float
+    n_frames: int
+
+    def _in_memory(self) -> Any:
+        if not self.n_frames:
+            return None
+        frames = self.results.positions.reshape(-1, len(self.atoms), 3)  # (n_starts * horizon, N, 3)
+        return in_memory_universe(self.atoms, frames, self.results.times.ravel(), boxes=self._box_array(self._boxes))
+
+    def _box_array(self, boxes: list[np.ndarray | None]) -> np.ndarray | None:
+        """One box per predicted frame, (n * horizon, 6)."""
+        if any(box is None for box in boxes):
+            return None
+        return np.repeat(np.asarray(boxes), self.results.times.shape[1], axis=0)
+
+    def to_mdtraj(self):
+        """The forecast as an ``mdtraj.Trajectory`` (nm, ps)."""
+        self._need_results()
+        return to_mdtraj(self.results.universe)
+
+    def write(self, filename: str | os.PathLike, *, with_input: bool = False, force: bool = False) -> list[Path]:
+        """Write the forecast as DCD or XTC with a PDB topology beside it.
+
+        Parameters
+        ----------
+        filename : str or path-like
+            Target; with several starts the frame number is added to its stem, with several members their number.
+        with_input : bool
+            Begin with the trajectory's frames up to the start, one per stride.
+        force : bool
+            Replace files that exist.
+
+        Returns
+        -------
+        list of Path
+            The files written: trajectory and topology of every start and member.
+        """
+        self._need_results()
+        filename = Path(filename)
+        files: list[Path] = []
+        for i, frame in enumerate(self.results.frames):
+            several = self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
+            members = self.results.ensemble[i] if several else self.results.positions[i : i + 1]
+            for target, positions in zip(self._targets(filename, frame), members, strict=True):
+                times, boxes = self.results.times[i], self._box_array([self._boxes[i]])
+                if with_input:
+                    positions, times, boxes = self._with_input(int(frame), positions, times, boxes)
+                files += write_forecast(
+                    target,
+                    self.atoms,
+                    positions,
+                    times,
+                    boxes=boxes,
+                    dt=self.spacing,
+                    force=force,
+                    recentre=True,
+                    inputs=input_files(self.atoms.universe),
+                    b_factors=self.results.spread[i] if several else None,
+                )
+        return files
+
+    def _targets(self, filename: Path, frame: int) -> list[Path]:
+        """The file of every member."""
+        if self.n_frames > 1:
+            filename = filename.with_stem(f"{filename.stem}_{frame:06d}")
+        members = self._asked_samples or 1
+        return [filename] if members == 1 else [filename.with_stem(f"{filename.stem}_{k + 1}") for k in range(members)]
+
+    def _with_input(self, frame: int, positions, times, boxes):
+        """The run up to `frame`, one frame per stride, and the forecast."""
+        before = max(self._trajectory.frame, 0)
+        numbers = self.subject.before(frame)
+        try:
+            run, run_boxes = self.subject.frames(numbers)
+        finally:
+            self._trajectory[before]
+        run_times = self.subject.clock.times[numbers]
+        all_boxes = None if boxes is None or any(b is None for b in run_boxes) else np.concatenate([run_boxes, boxes])
+        return np.concatenate([run, positions]), np.concatenate([run_times, times]), all_boxes
+
+    def _need_results(self) -> None:
+        if "universe" not in self.results or self.results.universe is None:
+            raise UsageError("there is no forecast yet: call run() first, with at least one start frame")

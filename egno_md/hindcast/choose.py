@@ -1,0 +1,256 @@
+"""Who forecasts a run: the candidate that was best on its last windows, and one line for each decision."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import DataError, ModelError, UsageError
+from ..forecast.drawn import RunEnsemble
+from ..forecast.forecasters import Forecaster, FreeForecast, Known, Static, free_forecasts
+from ..forecast.subject import Subject
+from ..models import bundled_models
+from .engine import Engine, FreeEngine
+from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
+from .material import Judged, Material
+from .networks import bundled
+
+#: From the simplest to the most involved; what is not here comes after them, networks last.
+SIMPLEST_FIRST = (
+    "static", "mean structure", "linear", "smoothed history", "AR(1)", "regression", "ensemble of the run", "analogues",
+    "elastic network", "Gaussian process",
+)  # fmt: skip
+
+#: Frames of past that starts of judged windows have where there is room.
+REACH = 16
+
+
+def free_named(name: str) -> type[FreeForecast] | None:
+    """A free forecast by its name, whatever its case; None where no free forecast is called so."""
+    wanted = " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+    return next((cls for own, cls in free_forecasts().items() if own.lower().replace("-", " ") == wanted), None)
+
+
+class Choice(NamedTuple):
+    """Who forecasts, what it is worth, and one line for each decision."""
+
+    name: str
+    hindcast: Hindcast | None
+    said: tuple[str, ...]
+
+
+def choose(
+    material: Material,
+    others: Mapping[str, Callable[[Known], Forecaster]] | None = None,
+    *,
+    only: str | None = None,
+    drawing: bool = False,
+    as_mean: bool = False,
+    seed: int = 0,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Choice:
+    """Let all candidates forecast the last windows of a run, and take the best.
+
+    Parameters
+    ----------
+    material : Material
+    others : mapping of str to callable, optional
+        Candidates beside the free forecasts: what makes each of them, given what may be known.
+    only : str, optional
+        The choice was made: it is judged beside the others.
+    drawing : bool
+        Only who draws is taken.
+    as_mean : bool
+        The mean forecast is asked for: the least error of it wins. Otherwise the least energy score does, which judges
+        those that draw and those that know one future alone by the same measure.
+    seed : int
+        Of the futures that are judged.
+    progress : callable
+        Called with 1 after each candidate.
+
+    Returns
+    -------
+    Choice
+        Where the run is too short to judge anybody, without a hindcast: the ensemble of the run where it can be fitted,
+        else the standing frame.
+
+    Raises
+    ------
+    DataError
+        `only` cannot be fitted to what is known; or nobody who draws can.
+    """
+    makers: dict[str, Callable[[Known], Forecaster]] = {name: cls.fitted for name, cls in free_forecasts().items()}
+    makers |= others or {}
+    n_atoms, n_times = len(material.subject.atoms), len(material.steps)
+    try:
+        judged = Judged.last(material, SHARE, REACH, windows_at_most(n_atoms, n_times))
+    except DataError as error:
+        return _unjudged(material, makers, only, drawing, str(error))
+    candidates: dict[str, Forecaster] = {}
+    left_out: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            candidates[name] = make(judged.known)
+        except UNFIT as error:
+            left_out[name] = " ".join(str(error).split())
+    hindcast, scores, (groups, block) = judge(candidates, judged, material.stride_ps, seed=seed, progress=progress)
+    hindcast = dataclasses.replace(hindcast, left_out=left_out | hindcast.left_out)
+    fits = list(hindcast.entries)
+    if drawing:
+        fits = [name for name in fits if hindcast.entries[name].draws]
+    said = []
+    if only is not None:
+        if only not in hindcast.entries:
+            return _unjudged(material, makers, only, drawing, hindcast.left_out.get(only, "it could not be judged"))
+        chosen = only
+    else:
+        if not fits:
+            raise _nobody_draws(material)
+        kind = 1 if as_mean else 0
+        best = min(fits, key=lambda name: scores[name][kind].mean())
+        chosen, tied = best, []
+        for name in sorted(fits, key=_place):
+            if name == best:
+                break
+            _, low, _ = interval(scores[name][kind] - scores[best][kind], groups, block, hindcast.n_blocks, seed)
+            if low <= 0:
+                chosen, tied = name, [best]
+                break
+        said.append(_why(chosen, tied, fits, scores, kind))
+    hindcast = dataclasses.replace(hindcast, chosen=chosen)
+    if words := _no_memory(hindcast, chosen):
+        said.append(words)
+    return Choice(chosen, hindcast, tuple(said))
+
+
+def _place(name: str) -> int:
+    return SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+
+
+def _why(chosen: str, tied: list[str], fits: list[str], scores: Mapping[str, Any], kind: int) -> str:
+    measure = ("energy score", "error of the mean")[kind]
+    means = {name: float(scores[name][kind].mean()) for name in fits}
+    others = sorted((name for name in fits if name not in (chosen, *tied)), key=means.__getitem__)[:2]
+    beside = ", ".join(f"{name} {means[name]:.2f}" for name in [*tied, *others])
+    why = f"as good as the best, {tied[0]}, and simpler" if tied else f"the best of {len(fits)}"
+    return f"{chosen}: {why} ({measure} {means[chosen]:.2f} A; {beside})" if beside else f"{chosen}: {why}"
+
+
+def _no_memory(hindcast: Hindcast, chosen: str) -> str:
+    if chosen == RunEnsemble.name:
+        return (
+            "there is no memory from frame to frame that is worth more than the run as a whole: what is given are "
+            "frames of the run's ensemble, each by itself"
+        )
+    return ""
+
+
+def _unjudged(material: Material, makers: Mapping[str, Any], only: str | None, drawing: bool, why: str) -> Choice:
+    """Too few frames for a hindcast."""
+    known = material.known()
+    if only is not None:
+        makers[only](known)  # or the error that says what it needs
+        return Choice(only, None, (f"no hindcast: {why}",))
+    for name in (RunEnsemble.name,) if drawing else (RunEnsemble.name, Static.name):
+        if _can_be_fitted(makers[name], known):
+            what = "frames of the run" if name == RunEnsemble.name else "the last frame, standing"
+            return Choice(name, None, (f"no hindcast, for {why}", f"{name}: {what}; nothing else could be judged"))
+    raise _nobody_draws(material)
+
+
+def _nobody_draws(material: Material) -> DataError:
+    frames = sum(len(run.positions) for run in material.runs)
+    return DataError(
+        f"no forecast that draws futures can be fitted to {frames} frame(s): leave samples (--samples) out, or give a "
+        "longer run"
+    )
+
+
+def _can_be_fitted(make: Callable[[Known], Forecaster], known: Known) -> bool:
+    try:
+        make(known)
+    except UNFIT:
+        return False
+    return True
+
+
+def check_samples(samples: int | None, mean: bool) -> int | None:
+    """A number of futures, if it can be one.
+
+    Raises
+    ------
+    UsageError
+        Fewer than one, or futures and their mean at once.
+    """
+    if samples is None:
+        return None
+    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
+        raise UsageError(f"samples must be a whole number of at least 1, found {samples}")
+    if mean:
+        raise UsageError("samples (--samples) are futures, mean (--mean) is their mean: give one of them")
+    return int(samples)
+
+
+def cannot_draw(name: str) -> ModelError:
+    """The error for futures of who knows their mean alone."""
+    return ModelError(
+        f"{name!r} knows the mean of all futures alone and cannot draw any: leave out the model, train one that draws "
+        "(egno-md train ... --operator flow), or leave out samples"
+    )
+
+
+def wanted(model: Any) -> tuple[Any, str | None]:
+    """The model that was asked for, loaded, or the name of the free forecast; neither where the run shall decide.
+
+    Raises
+    ------
+    ModelError
+        There is neither a model nor a free forecast of that name; or what :func:`egno_md.load_model` raises.
+    """
+    if model is None:
+        return None, None
+    if isinstance(model, str) and model not in bundled_models() and not Path(model).is_file():
+        free = free_named(model)
+        if free is None:
+            raise ModelError(
+                f"no model {model!r}: neither a file nor a bundled model nor a free forecast; bundled are "
+                f"{', '.join(bundled_models())}; free forecasts are {', '.join(free_forecasts())}"
+            )
+        return None, free.name
+    from ..forecast.model import load_model
+
+    return load_model(model), None
+
+
+def model_of_one_frame(subject: Subject) -> Any:
+    """The default model, where it knows the atoms of a subject.
+
+    Raises
+    ------
+    DataError
+        It does not: nobody can forecast them from one frame.
+    """
+    from ..forecast.model import load_model
+
+    model = load_model(None)
+    try:
+        Subject.of(subject.atoms, model.graph, model.window)
+    except (ModelError, DataError) as error:
+        raise DataError(
+            f"{subject.clock.name} has one frame with positions, which tells nothing of how these atoms move: give the "
+            "trajectory as well (egno-md predict TOPOLOGY TRAJECTORY), or simulate from it (egno-md extend)"
+        ) from error
+    return model
+
+
+def choose_engine(
+    material: Material, *, as_mean: bool = False, only: str | None = None, **options: Any
+) -> tuple[Engine, Hindcast | None, tuple[str, ...]]:
+    """:func:`choose`, among the bundled models that fit as well, and the choice fitted to all of the run."""
+    networks = bundled(material, drawing_only=not as_mean)
+    choice = choose(material, networks, as_mean=as_mean, only=only, **options)
+    if choice.name in networks:
+        return networks[choice.name].engine, choice.hindcast, choice.said
+    return FreeEngine(choice.name, material, free_forecasts()[choice.name].fitted), choice.hindcast, choice.said

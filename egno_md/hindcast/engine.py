@@ -1,0 +1,212 @@
+"""Who forecasts from some starts of a run: a network as it is, or a free forecast fitted to what is not forecast."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError, UsageError
+from ..forecast.forecasters import Forecaster, Known, Static
+from ..forecast.rolling import Chained, OneByOne, Restored
+from ..molecule.checks import usual_findings
+from ..molecule.local import LocalGeometry
+from .material import Material
+
+if TYPE_CHECKING:
+    from ..forecast.model import Model
+    from ..graph.builder import GraphBuilder
+
+#: Frames up to a start that a free forecast is given.
+PAST = 16
+
+#: Starts that are forecast each by a fit of its own where no fit for all of them is possible; of more, two halves are.
+MOST_FITS = 32
+
+#: Frames of the run that tell what is usual in it.
+USUAL = 50
+
+
+class Engine(Protocol):
+    """What forecasts from the starts of one run.
+
+    Attributes
+    ----------
+    name : str
+    stride_ps : float
+        Between two predicted frames, without substeps.
+    n_times : int
+        Strides of a window.
+    draws : bool
+        Whether it draws futures, or knows their mean alone.
+    fingerprint : str
+        Of all that its forecasts depend on beside the starts.
+    """
+
+    name: str
+    stride_ps: float
+    n_times: int
+    draws: bool
+    fingerprint: str
+
+    def check(self, horizon: int, substeps: int) -> None:
+        """Refuse what it cannot give."""
+
+    def settings(self, device: str, precision: str) -> dict[str, str]:
+        """In what it computes, as far as its forecasts depend on it."""
+
+    def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
+        """Times of the predicted frames in ps after the start, (horizon,)."""
+
+    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
+        """Findings of the physical checks that frames of the run itself show beside a start (N, 3)."""
+
+    def forecasters(
+        self, starts: Sequence[int], horizon: int, substeps: int, **options: Any
+    ) -> Iterator[tuple[NDArray[np.int64], Chained]]:
+        """Which of the starts (frame numbers) are forecast by whom."""
+
+
+class ModelEngine:
+    """A network; `options` of :meth:`forecasters` are those of :class:`egno_md.forecast.chain.ModelForecaster`."""
+
+    def __init__(self, model: Model, builder: GraphBuilder) -> None:
+        from ..forecast.generative import draws
+
+        self.model, self.builder = model, builder
+        self.name, self.stride_ps, self.n_times = model.name, model.window.stride_ps, model.window.n_times
+        self.draws, self.fingerprint = draws(model), model.fingerprint
+
+    def check(self, horizon: int, substeps: int) -> None:
+        from ..forecast.chain import check_request
+
+        check_request(self.model, horizon, substeps)
+
+    def settings(self, device: str, precision: str) -> dict[str, str]:
+        from ..forecast.device import resolve_device
+
+        return {"device": resolve_device(device).type, "precision": precision}
+
+    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
+        return frozenset()
+
+    def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
+        from ..forecast.chain import forecast_times
+
+        return forecast_times(self.model, horizon, substeps)
+
+    def forecasters(self, starts, horizon, substeps, **options):
+        from ..forecast.chain import ModelForecaster
+
+        n_windows = -(-horizon // (self.n_times * substeps))
+        yield (
+            np.arange(len(starts)),
+            ModelForecaster(self.model, self.builder, substeps=substeps, n_windows=n_windows, **options),
+        )
+
+
+class FreeEngine:
+    """A free forecast of a run, whose frames are brought back to the local geometry of the run.
+
+    From the end of the run it is fitted to all of it. From a start inside it is fitted to what is left without the
+    frames that are forecast and those of a window after them, so that nothing is copied from the answer. Where that is
+    less than half of the frames, because the starts are many, the starts of either half of the run are forecast with
+    what is fitted to the other half.
+
+    Parameters
+    ----------
+    name : str
+    material : Material
+    make : callable
+        The forecast, given what may be known.
+    """
+
+    def __init__(self, name: str, material: Material, make: Callable[[Known], Forecaster]) -> None:
+        self.name, self.material, self.make = name, material, make
+        self.stride_ps, self.n_times = material.stride_ps, len(material.steps)
+        whole = make(material.known())
+        self.draws = bool(getattr(whole, "draws", False))
+        self._made: dict[tuple, Forecaster] = {(): self._restored(whole, material.known())}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its name, of all frames that it may be fitted to, and of the steps."""
+        found = hashlib.sha256(f"{self.name} {self.material.steps} {self.material.every}".encode())
+        for run in self.material.runs:
+            found.update(np.ascontiguousarray(run.positions).data)
+        return found.hexdigest()
+
+    def check(self, horizon: int, substeps: int) -> None:
+        check_numbers(horizon, substeps)
+
+    def settings(self, device: str, precision: str) -> dict[str, str]:
+        return {}
+
+    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
+        structure = self.material.subject.builder
+        return usual_findings(self.material.some(USUAL), start, structure.bonds, molecule=structure.molecule)
+
+    def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
+        return np.arange(1, horizon + 1) * self.stride_ps / substeps
+
+    def forecasters(self, starts, horizon, substeps, **options):
+        times = np.arange(1, self.n_times * substeps + 1) / substeps
+        for rows, excluded in self._folds(np.asarray(starts, int), -(-horizon // substeps)):
+            yield rows, Chained(self._known_without(excluded), times)
+
+    def _folds(self, starts: NDArray[np.int64], horizon: int) -> list[tuple[NDArray[np.int64], tuple]]:
+        """Rows of starts, and ranges of frames that must not be known to who forecasts from them."""
+        numbers = np.concatenate([run.numbers for run in self.material.runs])
+        reach, rows = (horizon + self.n_times) * self.material.every, np.arange(len(starts))
+        own = tuple((int(s) + 1, int(s) + 1 + reach) for s in np.unique(starts) if s < numbers[-1])
+        hidden = np.zeros(len(numbers), bool)
+        for low, high in own:
+            hidden |= (numbers >= low) & (numbers < high)
+        if hidden.mean() <= 0.5 or len(starts) == 1:
+            return [(rows, own)] if len(starts) else []
+        if len(starts) <= MOST_FITS:
+            return [(rows[k : k + 1], ((int(s) + 1, int(s) + 1 + reach),)) for k, s in enumerate(starts)]
+        middle = int(np.median(numbers))
+        early = starts < middle
+        folds = [
+            (rows[early], ((int(numbers[0]), max(middle, int(starts[early].max(initial=0)) + 1 + reach)),)),
+            (rows[~early], ((int(starts[~early].min(initial=numbers[-1])), int(numbers[-1]) + 1),)),
+        ]
+        return [(some, excluded) for some, excluded in folds if len(some)]
+
+    def _known_without(self, excluded: tuple) -> Forecaster:
+        if excluded not in self._made:
+            known = self.material.known(excluded)
+            try:
+                made = self.make(known)
+            except (DataError, ValueError) as error:
+                left = sum(map(len, known.segments))
+                raise DataError(
+                    f"{self.name!r} can only be fitted to frames that are not forecast, and {left} are left for that "
+                    f"({error}): start nearer to the end of the run, from fewer frames, or with a shorter horizon"
+                ) from error
+            self._made[excluded] = self._restored(made, known)
+        return self._made[excluded]
+
+    def _restored(self, made: Forecaster, known: Known) -> Forecaster:
+        one = OneByOne(made)
+        bonds = self.material.subject.builder.bonds
+        if isinstance(made, Static) or not len(bonds):
+            return one
+        geometry = LocalGeometry.fit(known.segments, bonds)
+        return Restored(one, lambda frames, start: geometry.project(frames))
+
+
+def check_numbers(horizon: int, substeps: int) -> None:
+    """Refuse a number of frames that is none.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name, value in (("horizon", horizon), ("substeps", substeps)):
+        if int(value) != value or value < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, found {value}")

@@ -1,0 +1,166 @@
+"""What a run offers to those who forecast it: frames without a gap, as many as there is room for, and their windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ..forecast.forecasters import Known
+from ..forecast.subject import Subject
+from ..graph.windows import Run
+
+#: Frames that are looked at, at most; numbers in them; and atoms in them of the whole trajectory, which has to be
+#: decoded for it. The last ones count: what a run did long ago says the least about what it does next.
+MOST_FRAMES, MOST_NUMBERS, MOST_DECODED = 100_000, 2**26, 2**28
+
+#: Frames of one window: no more than this, and as many as leave so many windows for each.
+WINDOW, WINDOWS_PER_STEP = 8, 5
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Frames of one run.
+
+    Attributes
+    ----------
+    subject : Subject
+    runs : list of Run
+        Its even stretches, in order, each with the numbers of its frames.
+    steps : tuple of int
+        Strides ahead of a window.
+    said : tuple of str
+        What was left out.
+    """
+
+    subject: Subject
+    runs: list[Run]
+    steps: tuple[int, ...]
+    said: tuple[str, ...]
+
+    @classmethod
+    def of(cls, subject: Subject, horizon: int) -> Material:
+        """The frames of a subject, and windows of up to `horizon` strides.
+
+        Raises
+        ------
+        DataError
+            A frame that cannot be read, or whose coordinates are not finite.
+        """
+        universe, n_atoms = subject.atoms.universe, len(subject.atoms)
+        there = universe.trajectory.n_frames
+        room = min(MOST_FRAMES, MOST_NUMBERS // (3 * n_atoms), MOST_DECODED // len(universe.atoms))
+        first = max(0, there - max(room, 4 * WINDOW * subject.every))
+        said = list(subject.clock.notes)
+        said += [f"the last {there - first} of {there} frames are looked at"] if first else []
+        runs = subject.runs(first)
+        kept = sum(len(run.positions) for run in runs)
+        if kept < there - first:
+            said.append(f"{there - first - kept} frames are left out that stand alone in time, or are there twice")
+        return cls(subject, runs, steps_of(runs, horizon), tuple(said))
+
+    @property
+    def every(self) -> int:
+        """Frames per stride."""
+        return self.subject.every
+
+    @property
+    def stride_ps(self) -> float:
+        """Time between two predicted frames."""
+        return self.subject.clock.spacing * self.every
+
+    def some(self, count: int) -> NDArray[np.float32]:
+        """Frames (F, N, 3) that are evenly spread over the run, `count` at most."""
+        places = [(run, k) for run in self.runs for k in range(len(run.positions))]
+        return np.stack([run.positions[k] for run, k in places[:: -(-len(places) // count)]])
+
+    def known(self, excluded: Iterable[tuple[int, int]] = ()) -> Known:
+        """What forecasts may be fitted to: all frames but those with numbers in some ranges, the last not in it."""
+        pieces = []
+        for run in self.runs:
+            keep = np.ones(len(run.positions), bool)
+            for low, high in excluded:
+                keep &= (run.numbers < low) | (run.numbers >= high)
+            pieces += _pieces(run.positions, keep)
+        return Known(pieces, self.steps, self.every)
+
+
+def _pieces(positions: NDArray, keep: NDArray[np.bool_]) -> list[NDArray]:
+    """The frames that are kept, in pieces without a gap."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
+    return [positions[a:b] for a, b in edges.reshape(-1, 2)]
+
+
+def steps_of(runs: Sequence[Run], horizon: int) -> tuple[int, ...]:
+    """Strides of a window: up to eight, as many as are asked for and as leave five windows for each."""
+    lengths = np.array([(len(run.positions) - 1) // run.every for run in runs])
+    most = max(1, min(WINDOW, horizon))
+    for ahead in range(most, 1, -1):
+        if np.maximum(lengths - ahead + 1, 0).sum() >= WINDOWS_PER_STEP * ahead:
+            return tuple(range(1, ahead + 1))
+    return (1,)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Windows that are judged, and what may be known before them.
+
+    Attributes
+    ----------
+    known : Known
+        Frames before all of them.
+    windows : list of tuple
+        A run, the frames at which windows of it start, and the first frame that they may read.
+    """
+
+    known: Known
+    windows: list[tuple[Run, NDArray[np.int64], int]]
+
+    @classmethod
+    def last(cls, material: Material, share: float, reach: int, at_most: int) -> Judged:
+        """The windows in the last part of a run, evenly thinned to `at_most`.
+
+        Parameters
+        ----------
+        material : Material
+        share : float
+            Of the frames.
+        reach : int
+            Strides of past that starts have if a quarter of the judged frames has room for it.
+        at_most : int
+
+        Raises
+        ------
+        DataError
+            There is none.
+        """
+        every, ahead = material.every, material.steps[-1] * material.every
+        lengths = [len(run.positions) for run in material.runs]
+        cut = int(round((1 - share) * sum(lengths)))
+        pieces, windows, before = [], [], 0
+        for run, n in zip(material.runs, lengths, strict=True):
+            middle = int(np.clip(cut - before, 0, n))
+            if middle > 0:
+                pieces.append(run.positions[:middle])
+            past = min(reach * every, (n - middle) // 4 // every * every)
+            starts = np.arange(middle + past, n - ahead)
+            if len(starts):
+                windows.append((run, starts, middle))
+            before += n
+        total = sum(len(starts) for _, starts, _ in windows)
+        if not total:
+            raise DataError(
+                f"{sum(lengths)} frames hold no window of {material.steps[-1]} strides in their last part to judge a "
+                "forecast by"
+            )
+        thin = -(-total // at_most)
+        every_nth, seen = [], 0
+        for run, starts, low in windows:
+            chosen = starts[(np.arange(seen, seen + len(starts)) % thin) == 0]
+            seen += len(starts)
+            if len(chosen):
+                every_nth.append((run, chosen, low))
+        return cls(Known(pieces, material.steps, every), every_nth)
