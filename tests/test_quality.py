@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from test_metrics import autoregression, tumbled
 
 from egno_md.evaluation.quality import quality, torsion_basins
+from egno_md.evaluation.slow import SlowComponents
 from egno_md.graph.builder import GraphBuilder
 
 MEMORY, RATE = 0.8, 0.02  # of the noise per frame; of the hops of the torsion per frame
@@ -126,3 +127,78 @@ def test_rows_show_both_counts_and_the_root_of_the_divergence(run):
     divergence = rows["torsions (virtual), divergence (nats)"]
     np.testing.assert_allclose(np.square(rows["torsions, square root of it"][::2]), divergence[::2])
     json.dumps(found.findings)
+
+
+def wrong(rows):
+    """Names of the rows in which the chains are unlike the run, by more than its other half is."""
+    out = set()
+    for name, chains, there, floor in rows:
+        if "divergence" in name or "square root" in name:
+            far = chains > 2 * floor
+        elif np.isnan(there) or abs(there) < 1e-9:
+            far = not np.isclose(chains, there, atol=0.05, equal_nan=True)
+        else:
+            apart = np.inf if np.isnan(chains) else abs(chains - there)
+            far = apart > max(2 * abs(floor - there), 0.2 * abs(there))
+        if far:
+            out.add(name)
+    return out
+
+
+def in_time(name):
+    """Whether a row is about what happens in a chain, one frame after the other."""
+    return any(word in name for word in ("in a chain", "within a chain", "changes", "passage", "memory of the motion"))
+
+
+def test_standing_still_and_wandering_fail_every_statistic_of_motion(run):
+    starts = np.linspace(0, 5999, 24).astype(int)
+    rng = np.random.default_rng(0)
+    frozen = judged([np.repeat(run[s : s + 1], 300, axis=0) for s in starts], run)
+    walks = [
+        judged([run[s] + np.cumsum(step * rng.normal(size=(300, 10, 3)), axis=0) for s in starts], run)
+        for step in (0.02, 0.25)
+    ]
+    names = {name for name, *_ in frozen.rows()}
+    motion = {name for name in names if in_time(name)}
+    assert {
+        "slowest motion, spread in a chain",
+        "slowest motion, memory in a chain (ps)",
+        "slowest motion, first passage up (ps)",
+        "slowest motion, first passage down (ps)",
+        "torsions, changes of basin per frame",
+    } <= motion
+    # A chain that stands still does not drift.
+    assert motion - wrong(frozen.rows()) == {"radius of gyration, drift in a chain (A)"}
+    # A walk of one step length can have one time right by chance, not of any.
+    assert motion - set.union(*(wrong(walk.rows()) for walk in walks)) == set()
+    for found in (frozen, *walks):
+        assert any("slowest motion" in finding for finding in found.findings), words(found)
+
+
+def test_the_slow_motion_is_found_under_a_larger_fast_one():
+    rng = np.random.default_rng(0)
+    slow, fast = np.zeros(20000), 3 * rng.normal(size=(20000, 2))
+    for k in range(1, 20000):
+        slow[k] = 0.98 * slow[k - 1] + np.sqrt(1 - 0.98**2) * rng.normal()
+    mixed = np.column_stack([slow + fast[:, 0], fast[:, 0], fast[:, 1] - 0.5 * slow])
+    found = SlowComponents.fit([mixed[:12000], mixed[12000:]], 5)
+    assert abs(np.corrcoef(found(mixed)[:, 0], slow)[0, 1]) > 0.98
+    np.testing.assert_allclose(np.var(found(mixed), axis=0), 1, rtol=1e-6)
+    counts = found.histogram(np.concatenate([found(mixed), [[99.0, 0.0], [0.0, -99.0]]]))
+    assert counts.sum() == 20002 and counts[-1] == 2
+    assert SlowComponents.fit([mixed[:10]], 5) is None and SlowComponents.fit([np.ones((500, 3))], 5) is None
+
+
+def test_mean_first_passage_times_are_those_of_the_rates():
+    rng = np.random.default_rng(1)
+    up, down = 0.01, 0.04
+    states = np.zeros(400000)
+    draws = rng.random(len(states))
+    for k in range(1, len(states)):
+        states[k] = draws[k] < up if states[k - 1] == 0 else draws[k] >= down
+    axis = SlowComponents(np.zeros(1), np.eye(1), (np.linspace(-1, 2, 13),), (0.2, 0.8))
+    whole = axis.passages([states[:, None]])
+    np.testing.assert_allclose(whole, [1 / up, 1 / down], rtol=0.1)
+    parts = axis.passages(np.split(states[:, None], 2000))  # what the end cuts short counts
+    np.testing.assert_allclose(parts, whole, rtol=0.1)
+    assert np.isnan(axis.passages([states[:50, None]])).all() and np.isnan(axis.passages([np.full((9, 1), 0.5)])).all()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..forecast.forecasters import InternalMotion
 from ..molecule.checks import check_frames
 from ..molecule.geometry import aligned, bond_lengths, bonded_neighbours, dihedrals, radius_of_gyration
 from ..molecule.molecule import Molecule
+from .slow import SlowComponents
 from .statistics import autocorrelation, jensen_shannon, relaxation_time
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Ensemble:
     """Time in which the autocorrelation of the internal displacements falls to 1/e; nan if it does not."""
     radius_relaxation: float
     """The same of the radius of gyration."""
+    slow: NDArray[np.float64]
+    """The slowest components of the run (F, C)."""
     within: Within
     """What happens within one chain: chains that stand still at many places look alive when they are put together."""
 
@@ -76,6 +79,12 @@ class Within:
     """Changes of basin per frame and torsion that has more than one in the run; nan if none has."""
     drift: float
     """Radius of gyration of the last quarter of a piece less that of the first, Angstrom."""
+    slow_spread: float
+    """Standard deviation of the slowest component, which has 1 over the whole run; nan where it has none."""
+    slow_relaxation: float
+    """Time in ps in which its autocorrelation about the mean of the piece falls to 1/e; nan if it does not."""
+    passages: tuple[float, float]
+    """Mean first passage times in ps between its ends, up and down, over whole chains; nan of fewer than five."""
     left: float
     """Share of the frames in the last quarters whose radius the run never has."""
 
@@ -105,6 +114,7 @@ class Quality:
     torsion_names: tuple[str, ...]
     molecule: Molecule | None = None
     """The atoms, for the names of what is drawn."""
+    slow: SlowComponents | None = None
 
     def rmsf_correlation(self, ensemble: Ensemble) -> float:
         """Pearson correlation over the atoms with the RMSF of the run; nan where one of them is the same for all."""
@@ -123,6 +133,12 @@ class Quality:
             return float("nan")
         pairs = zip(self._histograms(ensemble), self._histograms(self.run), strict=True)
         return float(np.mean([jensen_shannon(*pair) for pair in pairs]))
+
+    def slow_divergence(self, ensemble: Ensemble) -> float:
+        """Jensen-Shannon divergence of the slowest components from the run in nats; nan where the run has none."""
+        if self.slow is None:
+            return float("nan")
+        return jensen_shannon(self.slow.histogram(ensemble.slow), self.slow.histogram(self.run.slow))
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -150,6 +166,16 @@ class Quality:
         ratio(
             "memory within a chain (ps)", lambda e: e.within.relaxation, 2.0, "forgets too fast", "forgets too slowly"
         )
+        ratio("its spread within a chain", lambda e: e.within.slow_spread, 1.5,
+              "the slowest motion is too small", "the slowest motion is too large")  # fmt: skip
+        ratio("its memory within a chain (ps)", lambda e: e.within.slow_relaxation, 2.0,
+              "the slowest motion forgets too fast", "the slowest motion forgets too slowly")  # fmt: skip
+        for k, way in enumerate(("up", "down")):
+            ratio(f"first passage of the slowest motion, {way} (ps)", lambda e, k=k: e.within.passages[k],
+                  2.0, "passes too often", "passes too rarely")  # fmt: skip
+        slow, floor = self.slow_divergence(self.chains), self.slow_divergence(self.floor)
+        if slow > max(FAR, 2 * floor):
+            out.append(f"other slow motions: divergence {slow:.3g} nats, between the halves of the run {floor:.3g}")
         divergence, floor = self.torsion_divergence(self.chains), self.torsion_divergence(self.floor)
         if divergence > max(FAR, 2 * floor):
             out.append(f"other torsions: divergence {divergence:.3g} nats, between the halves of the run {floor:.3g}")
@@ -201,6 +227,13 @@ class Quality:
             add("torsions, circular spread in a chain", lambda e: e.within.torsion_spread.mean())
             add("torsions, circular spread", lambda e: e.torsion_spread.mean())
             add("torsions, changes of basin per frame", lambda e: e.within.changes)
+        if self.slow is not None:
+            add("slow motions, divergence (nats)", self.slow_divergence, against_run=True)
+            add("slow motions, square root of it", lambda e: np.sqrt(self.slow_divergence(e)), against_run=True)
+            add("slowest motion, spread in a chain", lambda e: e.within.slow_spread)
+            add("slowest motion, memory in a chain (ps)", lambda e: e.within.slow_relaxation)
+            add("slowest motion, first passage up (ps)", lambda e: e.within.passages[0])
+            add("slowest motion, first passage down (ps)", lambda e: e.within.passages[1])
         add("memory of the motion in a chain (ps)", lambda e: e.within.relaxation)
         add("memory of the internal motion (ps)", lambda e: e.relaxation)
         add("memory of the radius (ps)", lambda e: e.radius_relaxation)
@@ -298,6 +331,7 @@ def quality(
     basins = [torsion_basins(angles) for angles in dihedrals(first, quadruples).T]
     ends = (float(radii.min()), float(radii.max()))
     describe = _Describe(builder, motion.mean, first[0], lengths, quadruples, stride_ps, length, basins, ends)
+    describe = replace(describe, slow=describe.slowest(halves[0]))
     return Quality(
         chains=describe(chains),
         run=describe(halves[0]),
@@ -307,6 +341,7 @@ def quality(
         torsion_kind=kind,
         torsion_names=tuple(names),
         molecule=builder.molecule,
+        slow=describe.slow,
     )
 
 
@@ -321,6 +356,23 @@ class _Describe:
     length: int
     basins: list[np.ndarray]
     radii: tuple[float, float]
+    slow: SlowComponents | None = None
+
+    def features(self, fitted: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """What slow components are made of, (F, D): cosine and sine of the torsions, or else the displacements."""
+        if not len(self.quadruples):
+            return (fitted - self.mean).reshape(len(fitted), -1)
+        angles = dihedrals(frames, self.quadruples)  # (F, K)
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+
+    def slowest(self, parts: Sequence[np.ndarray]) -> SlowComponents | None:
+        """Of the run, at a lag of its memory."""
+        parts = [np.asarray(x, np.float64) for x in parts]
+        fitted = [aligned(x, self.mean) for x in parts]
+        memory = relaxation_time(_mean_correlation([x - self.mean for x in fitted]))
+        longest = max(1, self.length // 10)
+        lag = longest if np.isnan(memory) else int(np.clip(round(memory), 1, longest))
+        return SlowComponents.fit([self.features(*both) for both in zip(fitted, parts, strict=True)], lag)
 
     def within(self, fitted: Sequence[np.ndarray], radii: Sequence[np.ndarray], parts: Sequence[np.ndarray]) -> Within:
         """Of parts (F, N, 3) and what is superposed on the mean, in pieces of one length."""
@@ -333,6 +385,11 @@ class _Describe:
         quarter = max(1, self.length // 4)
         first, last = (np.array([r[some] for r in pieces(radii)]) for some in (slice(quarter), slice(-quarter, None)))
         counts = [_changes(x[:, k], basins) for x in turned for k, basins in enumerate(self.basins) if basins.max() > 0]
+        slow = [np.zeros((len(x), 1)) for x in parts]
+        if self.slow is not None:
+            slow = [self.slow(self.features(*both)) for both in zip(fitted, parts, strict=True)]  # (F, C)
+        along = [x[:, :1] - x[:, :1].mean() for x in pieces(slow)]  # (L, 1)
+        up, down = (np.nan, np.nan) if self.slow is None else self.slow.passages(slow) * self.stride_ps
         return Within(
             length=self.length,
             rmsf=np.sqrt(np.mean([np.mean(np.sum(x**2, axis=-1), axis=0) for x in moved], axis=0)),
@@ -340,6 +397,9 @@ class _Describe:
             relaxation=relaxation_time(_mean_correlation(moved)) * self.stride_ps,
             changes=float(np.mean(counts)) if counts else float("nan"),
             drift=float(last.mean() - first.mean()),
+            slow_spread=np.nan if self.slow is None else float(np.sqrt(np.mean(np.square(along)))),
+            slow_relaxation=relaxation_time(_mean_correlation(along)) * self.stride_ps,
+            passages=(float(up), float(down)),
             left=float(np.mean((last < self.radii[0] - 1e-3) | (last > self.radii[1] + 1e-3))),
         )
 
@@ -373,6 +433,7 @@ class _Describe:
             torsion_spread=1 - np.abs(np.exp(1j * angles).mean(axis=0)),
             relaxation=relaxation_time(memory) * self.stride_ps,
             radius_relaxation=relaxation_time(radius_memory) * self.stride_ps,
+            slow=np.zeros((len(fit), 0)) if self.slow is None else self.slow(self.features(fit, frames)),
             within=self.within(fitted, radii, parts),
         )
 
