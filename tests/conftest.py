@@ -69,6 +69,12 @@ def another_package(tmp_path) -> Callable[[str, str, str], Path]:
     return install
 
 
+def require(operator: str) -> None:
+    """Skip a test of an operator whose library only the extra `paper` brings, where that is not installed."""
+    if operator in ("tfn", "se3-transformer"):
+        pytest.importorskip("e3nn", reason="TFN and the SE(3)-Transformer need e3nn: pip install e3nn")
+
+
 def documented(word: str) -> str:
     """The code on the page about additions in which `word` stands."""
     page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()

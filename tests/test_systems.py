@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import require
 from nn_systems import random_system, relative_error
 from test_training import SMALL, called, write_runs
 
@@ -22,6 +26,7 @@ from egno_md.graph.windows import Run, TrajectoryWindows
 from egno_md.molecule.molecule import Molecule
 from egno_md.nn import EGNO, from_official, operators
 from egno_md.nn.baselines import EGHN, EGNN
+from egno_md.nn.testing import check_operator
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training import fit
 
@@ -173,9 +178,10 @@ def test_no_modes_is_no_convolution():
 
 @pytest.mark.parametrize("name", ONE_POINT)
 def test_a_window_of_many_points_is_refused_with_a_cure_that_works(name, tmp_path):
+    require(name)
     with pytest.raises(UsageError, match=r"set window.n_times = 1 .* as --window 1 --span 5; found n_times = 5"):
         built(name, n_times=5)
-    if name == "egnn":
+    if name == "egnn":  # whose message is everyone's
         top = write_runs(tmp_path, {"a.dcd": 90})
         files = [top, tmp_path / "a.dcd", *SMALL, "--operator", name, "--epochs", 1, "-o", tmp_path / "m.safetensors"]
         assert called(*files, "--window", 5).exit_code == 2
@@ -203,6 +209,34 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch):
         built("rf")
 
 
+@pytest.mark.parametrize("name", ["clofnet", "tfn", "se3-transformer"])
+def test_what_claims_no_reflections_tells_a_molecule_from_its_mirror_image(name):
+    require(name)
+    claims_more = dataclasses.replace(operators.get(name), symmetry=lambda options: "E(3)")
+    small = {"hidden": 8, "layers": 2, "channels": 4, "heads": 2}
+    options = {key: value for key, value in small.items() if key in claims_more.options.model_fields}
+    with pytest.raises(AssertionError) as caught:
+        check_operator(claims_more, options=options)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.startswith("- reflection: the positions do not follow")
+
+
+def test_heads_share_out_the_channels():
+    with pytest.raises(UsageError, match="heads must share out channels = 6 evenly, found 4"):
+        operators.options_of(ModelSpec(operator="se3-transformer", channels=6))
+
+
+def test_the_page_counts_parameters_right():
+    page = (Path(__file__).parents[1] / "docs" / "systems.md").read_text()
+    counted = dict(re.findall(r"^\| `([a-z0-9-]+)` \| ([\d ]+) \|$", page, re.MULTILINE))
+    assert counted.keys() == set(operators.names()) - {"flow"}
+    for name, count in counted.items():
+        if importlib.util.find_spec("e3nn") or name not in ("tfn", "se3-transformer"):
+            operator = operators.get(name)
+            network = operator.build(1, 2, 1 if operator.points == "last" else 5, operator.options())
+            assert sum(weight.numel() for weight in network.parameters()) == int(count.replace(" ", "")), name
+
+
 def test_naming_the_operators_imports_no_library():
     code = "import sys; from egno_md.nn import operators; operators.names(); print([m for m in ('torch_geometric', "
     code += "'e3nn') if m in sys.modules])"
@@ -220,10 +254,16 @@ def recipe_file(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [*ONE_POINT, *PATHS])
+#: The dearest of those whose like is trained too.
+DEAR = ("eghn", "clofnet", "se3-transformer")
+TRAINED = [pytest.param(n, marks=pytest.mark.slow if n in DEAR else ()) for n in [*ONE_POINT, *PATHS]]
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_each_is_trained_by_the_one_loop_and_comes_back(name, recipe_file, tmp_path):
+    require(name)
     options = operators.get(name).options.model_fields
-    small = {"hidden": 8, "layers": 2, "channels": 4, "time_embedding": 8, "step": 0.2, "clusters": 2}
+    small = {"heads": 2, "hidden": 8, "layers": 2, "channels": 4, "time_embedding": 8, "step": 0.2, "clusters": 2}
     given = [f"--set=model.{key}={value}" for key, value in small.items() if key in options]
     window = ["--window", 1 if name in ONE_POINT else 5, "--set", "window.span=10"]
     out = tmp_path / "m.safetensors"

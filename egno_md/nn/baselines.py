@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from ..errors import MissingPackageError, UsageError
@@ -342,18 +342,48 @@ class EGHN(EGHNO):
         return super().forward(h, pos, vel, *edges, times=1, **how)
 
 
-class RFOptions(Spec):
-    """Settings of ``"rf"``: width H and number of layers."""
+class PassingOptions(Spec):
+    """Settings of ``"rf"``, ``"mpnn"`` and ``"clofnet"``: width H and number of layers."""
 
     hidden: int = Field(64, ge=1)
     layers: int = Field(4, ge=1)
 
 
-class MPNNOptions(Spec):
-    """Settings of ``"mpnn"``: width H and number of layers."""
+class TensorOptions(Spec):
+    """Settings of ``"tfn"``.
 
-    hidden: int = Field(64, ge=1)
+    Attributes
+    ----------
+    channels, layers : int
+        Channels of every degree, and number of layers.
+    degree : int
+        Largest degree l of the features and of the spherical harmonics.
+    hidden : int
+        Width of the radial networks, which make the weights of an edge from its length and its scalars.
+    """
+
+    channels: int = Field(16, ge=1)
     layers: int = Field(4, ge=1)
+    degree: int = Field(2, ge=1, le=4)
+    hidden: int = Field(32, ge=1)
+
+
+class AttentionOptions(TensorOptions):
+    """Settings of ``"se3-transformer"``: those of TFN, and its own.
+
+    Attributes
+    ----------
+    heads : int
+        Heads of the attention; they share out the channels.
+    """
+
+    heads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> AttentionOptions:
+        if self.channels % self.heads:
+            raise ValueError(f"heads must share out channels = {self.channels} evenly, found {self.heads}")
+        return self
 
 
 def one_point(build: Callable[[int, int, Any], nn.Module]) -> Callable[[int, int, int, Any], nn.Module]:
@@ -416,6 +446,10 @@ def _nothing(options: Any) -> Symmetry:
     return "none"
 
 
+def _unmirrored(options: Any) -> Symmetry:
+    return "SE(3)"
+
+
 #: Unlike a network, one number learns by large steps alone.
 _LINEAR = {**_STATIC, "training": {"learning_rate": 1e-2}}
 #: The speed among the node scalars is to be that of the velocities.
@@ -436,9 +470,28 @@ for _operator in (
         points="last",
         usual=_STATIC,
     ),
-    Operator("rf", one_point(system("passing", "RadialField")), RFOptions, points="last", usual=_STATIC),
+    Operator("rf", one_point(system("passing", "RadialField")), PassingOptions, points="last", usual=_STATIC),
     Operator(
-        "mpnn", one_point(system("passing", "MPNN")), MPNNOptions, symmetry=_nothing, points="last", usual=_STATIC
+        "mpnn", one_point(system("passing", "MPNN")), PassingOptions, symmetry=_nothing, points="last", usual=_STATIC
+    ),
+    Operator(
+        "clofnet",
+        one_point(system("passing", "ClofNet")),
+        PassingOptions,
+        symmetry=_unmirrored,
+        points="last",
+        usual=_STATIC,
+    ),
+    Operator(
+        "tfn", one_point(system("tensors", "TFN")), TensorOptions, symmetry=_unmirrored, points="last", usual=_STATIC
+    ),
+    Operator(
+        "se3-transformer",
+        one_point(system("tensors", "SE3Transformer")),
+        AttentionOptions,
+        symmetry=_unmirrored,
+        points="last",
+        usual=_STATIC,
     ),
 ):
     register(_operator)
