@@ -94,7 +94,7 @@ def run_job(
         "label": job.label,
         "finished": stopped is None,
         "diverged": diverged,
-        "recipe": whole.model_dump(mode="json"),
+        "recipe": _without_place(whole.model_dump(mode="json")),
         "parameters": None if model is None else sum(p.numel() for p in model.network.parameters()),
         "versions": {"egno_md": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
         "device": str(resolve_device(device)),
@@ -125,6 +125,13 @@ def _places(job: Job, work: Path) -> tuple[Path, Path]:
     """The folder of a run, and its JSON file."""
     folder = work / job.experiment / job.label
     return folder, folder.with_name(f"{folder.name}.json")
+
+
+def _without_place(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Where the data lay is nobody's business; the name of the folder is kept."""
+    if place := recipe["data"].get("folder"):
+        recipe["data"]["folder"] = Path(place).name
+    return recipe
 
 
 def _short(value: float) -> float:
