@@ -123,8 +123,11 @@ def test_torchrun_with_other_numbers_is_refused(monkeypatch):
 def test_devices_that_are_not_there_are_one_line(tmp_path):
     model = make_model(start="static")
     train, validation = harmonic_windows(model, 40)
-    with pytest.raises(UsageError, match="device='cuda', devices=99"):
-        fit(model, train, validation, work_dir=tmp_path, device="cuda", devices=99, progress=False)
+    with pytest.raises(UsageError, match="device='cuda', devices=8"):
+        fit(model, train, validation, work_dir=tmp_path, device="cuda", devices=8, progress=False)
+    # Each would be a process: nothing is started.
+    with pytest.raises(UsageError, match="processes at most"):
+        fit(model, train, validation, work_dir=tmp_path, device="cpu", devices=10**9, progress=False)
 
 
 @pytest.mark.parametrize("operator", ["egno", "eghno"])

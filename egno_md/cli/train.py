@@ -25,7 +25,7 @@ from .output import as_text
 @click.option("--dt", type=float, help="Spacing of the frames in ps, where the headers are wrong.")
 @click.option("--window", "n_times", type=int, help="T, frames that are predicted at once.  [default: 8]")
 @click.option("--history", type=click.Choice(["state", "trajectory"]), help="What the model reads: 1 or T frames.")
-@click.option("--operator", help="egno, eghno, flow, or one that an installed package brings.  [default: egno]")
+@click.option("--operator", help="egno, eghno, flow, another of docs/systems.md, or a package's.  [default: egno]")
 @click.option("--preset", type=click.Choice(["default", "paper"]), help="Settings to begin with.  [default: default]")
 @click.option("--hidden", type=int, help="Width.")
 @click.option("--layers", type=int, help="Number of layers.")

@@ -19,6 +19,9 @@ from ..errors import UsageError
 #: Where those who start processes say which one of all this is, in the order in which lightning asks.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
+#: Processes that any machine may be asked for; of more, no more than it has cores.
+PROCESSES = 8
+
 #: lightning advertises products and lists absent hardware below the level of warnings.
 LOGGERS = ("lightning.pytorch", "lightning.fabric")
 
@@ -36,11 +39,14 @@ def check_processes(devices: int, nodes: int) -> None:
     Raises
     ------
     UsageError
-        Less than one, or another number than torchrun's.
+        Less than one, more than a machine can hold, or another number than torchrun's.
     """
     for name, value in (("devices", devices), ("nodes", nodes)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, found {value}")
+    # All of them are started before any of them can find out that there is no room.
+    if devices > (most := max(PROCESSES, os.cpu_count() or 1)):
+        raise UsageError(f"devices {devices}: this machine can be asked for {most} processes at most; pass fewer")
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != devices * nodes:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         raise UsageError(
