@@ -290,6 +290,7 @@ def test_it_ends_before_the_first_frame_that_is_not_physical(monkeypatch, tmp_pa
         (lambda out: changed(out, version=99), "another version"),
         (lambda out: changed(out, bytes=-1), "is damaged"),
         (lambda out: changed(out, settings=3), "is damaged"),
+        (lambda out: changed(out, periodic=True), "own checksum"),
         (lambda out: changed(out, state={"chain": 1, "checks": {}}), "is damaged"),
     ],
 )

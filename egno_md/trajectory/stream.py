@@ -29,7 +29,7 @@ STREAM_FRAMES, STREAM_BYTES = 256, 1 << 20
 CONFIRM_SHARE = 0.02
 
 #: Of what :class:`FrameStream` writes beside the file.
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 def is_streamed(path: StrPath, n_frames: int, n_atoms: int) -> bool:
@@ -129,12 +129,15 @@ class FrameStream(Frames):
         again = f"begin anew with --force (force=True), or choose another name than {self.path}"
         try:
             found = json.loads(self.record.read_bytes())
+            checksum = found.pop("sha256", None)
             version, frames, size, begin, tail = (found[k] for k in ("version", "frames", "bytes", "begin", "tail"))
             settings = {group: dict(values) for group, values in dict(found["settings"]).items()}
             state, periodic = found["state"], bool(found["periodic"])
             if not all(isinstance(n, int) and n >= 0 for n in (version, frames, size, begin)):
                 raise ValueError("a number that is none")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if version == RECORD_VERSION and checksum != _checksum(found):
+                raise ValueError("it does not match its own checksum")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OutputError(f"{self.record} is damaged ({error}), so that nothing can be resumed: {again}") from error
         if version != RECORD_VERSION:
             raise OutputError(f"{self.record} was written by another version of egno_md: {again}")
@@ -228,7 +231,7 @@ class FrameStream(Frames):
                 "settings": self._settings,
                 "state": state,
             }
-            write_whole(self.record, json.dumps(record).encode())
+            write_whole(self.record, json.dumps({**record, "sha256": _checksum(record)}).encode())
         except OSError as error:
             raise OutputError(
                 f"{self.record} could not be written ({error}); is the disk full? {self._confirmed} frames of "
@@ -291,6 +294,10 @@ class FrameStream(Frames):
         first = max(begin, end - HASHED)
         self._file.seek(first)
         return hashlib.sha256(self._file.read(end - first)).hexdigest()
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
