@@ -317,9 +317,12 @@ def test_predict_writes_a_file_for_each_member_to_the_same_bytes(files, tmp_path
 
 def test_samples_of_a_model_of_the_mean_are_an_error_with_its_cure(tmp_path):
     topology, run = map(str, sample())
-    asked = CliRunner().invoke(main, ["predict", topology, run, "--samples", "2", "-o", str(tmp_path / "x.dcd")])
+    asked = CliRunner().invoke(
+        main,
+        ["predict", topology, run, "--model", "ca-1ps", "--samples", "2", "-o", str(tmp_path / "x.dcd")],
+    )
     assert asked.exit_code == 1
-    assert asked.output.strip().splitlines()[-1].startswith("Error: model 'ca-1ps' knows the mean of all futures alone")
+    assert asked.output.strip().splitlines()[-1].startswith("Error: 'ca-1ps' knows the mean of all futures alone")
     assert "--operator flow" in asked.output
 
 

@@ -19,6 +19,8 @@ HEAVY = {
 PARTS = {"scipy.interpolate", "scipy.optimize", "scipy.stats", "torch.distributed.tensor", "torch._dynamo"}
 SAMPLE = [str(path) for path in egno_md.sample()]
 FORECAST = {"MDAnalysis", "pydantic", "scipy", "torch"}
+#: Forecasts without a network need no torch; fitting the elastic network needs non-negative least squares.
+FREE = FORECAST - {"torch"} | {"scipy.interpolate", "scipy.optimize"}
 #: What each command may load. MDAnalysis itself brings scipy.
 MAY_LOAD = {
     "--version": set(),
@@ -30,12 +32,14 @@ MAY_LOAD = {
     "models --json": set(),
     "info ca-1ps": {"pydantic"},
     "info nothing": {"pydantic"},
-    "predict": FORECAST,
+    "predict": FREE,
+    "predict --model": FREE | {"torch"},
     "suggest": FORECAST,
     "evaluate": FORECAST | {"numba"} | PARTS,
 }
 ARGUMENTS = {
     "predict": ["predict", *SAMPLE, "-o", "out.dcd"],
+    "predict --model": ["predict", *SAMPLE, "--model", "ca-1ps", "-o", "out.dcd"],
     "suggest": ["suggest", *SAMPLE],
     "evaluate": ["evaluate", *SAMPLE, "--windows", "20"],
 }

@@ -59,7 +59,7 @@ class Material:
         runs = subject.runs(first)
         kept = sum(len(run.positions) for run in runs)
         if kept < there - first:
-            said.append(f"{there - first - kept} frames are left out that stand alone in time, or are there twice")
+            said.append(f"{there - first - kept} frames are left out: without positions, alone in time or there twice")
         return cls(subject, runs, steps_of(runs, horizon), tuple(said))
 
     @property
