@@ -226,6 +226,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             self.subject = Subject.of(
                 universe_or_atomgroup, self.model.graph, self.model.window, select=select, every=every, who=who
             )
+            self.model = self.model.at_stride(self.subject.window.stride_ps)
             self._use(ModelEngine(self.model, self.subject.builder))
         self.atoms, self.builder, self.every = self.subject.atoms, self.subject.builder, self.subject.every
         if self.subject.clock.usable.sum() < 2:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .errors import UsageError
+
 #: One-hot vocabularies. What is not listed is an error when the graph is built, never a silent zero.
 AMINO_ACIDS = (
     "ALA", "ARG", "ASN", "ASP", "CYS", "GLN", "GLU", "GLY", "HIS", "ILE",
@@ -96,11 +98,14 @@ class WindowSpec(Spec):
     Attributes
     ----------
     stride_ps : float
-        Time between two frames in ps; the model is valid for this spacing alone.
+        Time between two frames in ps.
+    stride_range : tuple of two float, optional
+        Shortest and longest stride in ps that the model was made for; without it, it is valid for `stride_ps` alone.
     n_times : int
         T, the number of frames in a window.
     history : int
-        1: state to trajectory (section 4.1). T: trajectory to trajectory (appendix C.1).
+        1: state to trajectory (section 4.1). T: trajectory to trajectory (appendix C.1). An operator that draws futures
+        reads any number of frames.
     sampling : {"U", "L"}
         Targets spread evenly over the window, or its last T frames. A forecaster wants "U".
     span : int
@@ -111,6 +116,7 @@ class WindowSpec(Spec):
     """
 
     stride_ps: float = Field(gt=0)
+    stride_range: tuple[float, float] | None = None
     n_times: int = Field(8, ge=1)
     history: int = Field(1, ge=1)
     sampling: Literal["U", "L"] = "U"
@@ -126,11 +132,39 @@ class WindowSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> WindowSpec:
-        if self.history not in (1, self.n_times):
-            raise ValueError(f"history must be 1 or n_times = {self.n_times}, found {self.history}")
+        if self.stride_range is not None:
+            least, most = self.stride_range
+            if not 0 < least <= most:
+                raise ValueError(
+                    f"stride_range must be two lengths above 0, the shorter one first, found {least}, {most}"
+                )
+            if not self.covers(self.stride_ps):
+                raise ValueError(f"stride_ps must lie within stride_range, found {self.stride_ps} and {least}, {most}")
         if self.span < self.n_times:
             raise ValueError(f"span must be at least n_times = {self.n_times}, found {self.span}")
         return self
+
+    def covers(self, stride_ps: float) -> bool:
+        """Whether the model is valid for frames that far apart (to a thousandth, for clocks are rounded)."""
+        least, most = self.stride_range or (self.stride_ps, self.stride_ps)
+        return least * 0.999 <= stride_ps <= most * 1.001
+
+    def at_stride(self, stride_ps: float) -> WindowSpec:
+        """The same for another stride.
+
+        Raises
+        ------
+        UsageError
+            The model is not valid for it.
+        """
+        if not self.covers(stride_ps):
+            least, most = self.stride_range or (self.stride_ps, self.stride_ps)
+            known = f"{least:g} ps" if least == most else f"{least:g} to {most:g} ps"
+            raise UsageError(
+                f"a stride of {stride_ps:g} ps is not what the model was made for, which is {known}: give another "
+                "multiple of the run's spacing (every=, --every), or take or train a model for this stride"
+            )
+        return self.model_copy(update={"stride_ps": float(stride_ps)})
 
     @property
     def targets(self) -> tuple[int, ...]:
@@ -284,8 +318,8 @@ class Recipe(Spec):
     @field_validator("graph", "window", "model", "training", "data", mode="before")
     @classmethod
     def _flat(cls, section: Any) -> Any:
-        """A spec as a mapping; options stand beside the other fields."""
-        section = section.model_dump(mode="json") if isinstance(section, BaseModel) else section
+        """A spec as a mapping without what is None, which TOML cannot say; options stand beside the other fields."""
+        section = section.model_dump(mode="json", exclude_none=True) if isinstance(section, BaseModel) else section
         if isinstance(section, dict) and isinstance(section.get("options"), dict):
             section = {**{key: value for key, value in section.items() if key != "options"}, **section["options"]}
         return section

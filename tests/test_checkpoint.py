@@ -115,7 +115,7 @@ def forecast_of(model, arrays, **spec) -> np.ndarray:
     return forecast(model, builder, arrays["past"], arrays["forecast"].shape[1], device="cpu")
 
 
-@pytest.mark.parametrize("name", ["format1-egno", "format1-eghno", "format2-egno", "format2-eghno"])
+@pytest.mark.parametrize("name", ["format1-egno", "format1-eghno", "format2-egno", "format2-eghno", "format3-flow"])
 def test_files_of_older_formats_forecast_the_same(tmp_path, name):
     """Files that the code of those formats wrote, and what they forecast with it."""
     version, operator = int(name[6]), name[8:]
@@ -126,13 +126,20 @@ def test_files_of_older_formats_forecast_the_same(tmp_path, name):
     np.testing.assert_allclose(forecast_of(model, arrays), arrays["forecast"], rtol=0, atol=2e-5)
     assert model.spec.operator == operator and model.spec.hidden == 8 and model.spec.keep_bonds
     assert model.spec.options.keys() == operators.get(operator).options.model_fields.keys()
-    assert len(model.geometry) == (version == 2) and len(model.regression) == (name == "format2-egno")
+    assert len(model.geometry) == (version > 1) and len(model.regression) == (name == "format2-egno")
+    assert model.window.stride_range is None and model.window.covers(1.0) and not model.window.covers(2.0)
+    if operator == "flow":
+        assert (model.spec.base, model.spec.informed, len(model.process)) == ("own", False, 1)
+        u = mda.Universe(str(sample("chignolin")[0]))
+        builder = GraphBuilder(select_atoms(u, "ca"), model.graph)
+        drawn = forecast(model, builder, arrays["past"], 6, samples=2, seed=3, device="cpu")
+        np.testing.assert_allclose(drawn, arrays["drawn"], rtol=0, atol=2e-5)
     if operator == "eghno":
         assert model.spec.options["cut_weight"] == 1.5 and model.spec.assignment == "per_time"
     # Saved again it is a file of the newest format, and says the same.
     path = model.save(tmp_path / "new.safetensors")
     with safe_open(path, "pt") as file:
-        assert file.metadata()["format_version"] == str(FORMAT_VERSION) == "3"
+        assert file.metadata()["format_version"] == str(FORMAT_VERSION) == "4"
         assert json.loads(file.metadata()["content"])["model"].keys() == ModelSpec.model_fields.keys()
     again = load_model(path)
     assert again.spec == model.spec and again.provenance == model.provenance
@@ -175,6 +182,8 @@ def test_a_model_whose_operator_is_not_installed_names_it(tmp_path, monkeypatch)
 def test_a_header_says_without_torch_what_the_model_is(name):
     header, model = read_header(name), load_model(name)
     assert (header.name, header.n_parameters) == (model.name, model.n_parameters)
-    assert header.known == {name: len(getattr(model, name)) for name in ("geometry", "regression", "process")}
+    assert header.known == {
+        name: len(getattr(model, name)) for name in ("geometry", "regression", "process", "elastic")
+    }
     assert GraphSpec(**header.content["graph"]) == model.graph
     assert WindowSpec(**header.content["window"]) == model.window

@@ -17,7 +17,7 @@ from egno_md import EGNOSurrogate, load_model, sample
 from egno_md.cli import main
 from egno_md.errors import ModelError, UsageError
 from egno_md.forecast.chain import ChainState, ModelForecaster, forecast, roll
-from egno_md.forecast.generative import Bodies, drawn_loss, drawn_window
+from egno_md.forecast.generative import bodies_of, drawn_loss, drawn_window
 from egno_md.forecast.model import build_network, new_model
 from egno_md.forecast.operator import apply_operator, graphs
 from egno_md.forecast.streams import Streams
@@ -27,8 +27,9 @@ from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.nn import operators
 from egno_md.nn.flow import FlowOptions, Numbers, draw
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
+from egno_md.training.data import System, load_data
 from egno_md.training.loop import fit
-from egno_md.training.source import processes
+from egno_md.training.source import elastic, processes
 
 torch.set_num_threads(1)
 GRAPH = GraphSpec(select="all", cutoff=8.0, hops=2, node_features=("element",))
@@ -49,19 +50,26 @@ def noisy_run(n_frames=400, seed=0):
     return u, frames.astype(np.float32)
 
 
-def flow_model(seed=0, scale=0.03, **options):
+def flow_model(seed=0, scale=0.03, history=1, stride_range=None, **options):
     """A model with random weights and the process of the run, the run, and its windows for training and validation."""
     u, frames = noisy_run()
     builder = GraphBuilder(u.atoms, GRAPH)
     spec = ModelSpec(operator="flow", hidden=8, layers=2, time_embedding=8, modes=2, **options)
-    model = new_model(GRAPH, WINDOW, spec, seed=seed)
-    parts = split_blocks(len(frames), WINDOW, fractions=(0.7, 0.3))
-    train, validation = (TrajectoryWindows([Run(frames, builder)], WINDOW, [part]) for part in parts)
+    window = WINDOW.model_copy(update={"history": history, "stride_range": stride_range})
+    model = new_model(GRAPH, window, spec, seed=seed)
+    strides = (1, 2, 4) if stride_range else (1,)
+    runs = [Run(frames, builder, k, stride_ps=float(k) if stride_range else None) for k in strides]
+    parts = zip(*(split_blocks(len(frames), window, every=k, fractions=(0.7, 0.3)) for k in strides), strict=True)
+    train, validation = (TrajectoryWindows(runs, window, starts) for starts in parts)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.network.parameters():
             weight += scale * torch.randn(weight.shape, generator=generator)
-    return dataclasses.replace(model, process=processes(train)), builder, frames, train, validation
+    if model.spec.base == "any":
+        model = dataclasses.replace(model, elastic={"any": elastic(train)})
+    else:
+        model = dataclasses.replace(model, process=processes(train))
+    return model, builder, frames, train, validation
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +77,26 @@ def flow():
     return flow_model()
 
 
-def starts_of(frames, *numbers):
-    return np.stack([frames[k - 1 : k + 1] for k in numbers]).astype(np.float64)
+def starts_of(frames, *numbers, back=1):
+    return np.stack([frames[k - back : k + 1] for k in numbers]).astype(np.float64)
+
+
+#: Models that begin with the process of their molecule, and with the network that any molecule has.
+KINDS = {
+    "canonical": {},
+    "differences": {"canonical": False},
+    "uninformed": {"informed": False},
+    "history": {"history": 3},
+    "any": {"base": "any", "handed": True},
+    "any, history": {"base": "any", "history": 3},
+    "any, strides": {"base": "any", "history": 2, "stride_range": (1.0, 4.0)},
+}
 
 
 def test_without_a_network_the_sampler_gives_the_base():
     """Where base and data have the same covariance the right answer of a network leaves every path alone."""
     model, builder, frames, *_ = flow_model(scale=0.0)
-    bodies = Bodies(model, graphs(model, [builder], starts_of(frames, 50)))
+    bodies = bodies_of(model, graphs(model, [builder], starts_of(frames, 50)))
     generator = [np.random.default_rng(3)]
     mean, path = bodies.base(bodies.body.start, bodies.body.vel, [np.random.default_rng(3)])
 
@@ -92,14 +112,17 @@ def test_without_a_network_the_sampler_gives_the_base():
     np.testing.assert_allclose(drawn, path, atol=1e-5)
     with torch.no_grad():
         still = draw(model.network, bodies.body, bodies.base, None, FlowOptions())
+        untrained = draw(model.network, bodies.body, bodies.base, [np.random.default_rng(3)], FlowOptions())
     np.testing.assert_allclose(still, mean, atol=1e-6)
+    np.testing.assert_allclose(untrained, path, atol=1e-5)
 
 
-@pytest.mark.parametrize("canonical", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("drawn", [True, False])
-def test_a_turned_start_gives_the_turned_future(canonical, drawn):
-    model, builder, frames, *_ = flow_model(canonical=canonical)
-    past = starts_of(frames, 20, 90)
+def test_a_turned_start_gives_the_turned_future(kind, drawn):
+    model, builder, frames, *_ = flow_model(**KINDS[kind])
+    back = model.window.history
+    past = starts_of(frames, 20, 90, back=back)
     q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
     q *= np.linalg.det(q)
     move = np.array([3.0, -7.0, 2.0])
@@ -107,22 +130,25 @@ def test_a_turned_start_gives_the_turned_future(canonical, drawn):
     plain = forecast(model, builder, past, 6, **options)
     turned = forecast(model, builder, past @ q.T + move, 6, **options)
     assert np.abs(turned - (plain @ q.T + move)).max() < 3e-5
+    # In double precision to the last digits.
     double = dataclasses.replace(model, network=model.network.double())
-    graph, other = (graphs(model, [builder] * 2, x) for x in (past, past @ q.T + move))
-    fields = {"x", "edge_attr"}
-    graph, other = (
-        g._replace(pos=torch.tensor(x[:, 1].reshape(-1, 3)), vel=torch.tensor((x[:, 1] - x[:, 0]).reshape(-1, 3)),
-                   **{name: getattr(graph, name).double() for name in fields})
-        for g, x in ((graph, past), (other, past @ q.T + move))
-    )  # fmt: skip
+    pair = [graphs(model, [builder] * 2, x) for x in (past, past @ q.T + move)]
+    exact = []
+    for graph, frames_ in zip(pair, (past, past @ q.T + move), strict=True):
+        nodes = torch.tensor(frames_.swapaxes(1, 2).reshape(-1, back + 1, 3))  # (2 N, P, 3)
+        fields = {"pos": nodes[:, -1], "vel": nodes[:, -1] - nodes[:, -2]}
+        if back > 1:
+            fields |= {"pos_history": nodes[:, 1:], "vel_history": nodes.diff(dim=1)}
+        exact.append(graph._replace(**fields, **{name: getattr(pair[0], name).double() for name in ("x", "edge_attr")}))
     generators = [[np.random.default_rng(k) for k in range(2)] if drawn else None for _ in range(2)]
-    a, b = (drawn_window(double, g, r) for g, r in zip((graph, other), generators, strict=True))
+    a, b = (drawn_window(double, g, r) for g, r in zip(exact, generators, strict=True))
     assert np.abs(b - (a @ q.T + move)).max() < 1e-9
 
 
-def test_members_do_not_depend_on_each_other(flow, monkeypatch):
-    model, builder, frames, *_ = flow
-    past = starts_of(frames, 20, 90, 150)
+@pytest.mark.parametrize("kind", ["canonical", "any, history"])
+def test_members_do_not_depend_on_each_other(kind, monkeypatch):
+    model, builder, frames, *_ = flow_model(**KINDS[kind])
+    past = starts_of(frames, 20, 90, 150, back=model.window.history)
     all_of_them = forecast(model, builder, past, 10, samples=5, seed=7, numbers=[20, 90, 150])
     assert all_of_them.shape == (3, 5, 10, past.shape[2], 3)
     fewer = forecast(model, builder, past, 10, samples=2, seed=7, numbers=[20, 90, 150])
@@ -149,6 +175,24 @@ def test_a_chain_goes_on_from_its_state_to_the_same_bits(flow):
     assert np.array_equal(again.positions, second.positions)
 
 
+@pytest.mark.parametrize("kind", ["history", "any, strides"])
+def test_untrained_a_window_is_one_of_the_base(kind):
+    """Of the frames before the start as well: the mean of a network that says nothing is that of the base."""
+    model, builder, frames, *_ = flow_model(scale=0.0, **KINDS[kind])
+    past = starts_of(frames, 20, 90, back=model.window.history)
+    other = past.copy()
+    other[:, 0] += np.random.default_rng(0).normal(size=other[:, 0].shape)  # the first frame, which is no start
+    means = [forecast(model, builder, x, 4) for x in (past, other)]
+    assert 0.001 < np.abs(means[0] - means[1]).max()
+    if model.spec.base == "any":
+        network = dataclasses.replace(model.elastic["any"], stride=1.0)
+        np.testing.assert_allclose(means[0], network(past, [1, 2, 3, 4])[:, 0], atol=1e-4)
+        far = forecast(model.at_stride(4.0), builder, past, 4)
+        np.testing.assert_allclose(far, dataclasses.replace(network, stride=4.0)(past, [1, 2, 3, 4])[:, 0], atol=1e-4)
+        with pytest.raises(UsageError, match="stride of 10 ps is not what the model was made for, which is 1 to 4 ps"):
+            model.at_stride(10.0)
+
+
 def test_the_mean_is_no_draw(flow):
     model, builder, frames, *_ = flow
     past = starts_of(frames, 20, 90)
@@ -159,10 +203,11 @@ def test_the_mean_is_no_draw(flow):
     np.testing.assert_allclose(out.pos.reshape(4, 2, -1, 3).swapaxes(0, 1), mean, atol=1e-4)
 
 
-def test_the_loss_of_a_graph_is_its_own(flow):
+@pytest.mark.parametrize("kind", ["canonical", "any, strides"])
+def test_the_loss_of_a_graph_is_its_own(kind):
     """Whoever shares its batch, and whichever process has it."""
-    model, _, _, train, _ = flow
-    graphs_ = [train[k] for k in (3, 40, 90, 200)]
+    model, _, _, train, _ = flow_model(**KINDS[kind])
+    graphs_ = [train[k] for k in (3, 40, 90, len(train) - 5)]
     whole = drawn_loss(model, collate(graphs_), Numbers((1, 2), range(4), 4))
     shares = [drawn_loss(model, collate(graphs_[k::2]), Numbers((1, 2), range(k, 4, 2), 4)) for k in (0, 1)]
     for term, *parts in zip(whole, *shares, strict=True):
@@ -203,10 +248,12 @@ def test_training_is_resumed_to_the_same_weights_and_learns(tmp_path, flow):
         assert torch.equal(value, rest.network.state_dict()[name]), name
 
 
-def test_a_checkpoint_draws_the_same(tmp_path, flow):
-    model, builder, frames, *_ = flow
+@pytest.mark.parametrize("kind", ["canonical", "any, strides"])
+def test_a_checkpoint_draws_the_same(tmp_path, kind):
+    model, builder, frames, *_ = flow_model(**KINDS[kind])
     path = model.save(tmp_path / "flow.safetensors")
-    past = starts_of(frames, 20, 90)
+    assert load_model(path).window == model.window
+    past = starts_of(frames, 20, 90, back=model.window.history)
     drawn = [forecast(m, builder, past, 6, samples=2, seed=1) for m in (model, load_model(path))]
     assert np.array_equal(*drawn)
 
@@ -227,7 +274,14 @@ def test_what_cannot_be_is_said(flow, tmp_path):
     with pytest.raises(ModelError, match="mean of all futures alone.*--operator flow"):
         forecast(plain, builder, past, 4, samples=2)
     with pytest.raises(UsageError, match="draws windows of every stride"):
-        new_model(GRAPH, WindowSpec(stride_ps=1.0, n_times=4, history=4), model.spec)
+        new_model(GRAPH, WindowSpec(stride_ps=1.0, n_times=4, velocity="forward"), model.spec)
+    with pytest.raises(UsageError, match="knows one stride.*base = 'any'"):
+        new_model(GRAPH, WindowSpec(stride_ps=1.0, n_times=4, stride_range=(1, 8)), model.spec)
+    with pytest.raises(UsageError, match="history of 1 frame or of n_times = 4, found 3"):
+        new_model(GRAPH, WindowSpec(stride_ps=1.0, n_times=4, history=3), plain.spec)
+    untrained = new_model(GRAPH, WINDOW, model.spec.model_copy(update={"base": "any", "canonical": False}))
+    with pytest.raises(ModelError, match="no elastic network to begin with"):
+        forecast(untrained, builder, past, 4, samples=1)
     with pytest.raises(UsageError, match="loss of its own: leave out unroll"):
         fit(model, train, train, TrainSpec(unroll=2), work_dir=tmp_path, progress=False)
 
@@ -324,6 +378,47 @@ def test_samples_of_a_model_of_the_mean_are_an_error_with_its_cure(tmp_path):
     assert asked.exit_code == 1
     assert asked.output.strip().splitlines()[-1].startswith("Error: 'ca-1ps' knows the mean of all futures alone")
     assert "--operator flow" in asked.output
+
+
+def test_train_makes_a_model_of_several_strides_for_any_molecule(files, tmp_path):
+    arguments = [
+        "train", str(files / "mol.pdb"), str(files / "run.dcd"), "-o", str(tmp_path / "new.safetensors"),
+        "--operator", "flow", "--select", "all", "--window", "2", "--hidden", "8", "--layers", "1", "--epochs", "1",
+        "--set", "base=any", "--set", "stride_range=[1,4]", "--set", "history=2", "--split", "0.4", "0.3", "0.3",
+        "--work", str(tmp_path / "work"), "--set", "node_features=['element']",
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    model = load_model(tmp_path / "new.safetensors")
+    assert model.window.stride_range == (1, 4) and model.window.history == 2 and not model.process
+    (network,) = model.elastic.values()
+    assert network.span[0] == 1 and 4 * 2 <= network.span[1] <= 16
+    # Of a run that is saved otherwise, and of another molecule; what lies outside is refused with its cure.
+    _, frames = noisy_run(40, seed=3)
+    two = np.concatenate([frames, frames + np.array([0, 0, 30], np.float32)], axis=1)
+    for spacing, every in ((3.0, 1), (0.5, 2), (20.0, None)):
+        u = mda.Merge(make_universe(1).atoms, make_universe(1).atoms)
+        u.load_new(two, order="fac", dt=spacing)
+        if every is None:
+            with pytest.raises(UsageError, match="stride of 20 ps.*1 to 4 ps.*--every"):
+                EGNOSurrogate(u, model, horizon=3)
+            continue
+        found = EGNOSurrogate(u, model, horizon=3, samples=2, every=every).run(frames=[30])
+        assert found.model.window.stride_ps == spacing * every and found.every == every
+        assert found.results.ensemble.shape == (1, 2, 3, u.atoms.n_atoms, 3)
+
+
+def test_strides_share_no_frames_between_training_and_validation(files):
+    window = WindowSpec(stride_ps=1.0, n_times=2, stride_range=(1, 8))
+    system = System(files / "mol.pdb", (files / "run.dcd",))
+    data = load_data([system], GRAPH, window, fractions=(0.5, 0.5, 0))
+    assert [run.stride_ps for run in data.train.runs] == [1, 2, 4, 8]
+    seen = []
+    for part in (data.train, data.validation):
+        runs, span = part.runs, np.arange(-1, 3)
+        seen.append({int(f) for r, start in part.index for f in start + span * runs[r].every})
+    assert seen[0] and seen[1] and not seen[0] & seen[1]
+    assert {float(data.train[k].stride) for k in range(len(data.train))} == {1, 2, 4, 8}
 
 
 def test_train_makes_a_model_that_draws(files, tmp_path):

@@ -577,7 +577,7 @@ def full_batch(adk: mda.Universe) -> list[Graph]:
         history = torch.randn(n, 4, 3, generator=rng)
         graphs.append(graph._replace(
             edge_shift=torch.randn(graph.edge_index.shape[1], 3, generator=rng), pos_history=history,
-            vel_history=-history, y=2 * history, item=torch.tensor([seed + 7]),
+            vel_history=-history, y=2 * history, item=torch.tensor([seed + 7]), stride=torch.tensor([seed + 0.5]),
         ))  # fmt: skip
     return graphs
 

@@ -36,6 +36,7 @@ VARIANTS = [
     {"handed": True, "residual": True, "reduce": "mean"},
     {"time_conv": "positions", "placement": "end", "assignment": "per_time"},
     {"start": "static", "flat": True},
+    {"base": "any", "handed": True},
 ]
 #: Rolled on, random weights reach the bound of +-100 for every coordinate of a push, which no rotation keeps.
 CALM = {"egnn-tb": {"start": "static"}}

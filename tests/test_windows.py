@@ -7,7 +7,7 @@ import pytest
 from conftest import make_model, make_universe
 from pydantic import ValidationError
 
-from egno_md.errors import DataError
+from egno_md.errors import DataError, UsageError
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run, TrajectoryWindows, frames_back, segments, split_blocks, window_starts
 from egno_md.specs import WindowSpec
@@ -18,6 +18,16 @@ def frames_of(start: int, window: WindowSpec, every: int) -> set[int]:
     past = [start - k * every for k in range(frames_back(window) + 1)]
     ahead = [start + t * every for t in window.targets] + ([start + every] if window.velocity == "forward" else [])
     return set(past + ahead)
+
+
+def test_a_window_says_which_strides_it_covers():
+    window = WindowSpec(stride_ps=1.0, stride_range=(0.2, 100))
+    assert [window.covers(stride) for stride in (0.1, 0.2, 0.19999, 7.3, 100, 101)] == [False, *[True] * 4, False]
+    assert window.at_stride(20).stride_ps == 20 and window.at_stride(20).stride_range == (0.2, 100)
+    with pytest.raises(UsageError, match="0.1 ps is not what the model was made for, which is 0.2 to 100 ps.*--every"):
+        window.at_stride(0.1)
+    with pytest.raises(UsageError, match="which is 1 ps"):
+        WindowSpec(stride_ps=1.0).at_stride(2)
 
 
 @pytest.mark.parametrize("history", [1, 4])
@@ -54,7 +64,18 @@ def test_targets_of_both_samplings():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"history": 3}, {"span": 2}, {"stride_ps": 0}, {"sampling": "X"}, {"unknown": 1}, {"n_times": 0}]
+    "bad",
+    [
+        {"history": 0},
+        {"span": 2},
+        {"stride_ps": 0},
+        {"sampling": "X"},
+        {"unknown": 1},
+        {"n_times": 0},
+        {"stride_range": (2.0, 0.5)},
+        {"stride_range": (0.0, 5.0)},
+        {"stride_range": (2.0, 5.0)},
+    ],
 )
 def test_bad_window(bad):
     with pytest.raises(ValidationError):

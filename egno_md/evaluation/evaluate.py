@@ -151,6 +151,7 @@ def evaluate(
     subjects = Subject.each(
         source, trajectories, model.graph, model.window, dt=dt, select=select, every=every, who=f"model {model.name!r}"
     )
+    model = model.at_stride(subjects[0].window.stride_ps)
     builder = subjects[0].builder
     runs: list[Run] = []
     sources: list[str] = []

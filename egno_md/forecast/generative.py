@@ -11,10 +11,69 @@ import torch
 from ..errors import ModelError
 from ..graph.graph import Graph
 from ..nn import operators
-from ..nn.flow import Body, Numbers
+from ..nn.flow import ABOUT, Body, Numbers
 from .drawn import GaussianProcess, Seen, apart, in_body, moved
 from .gaussian import Between
 from .model import Model
+from .network import Conditional, Modes, Placed
+
+
+class Bodies:
+    """The graphs of a batch, each in a frame of reference of its own, and where their windows begin.
+
+    Attributes
+    ----------
+    body : egno_md.nn.flow.Body
+    """
+
+    body: Body
+
+    def __init__(self, model: Model, graph: Graph) -> None:
+        self.scale, self.times = model.spec.length_scale, np.asarray(model.window.targets, float)
+        self.like, self.n_nodes, self.n_graphs = graph.pos, graph.n_nodes, graph.n_graphs
+        self.ends = np.concatenate([[0], np.cumsum(graph.sizes)])
+
+    def _set(self, graph: Graph, placed: Sequence[np.ndarray], turn: np.ndarray, **further: torch.Tensor) -> None:
+        """The body, of starts, velocities and references (N, 3) in Angstrom, and the rotation of each graph there."""
+        shift = None
+        if graph.edge_shift is not None:
+            turns = torch.as_tensor(turn).to(self.like)[graph.batch[graph.edge_index[0]]]  # (E, 3, 3)
+            shift = (graph.edge_shift[:, None] @ turns)[:, 0] / self.scale  # (E, 3)
+        self.body = Body(
+            graph.x, graph.edge_index, graph.edge_attr, shift, graph.batch, graph.n_graphs, graph.local_index,
+            *map(self._tensor, placed), **further,
+        )  # fmt: skip
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(array / self.scale).to(self.like)
+
+    def _array(self, tensor: torch.Tensor) -> np.ndarray:
+        return tensor.detach().cpu().double().numpy() * self.scale
+
+    def base(
+        self, start: torch.Tensor, vel: torch.Tensor, generators: Sequence[np.random.Generator] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and one path (T, N, 3) of the base of each graph, see :data:`egno_md.nn.flow.Base`."""
+        mean = np.empty((len(self.times), self.n_nodes, 3))
+        path = np.empty_like(mean)
+        self._paths(self._array(start), self._array(vel), generators, mean, path)
+        return self._tensor(mean), self._tensor(mean if generators is None else path)
+
+    def _paths(
+        self, start: np.ndarray, vel: np.ndarray, generators: Sequence[np.random.Generator] | None, mean: np.ndarray,
+        path: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Fill in the means and, with generators, the paths (T, N, 3) in Angstrom."""
+        raise NotImplementedError
+
+    def targets(self, y: torch.Tensor) -> torch.Tensor:
+        """Frames (N, T, 3) that followed, superposed on their starts (T, N, 3), in the network's unit."""
+        raise NotImplementedError
+
+    def back(self, paths: torch.Tensor, generators: Sequence[np.random.Generator] | None) -> np.ndarray:
+        """Paths (T, N, 3) of the body in the frame of reference of the laboratory, in Angstrom; turned and moved as a
+        whole as the last strides tell and, with generators, at random."""
+        raise NotImplementedError
 
 
 class _Group(NamedTuple):
@@ -24,20 +83,12 @@ class _Group(NamedTuple):
     rows: list[int]  # which graphs of the batch
     nodes: np.ndarray  # (B, N), their nodes
     seen: Seen
+    n_past: int  # frames that are read
+    older: np.ndarray  # (B, N, 3), sum of the displacements from the start of those before the last stride
 
 
-class Bodies:
-    """The graphs of a batch, each in the frame of reference in which its start is superposed on its mean structure.
-
-    Parameters
-    ----------
-    model : Model
-        Of an operator that draws; it knows the process of each molecule.
-    graph : Graph
-
-    Attributes
-    ----------
-    body : egno_md.nn.flow.Body
+class OwnBodies(Bodies):
+    """Graphs whose starts are superposed on the mean structure of their molecule, which the model knows.
 
     Raises
     ------
@@ -46,10 +97,8 @@ class Bodies:
     """
 
     def __init__(self, model: Model, graph: Graph) -> None:
-        self.scale, self.times = model.spec.length_scale, np.asarray(model.window.targets, float)
-        self.like, self.n_nodes = graph.pos, graph.n_nodes
-        ends = np.concatenate([[0], np.cumsum(graph.sizes)])
-        pos, vel = (x.detach().cpu().double().numpy() for x in (graph.pos, graph.vel))
+        super().__init__(model, graph)
+        past = _past(graph)  # (N, P, 3)
         start, velocity, reference = (np.empty((graph.n_nodes, 3)) for _ in range(3))
         turn = np.empty((graph.n_graphs, 3, 3))
         self.groups: list[_Group] = []
@@ -62,38 +111,23 @@ class Bodies:
                 )
             process = model.process[name]
             rows = [k for k, other in enumerate(graph.identity) if other == name]
-            nodes = ends[rows][:, None] + np.arange(len(process.mean))  # (B, N)
-            seen = in_body(np.stack([pos[nodes] - vel[nodes], pos[nodes]], axis=1), process.mean, 2)
-            self.groups.append(_Group(process, rows, nodes, seen))
+            nodes = self.ends[rows][:, None] + np.arange(len(process.mean))  # (B, N)
+            n_past = min(max(process.n_past, 2), past.shape[1])
+            seen = in_body(past[nodes].swapaxes(1, 2), process.mean, n_past)
+            older = n_past * seen.features[:, 2] + seen.features[:, 1]  # (B, N, 3)
+            self.groups.append(_Group(process, rows, nodes, seen, n_past, older))
             start[nodes] = process.mean + seen.features[:, 0]
             velocity[nodes] = seen.features[:, 1]
             reference[nodes] = process.mean
             turn[rows] = seen.rotation
-        shift = None
-        if graph.edge_shift is not None:
-            turns = torch.as_tensor(turn).to(self.like)[graph.batch[graph.edge_index[0]]]  # (E, 3, 3)
-            shift = (graph.edge_shift[:, None] @ turns)[:, 0] / self.scale  # (E, 3)
-        self.body = Body(
-            graph.x, graph.edge_index, graph.edge_attr, shift, graph.batch, graph.n_graphs, graph.local_index,
-            *(self._tensor(x) for x in (start, velocity, reference)),
-        )  # fmt: skip
+        self._set(graph, (start, velocity, reference), turn)
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array / self.scale).to(self.like)
-
-    def _array(self, tensor: torch.Tensor) -> np.ndarray:
-        return tensor.detach().cpu().double().numpy() * self.scale
-
-    def base(
-        self, start: torch.Tensor, vel: torch.Tensor, generators: Sequence[np.random.Generator] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and one path (T, N, 3) of the Gaussian process of each graph, see :data:`egno_md.nn.flow.Base`."""
-        starts, velocities = self._array(start), self._array(vel)
-        mean = np.empty((len(self.times), self.n_nodes, 3))
-        path = np.empty_like(mean)
-        for process, rows, nodes, _ in self.groups:
-            here, way = starts[nodes], velocities[nodes]  # (B, N, 3)
-            features = np.stack([here - process.mean, way, -way / 2], axis=1)  # (B, 3, N, 3)
+    def _paths(self, start, vel, generators, mean, path):
+        for process, rows, nodes, seen, n_past, older in self.groups:
+            here, way = start[nodes], vel[nodes]  # (B, N, 3)
+            was = process.mean + seen.features[:, 0]  # (B, N, 3), without the noise of a training
+            smoothed = (older + (n_past - 2) * (was - here) - way) / n_past
+            features = np.stack([here - process.mean, way, smoothed], axis=1)  # (B, 3, N, 3)
             between = Between.of(self.times, process.knots, process.noise.across, process.name)
             shape = (len(rows), len(self.times), *here.shape[1:])
             middle = here[:, None] + between(process.moves(features)).reshape(shape)  # (B, T, N, 3)
@@ -102,25 +136,21 @@ class Bodies:
                 numbers = np.stack([generators[row].standard_normal(process.noise.n_numbers) for row in rows])
                 noise = between(process.noise.paths(numbers)) * between.stretch[:, None]  # (B, T, 3 N)
                 path[:, nodes] = (middle + noise.reshape(shape)).swapaxes(0, 1)
-        return self._tensor(mean), self._tensor(mean if generators is None else path)
 
-    def targets(self, y: torch.Tensor) -> torch.Tensor:
-        """Frames (N, T, 3) that followed, superposed on their starts (T, N, 3), in the network's unit."""
+    def targets(self, y):
         y = y.detach().cpu().double().numpy()
         out = np.empty((y.shape[1], self.n_nodes, 3))
-        for process, _, nodes, seen in self.groups:
+        for process, _, nodes, seen, *_ in self.groups:
             frames = y[nodes].swapaxes(1, 2)  # (B, T, N, 3)
             frames = (frames - seen.centre[:, None]) @ seen.rotation[:, None]
             start = process.mean + seen.features[:, 0]
             out[:, nodes] = (apart(frames, start)[0]).swapaxes(0, 1)
         return self._tensor(out)
 
-    def back(self, paths: torch.Tensor, generators: Sequence[np.random.Generator] | None) -> np.ndarray:
-        """Paths (T, N, 3) of the body in the frame of reference of the laboratory, in Angstrom; turned and moved as a
-        whole as the last stride tells and, with generators, at random."""
+    def back(self, paths, generators):
         frames = self._array(paths)
         out = np.empty_like(frames)
-        for process, rows, nodes, seen in self.groups:
+        for process, rows, nodes, seen, *_ in self.groups:
             between = Between.of(self.times, process.knots, process.motion.noise.across, process.name)
             motion = between(process.motion.mean(seen.drift))  # (B, T, 6)
             if generators is not None and process.rigid:
@@ -129,6 +159,107 @@ class Bodies:
             here = moved(frames[:, nodes].swapaxes(0, 1), motion)  # (B, T, N, 3)
             out[:, nodes] = seen.back(here).swapaxes(0, 1)
         return out
+
+
+class _Start(NamedTuple):
+    """One graph."""
+
+    nodes: slice
+    placed: Placed
+    modes: Modes
+    grid: Conditional
+    whole: Conditional
+    spread: np.ndarray  # (T, N)
+
+
+class AnyBodies(Bodies):
+    """Graphs in a frame of reference that each start gives itself, with the elastic network of that start.
+
+    Raises
+    ------
+    ModelError
+        The model has no network.
+    """
+
+    def __init__(self, model: Model, graph: Graph) -> None:
+        super().__init__(model, graph)
+        if not model.elastic:
+            raise ModelError(f"model {model.name!r} has no elastic network to begin with: it was not trained yet")
+        (self.network,) = model.elastic.values()
+        past = _past(graph)  # (N, P, 3)
+        strides = [model.window.stride_ps] * self.n_graphs if graph.stride is None else graph.stride.tolist()
+        start, velocity = (np.empty((graph.n_nodes, 3)) for _ in range(2))
+        about, size = np.empty((graph.n_nodes, ABOUT)), np.empty(self.n_graphs)
+        turn = np.empty((self.n_graphs, 3, 3))
+        self.starts: list[_Start] = []
+        grids = {
+            stride: self.network.conditional(past.shape[1] - 1, self.times, stride) for stride in dict.fromkeys(strides)
+        }
+        seen: dict[tuple, _Start] = {}
+        for b, stride in enumerate(strides):
+            nodes = slice(*self.ends[b : b + 2])
+            frames = past[nodes].swapaxes(0, 1)[None]  # (1, P, N, 3)
+            key = (stride, frames.tobytes())  # the members of an ensemble have one start
+            if key not in seen:
+                placed, (grid, whole) = Placed.of(frames, past.shape[1]), grids[stride]
+                modes = Modes.of(placed.start[0])
+                spread = self.network.given(modes, placed.before[0], grid).spread
+                seen[key] = _Start(nodes, placed, modes, grid, whole, spread)
+            self.starts.append(seen[key]._replace(nodes=nodes))
+            placed, spread = seen[key].placed, seen[key].spread
+            size[b] = max(np.sqrt(np.mean(spread**2)), 1e-6)
+            start[nodes], velocity[nodes], turn[b] = placed.start[0], -placed.before[0, -1], placed.rotation[0]
+            relative = np.maximum(spread[[0, -1]], 1e-9) / size[b]  # (2, N)
+            about[nodes, 0], about[nodes, 1] = np.log(size[b]), np.log10(stride)
+            about[nodes, 2:4] = np.log(relative).T
+            about[nodes, 4] = np.linalg.norm(velocity[nodes], axis=1) / size[b]
+        further = {"size": self._tensor(size), "about": torch.as_tensor(about).to(self.like)}
+        self._set(graph, (start, velocity, start), turn, **further)
+
+    def _paths(self, start, vel, generators, mean, path):
+        for b, (nodes, placed, modes, grid, *_) in enumerate(self.starts):
+            before = placed.before[0] + placed.start[0] - start[nodes]  # (P, N, 3), with the noise of a training
+            before[-1] = -vel[nodes]
+            given = self.network.given(modes, before, grid)
+            mean[:, nodes] = start[nodes] + given.mean
+            if generators is not None:
+                numbers = generators[b].standard_normal((len(self.times), *start[nodes].shape))
+                path[:, nodes] = mean[:, nodes] + given.path(numbers)
+
+    def targets(self, y):
+        y = y.detach().cpu().double().numpy()
+        out = np.empty((y.shape[1], self.n_nodes, 3))
+        for nodes, placed, *_ in self.starts:
+            frames = (y[nodes].swapaxes(0, 1) - placed.centre[0]) @ placed.rotation[0]  # (T, N, 3)
+            out[:, nodes] = apart(frames[None], placed.start)[0][0]
+        return self._tensor(out)
+
+    def back(self, paths, generators):
+        frames = self._array(paths)
+        out = np.empty_like(frames)
+        for b, (nodes, placed, _, _, whole, _) in enumerate(self.starts):
+            motion = self.network.drift(placed, whole)  # (1, T, 6)
+            if generators is not None and self.network.rigid:
+                numbers = generators[b].standard_normal((2, len(self.times), 3))
+                motion = motion + self.network.turned(placed.start[0], whole, numbers)
+            out[:, nodes] = placed.back(moved(frames[None, :, nodes], motion))[0]
+        return out
+
+
+def _past(graph: Graph) -> np.ndarray:
+    """The frames up to the start, (N, P, 3), float64."""
+    if graph.pos_history is None:
+        frames = torch.stack([graph.pos - graph.vel, graph.pos], dim=1)  # (N, 2, 3)
+    else:
+        first = graph.pos_history[:, :1] - graph.vel_history[:, :1]  # (N, 1, 3)
+        frames = torch.cat([first, graph.pos_history], dim=1)  # (N, P, 3)
+    return frames.detach().cpu().double().numpy()
+
+
+def bodies_of(model: Model, graph: Graph) -> Bodies:
+    """Graphs as the base of the model's operator has them; errors are those of :class:`OwnBodies`."""
+    any_molecule = getattr(operators.options_of(model.spec), "base", "own") == "any"
+    return (AnyBodies if any_molecule else OwnBodies)(model, graph)
 
 
 def draws(model: Model) -> bool:
@@ -151,7 +282,7 @@ def drawn_window(
         A molecule that the model does not know.
     """
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
-    bodies = Bodies(model, graph)
+    bodies = bodies_of(model, graph)
     paths = operator.drawing.draw(
         model.network, bodies.body, bodies.base, generators, options,
         max_memory=None if max_memory == "auto" else max_memory,
@@ -162,5 +293,5 @@ def drawn_window(
 def drawn_loss(model: Model, graph: Graph, numbers: Numbers) -> list[tuple[torch.Tensor, int]]:
     """Terms of the operator's training loss, and over how many things of these graphs each of them is a mean."""
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
-    bodies = Bodies(model, graph)
+    bodies = bodies_of(model, graph)
     return operator.drawing.loss(model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +26,14 @@ from ..nn import operators
 from ..specs import GraphSpec, ModelSpec, WindowSpec
 from .drawn import GaussianProcess
 from .forecasters import PathRegression
+from .network import ElasticNetwork
 
 #: What is known of molecules: how it is built from its arrays, and how it gives them.
 KNOWLEDGE: dict[str, tuple[Callable[..., Any], Callable[[Any], Mapping[str, np.ndarray]]]] = {
     "geometry": (LocalGeometry, vars),
     "regression": (PathRegression, vars),
     "process": (lambda **arrays: GaussianProcess.of_arrays(arrays), GaussianProcess.arrays),
+    "elastic": (lambda **arrays: ElasticNetwork.of_arrays(arrays), ElasticNetwork.arrays),
 }
 
 
@@ -47,16 +50,27 @@ def build_network(graph: GraphSpec, window: WindowSpec, spec: ModelSpec) -> nn.M
             f"the prior 'regression' goes on from one start frame and the way it came; found a history of "
             f"{window.history} and {window.velocity} velocities: use 'static'"
         )
-    operator = operators.get(spec.operator)
+    operator, options = operators.get(spec.operator), operators.options_of(spec)
+    any_molecule = operator.drawing is not None and getattr(options, "base", "own") == "any"
     if operator.drawing is not None:
         every = window.targets == tuple(range(1, window.n_times + 1))
-        if spec.prior != "static" or window.history > 1 or window.velocity != "backward" or not every:
+        if spec.prior != "static" or window.velocity != "backward" or not every:
             raise UsageError(
-                f"the operator {spec.operator!r} draws windows of every stride that go on from one start frame and the "
-                f"way it came; found the prior {spec.prior!r}, a history of {window.history}, {window.velocity} "
-                f"velocities and the steps {window.targets}: use 'static', 1, 'backward' and span = n_times"
+                f"the operator {spec.operator!r} draws windows of every stride that go on from the way the start came; "
+                f"found the prior {spec.prior!r}, {window.velocity} velocities and the steps {window.targets}: use "
+                "'static', 'backward' and span = n_times"
             )
-    return operator.build(graph.n_node_features, graph.n_edge_features, window.n_times, operators.options_of(spec))
+    elif window.history not in (1, window.n_times):
+        raise UsageError(
+            f"the operator {spec.operator!r} reads a history of 1 frame or of n_times = {window.n_times}, found "
+            f"{window.history}: use one of them, or an operator that draws (flow)"
+        )
+    if window.stride_range is not None and not any_molecule:
+        raise UsageError(
+            f"the operator {spec.operator!r} knows one stride, found the range {window.stride_range}: leave out "
+            "stride_range, or use the operator flow with base = 'any'"
+        )
+    return operator.build(graph.n_node_features, graph.n_edge_features, window.n_times, options)
 
 
 @dataclass
@@ -84,6 +98,8 @@ class Model:
         The forecast that the operator corrects, where ``spec.prior`` says so.
     process : dict of str to GaussianProcess
         Where an operator that draws begins with the window.
+    elastic : dict of str to ElasticNetwork
+        The same for molecules that it was not trained on; one network, named "any".
     """
 
     network: nn.Module
@@ -95,6 +111,7 @@ class Model:
     geometry: dict[str, LocalGeometry] = field(default_factory=dict)
     regression: dict[str, PathRegression] = field(default_factory=dict)
     process: dict[str, GaussianProcess] = field(default_factory=dict)
+    elastic: dict[str, ElasticNetwork] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.spec = operators.complete(self.spec)
@@ -103,6 +120,10 @@ class Model:
     def n_parameters(self) -> int:
         """Number of trainable numbers."""
         return sum(p.numel() for p in self.network.parameters())
+
+    def at_stride(self, stride_ps: float) -> Model:
+        """The same model for frames that far apart; errors are those of :meth:`WindowSpec.at_stride`."""
+        return dataclasses.replace(self, window=self.window.at_stride(stride_ps))
 
     @property
     def fingerprint(self) -> str:

@@ -87,7 +87,8 @@ class Subject:
         select : str, optional
             Narrows the selection of `graph`.
         every : int, optional
-            Frames per stride, to be checked against the clock; read off it when None.
+            Frames per stride, to be checked against the clock; read off it when None. Of a window with a range of
+            strides the shortest that the run has is taken, and :attr:`window` says which.
         who : str
             What the specs belong to, for messages.
         name : str
@@ -115,6 +116,9 @@ class Subject:
             stride = 1
         elif clock.usable.sum() < 2:
             stride = every or 1
+        elif window.stride_range is not None:
+            stride = every or max(1, int(np.ceil(window.stride_range[0] * 0.999 / clock.spacing)))
+            window = window.at_stride(float(f"{stride * clock.spacing:.6g}"))
         else:
             stride = clock.per_stride(window.stride_ps, every, who=who)
         if graph is not None and builder is None:

@@ -48,6 +48,8 @@ class Graph(NamedTuple):
         Positions to be predicted, in Angstrom.
     item : Tensor (B,), optional
         Number of each graph's window in the data set.
+    stride : Tensor (B,), optional
+        Stride in ps, where the graphs of a model may differ in it.
     """
 
     x: Tensor
@@ -64,6 +66,7 @@ class Graph(NamedTuple):
     vel_history: Tensor | None = None
     y: Tensor | None = None
     item: Tensor | None = None
+    stride: Tensor | None = None
 
     @property
     def n_nodes(self) -> int:
@@ -149,8 +152,9 @@ class Graph(NamedTuple):
                 raise DataError("the nodes of a graph must follow each other: `batch` is not in ascending order")
             ptr = torch.cat([batch.new_zeros(1), batch.bincount().cumsum(0)])  # (B + 1,)
         n_graphs = 1 if ptr is None else len(ptr) - 1
-        if "item" in fields:
-            fields["item"] = torch.as_tensor(fields["item"]).reshape(n_graphs)  # (B,)
+        for name in ("item", "stride"):
+            if name in fields:
+                fields[name] = torch.as_tensor(fields[name]).reshape(n_graphs)  # (B,)
         identity = getattr(data, "identity", None) or ("",) * n_graphs
         return cls(**fields, ptr=ptr, identity=(identity,) if isinstance(identity, str) else tuple(identity))
 
@@ -169,6 +173,7 @@ _LAYOUT = {
     "vel_history": ("node", False),
     "y": ("node", False),
     "item": ("graph", False),
+    "stride": ("graph", False),
 }
 
 

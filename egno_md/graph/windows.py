@@ -41,6 +41,8 @@ class Run:
         For windows whose velocities are stored (``WindowSpec.velocity``).
     numbers : ndarray of int, shape (F,), optional
         Of the frames in their trajectory.
+    stride_ps : float, optional
+        Stride in ps, where it is not that of the window.
     """
 
     positions: np.ndarray
@@ -50,6 +52,7 @@ class Run:
     name: str = "run"
     velocities: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    stride_ps: float | None = None
 
 
 def segments(starts: np.ndarray, window: WindowSpec, every: int = 1) -> list[tuple[int, int]]:
@@ -195,6 +198,7 @@ class TrajectoryWindows:
             pos_history=nodes_first(sequence) if window.history > 1 else None,  # (N, T, 3)
             vel_history=nodes_first(velocities) if window.history > 1 else None,  # (N, T, 3)
             y=nodes_first(targets),  # (N, T, 3)
+            stride=None if run.stride_ps is None else graph.pos.new_tensor([run.stride_ps]),
         )
 
 

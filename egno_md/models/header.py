@@ -20,12 +20,12 @@ from . import DEFAULT_MODEL, bundled_models
 
 FORMAT = "egno_md"
 
-#: 2: what is known of molecules beside the weights. 3: the operator's options by themselves. Files of older formats
-#: go through UPGRADES, one version after the other.
-FORMAT_VERSION = 3
+#: 2: what is known of molecules beside the weights. 3: the operator's options by themselves. 4: ranges of strides, and
+#: the base of an operator that draws. Files of older formats go through UPGRADES, one version after the other.
+FORMAT_VERSION = 4
 
 #: What is known of molecules beside the weights: fields of Model, stored as ``<field>.<identity>.<array>``.
-KNOWLEDGE = ("geometry", "regression", "process")
+KNOWLEDGE = ("geometry", "regression", "process", "elastic")
 
 #: Types of safetensors: torch's name, which the hash is made with, and bytes.
 DTYPES = {
@@ -176,5 +176,13 @@ def _from_2(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "model": {**model, "options": options}}
 
 
+def _from_3(content: dict[str, Any]) -> dict[str, Any]:
+    """Every model had one stride, and drew from the processes of its own molecules without seeing their mean."""
+    model = dict(content["model"])
+    if model["operator"] == "flow":
+        model["options"] = {"base": "own", "informed": False, **model["options"]}
+    return {**content, "window": {"stride_range": None, **content["window"]}, "model": model}
+
+
 #: What makes of a file's specs those of the next version. The names of the tensors have not changed yet.
-UPGRADES = {1: _from_1, 2: _from_2}
+UPGRADES = {1: _from_1, 2: _from_2, 3: _from_3}

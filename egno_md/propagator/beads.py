@@ -264,6 +264,7 @@ def surrogate_simulation(
     subject = Subject.of(
         universe_or_atomgroup, model.graph, model.window, select=select, every=every, who=f"model {model.name!r}"
     )
+    model = model.at_stride(subject.window.stride_ps)
     atoms, trajectory = subject.atoms, subject.atoms.universe.trajectory
     here = max(trajectory.frame, 0)
     history = subject.history([here])[0]  # (n_input, N, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Mapping, Sequence
@@ -196,12 +197,13 @@ class Files:
         trained = [kept for part in parts for kept in part.kept if len(kept.train)]
         if not trained:
             raise UsageError("every trajectory is held out; none is left to train on")
-        thin = -(-sum(len(kept.validation) for kept in trained) // options.validation_windows)
-        runs = [kept.run for kept in trained]
+        strided = [one for kept in trained for one in _at_strides(kept, window, shares, options.blocks)]
+        thin = -(-sum(len(one.validation) for one in strided) // options.validation_windows)
+        runs = [one.run for one in strided]
         known = [(part, part.known()) for part in parts]
         return Data(
-            TrajectoryWindows(runs, window, [kept.train for kept in trained]),
-            TrajectoryWindows(runs, window, [kept.validation[::thin] for kept in trained]),
+            TrajectoryWindows(runs, window, [one.train for one in strided]),
+            TrajectoryWindows(runs, window, [one.validation[::thin] for one in strided]),
             [test for part, free in known for test in part.test(free)],
             {name: found for part in parts for name, found in part.geometry().items()},
             {name: found for part, free in known for name, found in part.regression(free).items()},
@@ -223,6 +225,32 @@ class _Kept:
     validation: np.ndarray
     test: np.ndarray
     entry: dict[str, Any]
+
+
+def _at_strides(kept: _Kept, window: WindowSpec, shares: Sequence[float], blocks: int) -> list[_Kept]:
+    """A run at the strides of a model of several: each is about twice the one before, as far as the run is long enough.
+
+    The blocks of the split are those of frames, so that none is shared between strides either.
+    """
+    if window.stride_range is None:
+        return [kept]
+    run = kept.run
+    spacing = window.stride_ps / run.every
+    least, most = window.stride_range
+    count = 1 + int(np.ceil(np.log2(most / least) - 1e-6))
+    found = []
+    for every in np.unique(np.round(np.geomspace(least, most, count) / spacing)).astype(int):
+        if every < 1 or not window.covers(every * spacing):
+            continue
+        try:
+            parts = split_blocks(len(run.positions), window, every=int(every), fractions=shares, blocks=blocks)
+        except DataError:
+            break
+        strided = dataclasses.replace(run, every=int(every), stride_ps=float(f"{every * spacing:.6g}"))
+        found.append(_Kept(strided, parts[0], parts[1], parts[0][:0], kept.entry))
+    if not found:
+        raise DataError(f"{run.name} has no window at any stride of {least:g} to {most:g} ps: use a longer run")
+    return found
 
 
 @dataclass

@@ -25,7 +25,7 @@ from .loop import fit
 from .process import process_rank
 from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
-from .source import processes, source_of
+from .source import elastic, processes, source_of
 from .states import LAST, PREVIOUS, own_folder, read_plan
 
 
@@ -116,7 +116,10 @@ def _train(
         model = dataclasses.replace(model, regression={**model.regression, **data.regression})
     if operators.get(model.spec.operator).drawing is not None:
         # What the model has begun with so far is what its weights go on from.
-        model = dataclasses.replace(model, process={**processes(data.train), **model.process})
+        if getattr(operators.options_of(model.spec), "base", "own") == "any":
+            model = dataclasses.replace(model, elastic=model.elastic or {"any": elastic(data.train)})
+        else:
+            model = dataclasses.replace(model, process={**processes(data.train), **model.process})
     references = {
         name: float(errors[-1]) for name, errors in reference_errors(data.validation, data.regression).items()
     }

@@ -7,15 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from .. import datasets
 from ..errors import UsageError
 from ..forecast.drawn import GaussianProcess
 from ..forecast.forecasters import Known, PathRegression
-from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows, segments
+from ..forecast.network import ElasticNetwork, Sample
+from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows, frames_back, segments
 from ..specs import GraphSpec, Recipe, WindowSpec
 from .data import Data, Files, FilesOptions
+
+#: Lags at which the elastic network of a training is fitted.
+LAGS = 24
 
 
 class Source(Protocol):
@@ -94,7 +99,7 @@ def _regressions(windows: TrajectoryWindows, window: WindowSpec) -> dict[str, Pa
 
 
 def processes(windows: TrajectoryWindows) -> dict[str, GaussianProcess]:
-    """Of every molecule the Gaussian process of its training windows, of the start and the way it came alone.
+    """Of every molecule the Gaussian process of its training windows, of the frames that the windows read.
 
     They are what a checkpoint gives back.
 
@@ -103,11 +108,44 @@ def processes(windows: TrajectoryWindows) -> dict[str, GaussianProcess]:
     DataError
         A molecule has too few windows for one.
     """
-    fitted = {name: GaussianProcess.fitted(known, 2) for name, known in _known(windows).items()}
+    n_past = frames_back(windows.window) + 1
+    fitted = {name: GaussianProcess.fitted(known, n_past) for name, known in _known(windows).items()}
     for process in fitted.values():
         for note in process.notes:
             warnings.warn(note, stacklevel=2)
     return {name: GaussianProcess.of_arrays(process.arrays()) for name, process in fitted.items()}
+
+
+def elastic(windows: TrajectoryWindows) -> ElasticNetwork:
+    """The elastic network of the training windows of all molecules, with lags from the shortest stride of the window to
+    the longest that it sees; as a checkpoint gives it back.
+
+    Raises
+    ------
+    DataError
+        There are too few frames for one.
+    """
+    window = windows.window
+    least, most = window.stride_range or (window.stride_ps, window.stride_ps)
+    longest = most * (window.n_times + frames_back(window))
+    finest: dict[int, tuple[float, list[np.ndarray]]] = {}  # runs that share their frames count once
+    starts: dict[int, list[int]] = {}
+    for r, start in windows.index:
+        starts.setdefault(r, []).append(start)
+    for r, own in starts.items():
+        run = windows.runs[r]
+        spacing = (run.stride_ps or window.stride_ps) / run.every
+        key = id(run.positions)
+        if key not in finest or run.every < finest[key][0]:
+            pieces = [run.positions[a:b] for a, b in segments(np.sort(own), window, run.every)]
+            finest[key] = (run.every, Sample(pieces, spacing))
+    samples = [sample for _, sample in finest.values()]
+    lags = [
+        np.round(np.geomspace(least, longest, LAGS) / spacing).clip(1) * spacing
+        for spacing in {round(sample.spacing, 9) for sample in samples}
+    ]
+    found = ElasticNetwork.fit(samples, np.unique(np.round(np.concatenate(lags), 9)))
+    return ElasticNetwork.of_arrays(found.arrays())
 
 
 def _known(windows: TrajectoryWindows) -> dict[str, Known]:
