@@ -187,3 +187,9 @@ def test_a_header_says_without_torch_what_the_model_is(name):
     }
     assert GraphSpec(**header.content["graph"]) == model.graph
     assert WindowSpec(**header.content["window"]) == model.window
+
+
+def test_the_same_model_has_the_same_bytes(tmp_path):
+    written = {make_model().save(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}
+    assert len(written) == 1
+    assert len(load_file(tmp_path / "0.safetensors")) > 0  # and another reader takes it

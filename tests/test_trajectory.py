@@ -18,6 +18,7 @@ import pytest
 from conftest import make_universe
 from MDAnalysis.coordinates.XTC import XTCWriter
 
+from benchmarks.reliability import scene
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.trajectory.clock import frame_spacing
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
@@ -738,3 +739,15 @@ def test_reading_leaves_no_file_beside_a_run(tmp_path):
     ):
         assert [round(ts.time) for ts in frames.trajectory] == list(range(12)) and frames.trajectory[5].frame == 5
     assert set(tmp_path.iterdir()) == there
+
+
+def test_bonds_of_atoms_that_are_not_there_are_refused(tmp_path):
+    u = make_universe()
+    files = scene.write(u, tmp_path / "a.psf"), scene.write(u, tmp_path / "a.dcd")
+    assert len(open_universe(files[0], files[1:]).bonds) == len(u.bonds)
+    text = files[0].read_text()
+    title, first = "!NBOND: bonds\n       1", "!NBOND: bonds\n     999"
+    assert title in text
+    files[0].write_text(text.replace(title, first))
+    with pytest.raises(DataError, match=r"a\.psf is damaged: its bonds name atom 999 of 10"):
+        open_universe(files[0], files[1:])

@@ -1,7 +1,7 @@
 """Does it lose data? Does it ever say nothing where something is wrong?
 
-    python -m benchmarks.reliability [PART ...] [--count N] [--again]
+    python -m benchmarks.reliability [kills|memory|disk|fuzz|numbers|all ...] [--quick] [--again]
 
-Runs the parts whose results are missing in docs/performance/reliability.json (or, with --again, all that are named) and
-writes the tables of docs/reliability.md from the results.
+Measures what is missing in docs/performance/reliability.json (with --again all of the parts that are named) and writes
+the tables of docs/reliability.md from all that is there.
 """

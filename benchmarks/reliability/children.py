@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -15,6 +17,12 @@ from pathlib import Path
 
 #: What a process may use: CPU seconds, and bytes beside what it has from the beginning.
 CPU_SECONDS, MEMORY = 10, 2 << 30
+
+#: No process lives longer than this, whatever it waits for, in seconds: one with limits, and one without.
+LONGEST_LIMITED, LONGEST = 60, 600
+
+#: Processes and threads of one user, and processes that one of ours may start (libraries ask the system things).
+USER_PROCESSES, STARTS = 4096, 8
 
 #: Exit code of an exception that nothing turned into a message.
 TRACEBACK = 70
@@ -44,7 +52,7 @@ class Done:
     @property
     def kind(self) -> str:
         """One word: what came of it."""
-        if self.code == -signal.SIGXCPU:
+        if self.code in (-signal.SIGXCPU, -signal.SIGALRM):
             return "hang"
         if "MemoryError" in self.errors or "bad_alloc" in self.errors:
             return "memory"
@@ -64,7 +72,8 @@ class Child:
     ----------
     arguments : sequence
     limited : bool
-        End it where it uses more than `CPU_SECONDS` or `MEMORY`.
+        End it where it uses more than `CPU_SECONDS` or `MEMORY`. None may run longer than `LONGEST` or start more
+        processes than `STARTS`.
     before : callable
         Called in it first.
     """
@@ -79,8 +88,8 @@ class Child:
             try:
                 for number, file in enumerate(self._said, 1):
                     os.dup2(file.fileno(), number)
-                if limited:
-                    _limit()
+                os.setsid()  # so that what it leaves behind can be ended with it
+                _limit(limited)
                 before()
                 code = _call([os.fspath(a) if isinstance(a, (Path, bytes)) else str(a) for a in arguments])
             except BaseException:
@@ -94,6 +103,9 @@ class Child:
 
     def wait(self) -> Done:
         """Until it ends."""
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(OSError):
+            os.killpg(self.pid, signal.SIGKILL)  # its number is still taken, so that this is nobody else
         _, status, used = os.wait4(self.pid, 0)
         texts = []
         for file in self._said:
@@ -117,7 +129,9 @@ def prepare() -> None:
     import egno_md.analysis
     import egno_md.cli
     import egno_md.training.run  # noqa: F401
+    from egno_md.nn import operators
 
+    operators.names()  # imports all of them
     torch.set_num_threads(1)
 
 
@@ -127,13 +141,27 @@ def sleep_until(child: Child, moment: float) -> None:
         time.sleep(min(left, 0.005))
 
 
-def _limit() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    space = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (space, space))
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
-    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
-    signal.alarm(30 * CPU_SECONDS)  # asleep forever
+def _limit(strictly: bool) -> None:
+    """Bound what this process may use; `strictly`: its memory and CPU seconds as well."""
+    if strictly:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        space = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 5))
+        signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_NPROC, (USER_PROCESSES, USER_PROCESSES))
+    started = 0
+
+    def few(event: str, _: object) -> None:  # the limit of the system does not hold for root
+        nonlocal started
+        if event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"):
+            started += 1
+            if started > STARTS:
+                raise RuntimeError(f"{started} processes started")
+
+    sys.addaudithook(few)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LONGEST_LIMITED if strictly else LONGEST)
 
 
 def _call(arguments: list[str]) -> int:

@@ -184,7 +184,7 @@ def fuzz(case: Case, folder: Path, count: int, seed: int = 0) -> dict[str, Any]:
         done, out = outcome(data)
         kinds[done.kind] += 1
         peak, slowest = max(peak, done.peak), max(slowest, done.seconds)
-        if done.kind == "forecast":
+        if done.kind == "forecast":  # of a recipe: it was read
             if out == wanted:
                 same += 1
             elif "warning" not in done.errors.replace("warnings.warn", ""):

@@ -7,34 +7,44 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import scene
-from .children import Child, run, sleep_until
+from egno_md import sample
 
-#: Frames of a hundred atoms; much shorter forecasts are not streamed.
+from . import scene
+from .children import LONGEST, Child, run, sleep_until
+
+#: Frames of about a hundred atoms; much shorter forecasts are not streamed.
 HORIZON = 2000
 
-
-def _arguments(folder: Path, out: Path, horizon: int = HORIZON, *more) -> list:
-    if not (folder / "model.safetensors").exists():
-        u = scene.chain()
-        scene.write(u, folder / "run.dcd")
-        scene.write(u, folder / "top.pdb")
-        scene.write_model(folder / "model.safetensors", residual=True, reduce="mean")
-    files = [folder / "top.pdb", folder / "run.dcd", "--model", folder / "model.safetensors"]
-    return ["predict", *files, "--horizon", horizon, "--device", "cpu", "-o", out, *more]
+#: Who forecasts: a network of random weights that knows the mean alone, and a free forecast that draws a future.
+WHO = ("network", "elastic network")
 
 
-def _whole(folder: Path, suffix: str, horizon: int = HORIZON) -> tuple[str, float]:
+def _arguments(folder: Path, who: str, out: Path, horizon: int, *more) -> list:
+    files = sample()
+    model: Path | str = who
+    if who == "network":
+        files, model = [folder / "top.pdb", folder / "run.dcd"], folder / "model.safetensors"
+        if not model.exists():
+            u = scene.chain()
+            scene.write(u, files[0])
+            scene.write(u, files[1])
+            scene.write_model(model, residual=True, reduce="mean")
+    return ["predict", *files, "--model", model, "--horizon", horizon, "--device", "cpu", "-o", out, *more]
+
+
+def _whole(folder: Path, who: str, suffix: str, horizon: int) -> tuple[str, float]:
     """Hash of an uninterrupted forecast, and its seconds by the clock on the wall."""
     out = folder / f"whole{suffix}"
     began = time.monotonic()
-    done = run(_arguments(folder, out, horizon, "--force"))
+    done = run(_arguments(folder, who, out, horizon, "--force"))
     if done.code not in (0, 3):
         raise RuntimeError(done.errors)
     return _hash(out), time.monotonic() - began
@@ -44,11 +54,11 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def kills(folder: Path, suffix: str, count: int, seed: int = 0) -> dict[str, Any]:
+def kills(folder: Path, who: str, suffix: str, count: int, seed: int = 0) -> dict[str, Any]:
     """SIGKILL at random moments of a forecast that takes a while; each goes on to the end."""
     from egno_md.trajectory.stream import record_path
 
-    wanted, seconds = _whole(folder, suffix)
+    wanted, seconds = _whole(folder, who, suffix, HORIZON)
     rng = np.random.default_rng(seed)
     equal, killed, frames = 0, 0, []
     wrong: list[str] = []
@@ -57,7 +67,7 @@ def kills(folder: Path, suffix: str, count: int, seed: int = 0) -> dict[str, Any
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         out = work / f"cut{suffix}"
-        child = Child(_arguments(folder, out, HORIZON, "--resume"))
+        child = Child(_arguments(folder, who, out, HORIZON, "--resume"))
         sleep_until(child, time.monotonic() + rng.uniform(0, seconds))
         alive = child.running()
         os.kill(child.pid, signal.SIGKILL)
@@ -66,7 +76,7 @@ def kills(folder: Path, suffix: str, count: int, seed: int = 0) -> dict[str, Any
         killed += 1
         record = record_path(out)
         frames.append(_confirmed(record))
-        done = run(_arguments(folder, out, HORIZON, "--resume"))
+        done = run(_arguments(folder, who, out, HORIZON, "--resume"))
         left = {path.name for path in work.iterdir()}
         if done.code in (0, 3) and _hash(out) == wanted and left == {out.name, "cut.pdb"}:
             equal += 1
@@ -89,27 +99,35 @@ def _confirmed(record: Path) -> int:
     return json.loads(record.read_bytes())["frames"] if record.exists() else 0
 
 
-def memory(folder: Path, horizons: tuple[int, ...]) -> dict[str, Any]:
-    """Peak memory of a forecast by its horizon; atoms that stand still, so that the graphs do not change."""
+def memory(folder: Path, who: str, horizons: tuple[int, ...]) -> dict[str, Any]:
+    """Peak memory of the command by its horizon, each in a process of its own from the beginning.
+
+    The network's atoms stand still, so that the graphs do not change: what its libraries keep follows their sizes.
+    """
     folder = folder / "still"
     folder.mkdir(exist_ok=True)
-    _arguments(folder, folder / "x.dcd")
+    _arguments(folder, who, folder / "x.dcd", 1)
     scene.write_model(folder / "model.safetensors", start="static", residual=True, reduce="mean", keep_bonds=False)
+    code = (
+        "import sys, egno_md.cli as c\n"
+        "try: c.main(sys.argv[1:])\n"
+        "except SystemExit as end: assert end.code in (None, 0, 3)\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
     rows = {}
     for horizon in horizons:
         out = folder / "out.dcd"
         began = time.monotonic()
-        done = run(_arguments(folder, out, horizon, "--force"))
-        if done.code not in (0, 3):
-            raise RuntimeError(done.errors)
-        rows[horizon] = {
-            "peak_MB": round(done.peak / 1e6, 1),
-            "cpu_s": round(done.seconds, 1),
-            "wall_s": round(time.monotonic() - began, 1),
+        command = [sys.executable, "-c", code, *map(str, _arguments(folder, who, out, horizon, "--force"))]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=3 * LONGEST, check=True)
+        seconds = time.monotonic() - began
+        rows[str(horizon)] = {
+            "peak_MB": round(int(done.stdout.split()[-1]) * 1024 / 1e6, 1),
+            "seconds": round(seconds, 1),
             "file_MB": round(out.stat().st_size / 1e6, 1),
         }
         out.unlink()
-    return {"atoms": 100, "horizons": rows}
+    return rows
 
 
 def disks(folder: Path, what: str, count: int, seed: int = 0) -> dict[str, Any]:
@@ -134,13 +152,13 @@ def _forecast_disk(folder: Path, what: str, rng: np.random.Generator, context: d
     from egno_md.trajectory.stream import record_path
 
     if not context:
-        context["hash"], context["seconds"] = _whole(folder, f".{what}", 1000)
+        context["hash"], context["seconds"] = _whole(folder, WHO[0], f".{what}", 1000)
         context["size"] = (folder / f"whole.{what}").stat().st_size
     work = folder / "full"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     out = work / f"cut.{what}"
-    arguments = _arguments(folder, out, 1000, "--resume")
+    arguments = _arguments(folder, WHO[0], out, 1000, "--resume")
     done = run(arguments, before=_limited(int(rng.integers(0, context["size"]))))
     if done.kind != "clean error" or "disk full" not in done.errors and "could not be written" not in done.errors:
         return f"{done.kind}, exit {done.code}: {done.errors[-300:]}"
@@ -195,8 +213,10 @@ def _short_disk(folder: Path, what: str, rng: np.random.Generator, context: dict
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     now = target.read_bytes() if target.exists() else None
-    if code != 1 or now != before or set(folder.iterdir()) != others:
-        return f"limit {limit}: exit {code}, {'changed' if now != before else 'as before'}, left {set(folder.iterdir()) - others}"
+    left = set(folder.iterdir())
+    if code != 1 or now != before or left != others:
+        state = "changed" if now != before else "as before"
+        return f"limit {limit}: exit {code}, {state}, left {[path.name for path in left - others]}"
     write()
     return "whole" if target.read_bytes() == context["bytes"] else "another file after room was made"
 

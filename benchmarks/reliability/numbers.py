@@ -45,14 +45,16 @@ TRAIN = {
     "--device": ["nosuch", "cuda:99999"],
     "--operator": ["nosuch", "", "\x01"],
     "--init": ["", "nosuch", "/", "/dev/zero"],
-    "--set": ["", "=", "a=b", "graph.cutoff", "graph.cutoff=", "graph.n_rbf=1000000000", "model.time_embedding=99999999999",
-              "noise=nan", "model.hidden=1e9", "model=3", "x.y.z=1", "graph.max_neighbours=-1"],
+    "--set": ["", "=", "a=b", "graph.cutoff", "graph.cutoff=", "graph.n_rbf=1000000000",
+              "model.time_embedding=99999999999", "noise=nan", "model.hidden=1e9", "model=3", "x.y.z=1",
+              "graph.max_neighbours=-1"],
     "--work": ["", "/proc/nosuch", "x" * 300, "\udcff"],
 }  # fmt: skip
 
 #: Names of an output.
-OUTPUTS = ["", ".", "/", "x" * 300 + ".dcd", "a" * 250 + ".dcd", "caf\udce9.dcd", "\udcff.xtc", "a b\n.dcd", "-.dcd", "nosuch/out.dcd",
-           "/proc/out.dcd", "/dev/full.dcd", "out.pdb", "out", "ü.xtc", ".dcd", "out.dcd/", "\x7f\x1b[31m.dcd"]  # fmt: skip
+OUTPUTS = ["", ".", "/", "x" * 300 + ".dcd", "a" * 250 + ".dcd", "caf\udce9.dcd", "\udcff.xtc", "a b\n.dcd", "-.dcd",
+           "nosuch/out.dcd", "/proc/out.dcd", "/dev/full.dcd", "out.pdb", "out", "ü.xtc", ".dcd",
+           "out.dcd/", "\x7f\x1b[31m.dcd"]  # fmt: skip
 
 
 def numbers(folder: Path) -> dict[str, Any]:

@@ -67,5 +67,5 @@ def write_model(path: Path, seed: int = 0, **spec) -> Path:
 
     graph = GraphSpec(select="all", cutoff=5.0, node_features=("speed",), edge_features=("distance", "hop"))
     spec = ModelSpec(**{"hidden": 8, "layers": 2, "keep_bonds": True, **spec})
-    new_model(graph, WindowSpec(stride_ps=1.0, n_times=8), spec, seed=seed).save(path)
+    new_model(graph, WindowSpec(stride_ps=1.0, n_times=8), spec, seed=seed).save(path, force=True)
     return path

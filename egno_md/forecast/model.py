@@ -184,10 +184,18 @@ class Model:
             "sha256": digest(_entries(tensors), content),
         }
         try:
-            write_whole(path, save(tensors, metadata))
+            write_whole(path, _in_order(save(tensors, metadata)))
         except OSError as error:
             raise OutputError(f"cannot write {path} ({error}); choose a folder that exists and has room") from error
         return path
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file with sorted keys in its header; otherwise the same model has other bytes each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of eight bytes
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def new_model(graph: GraphSpec, window: WindowSpec, spec: ModelSpec, *, seed: int = 0) -> Model:

@@ -139,12 +139,28 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
         raise DataError(f"no frame in {', '.join(files) or top}; check that the simulation wrote any")
     if not any(hasattr(universe.atoms, name) for name in ("names", "types", "elements", "masses")):
         raise _no_names(top)
+    if shared is None:
+        _check_bonds(top, universe)
     if files:
         remember_scans(universe, scans)
         _warn_of_rests(universe)
     if dt is not None:
         _own_clock(universe, dt)
     return universe
+
+
+def _check_bonds(top: str, universe: mda.Universe) -> None:
+    """Refuse bonds, angles and dihedrals of atoms that are not there; MDAnalysis believes every number."""
+    n_atoms = len(universe.atoms)
+    for kind in ("bonds", "angles", "dihedrals", "impropers"):
+        found = getattr(universe._topology, kind, None)
+        numbers = np.fromiter(itertools.chain.from_iterable(found.values if found is not None else ()), np.int64)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < n_atoms:
+            wrong = numbers[(numbers < 0) | (numbers >= n_atoms)][0]
+            raise DataError(
+                f"{top} is damaged: its {kind} name atom {wrong + 1} of {n_atoms}; write it again with the program "
+                "that made it"
+            )
 
 
 def _warn_of_rests(universe: mda.Universe) -> None:
