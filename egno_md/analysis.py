@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from pathlib import Path
@@ -14,23 +15,26 @@ from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
 from egno_md.forecast.long import require_writable, settings_of, unphysical_start, write_chain
+from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
 from egno_md.forecast.written import Written
 from egno_md.hindcast.choose import cannot_draw, check_samples, choose_engine, model_of_one_frame, wanted
-from egno_md.hindcast.engine import PAST, Engine, ModelEngine, check_numbers
+from egno_md.hindcast.engine import PAST, Engine, ModelEngine
 from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.default import default_selection
 from egno_md.molecule.geometry import rmsd, superposed_rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
+from egno_md.trajectory.formats import format_of
 from egno_md.trajectory.mdtraj import from_mdtraj
 from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
 
 from .errors import DataError, EGNOError, UsageError
+from .files import memory_of_machine
 
 #: Frames that are read at a time where there may be many.
 CHUNK = 64
@@ -237,6 +241,8 @@ class EGNOSurrogate(Written, AnalysisBase):
             )
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
         self.filename = None if filename is None else Path(filename)
+        if self.filename is not None:
+            format_of(self.filename)
         self.with_input, self.force, self.resume = with_input, force, resume
         if on_unphysical not in ("warn", "stop"):
             raise UsageError(f"on_unphysical must be 'warn' or 'stop', found {on_unphysical!r}")
@@ -302,7 +308,19 @@ class EGNOSurrogate(Written, AnalysisBase):
         finally:
             self._trajectory[before]
 
+    def _check_room(self) -> None:
+        """Refuse forecasts that no memory of this machine can hold; one that is streamed is not held."""
+        shape = self.n_frames, self._asked_samples or 1, self.horizon, len(self.atoms)
+        size = 12 * math.prod(shape)
+        if size > (room := memory_of_machine()) and not self._is_streamed():
+            raise UsageError(
+                f"{shape[0]} start(s) with {shape[1]} future(s) of {shape[2]} frames of {shape[3]} atoms take "
+                f"{size / 2**30:.3g} GB, this machine has {room / 2**30:.3g}: ask for fewer, or for one future from "
+                "one start with a file, which is written as it is made"
+            )
+
     def _prepare(self) -> None:
+        self._check_room()
         self.results.hindcast = self._hindcast
         if self.filename is not None:  # before the work, not after it
             for frame in self._asked:

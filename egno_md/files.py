@@ -50,6 +50,14 @@ def sync_folder(folder: Path) -> None:
             os.close(number)
 
 
+def memory_of_machine() -> float:
+    """Bytes of memory in this machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 def locked(stream: IO) -> bool:
     """Lock an open file for this process, until the file is closed or the process is gone; False if another has it.
 

@@ -23,8 +23,22 @@ EdgeFeature = Literal[
 ]
 
 
+#: The largest whole number, and the largest other one, that arrays can hold.
+LARGEST, LARGEST_FLOAT = 2**63 - 1, 3e38
+
+
 class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _storable(self) -> Any:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"{name} must be a number of at most 63 bits, found {value}")
+            if isinstance(value, float) and LARGEST_FLOAT < abs(value) < float("inf"):
+                raise ValueError(f"{name} must be at most {LARGEST_FLOAT:g}, found {value:g}")
+        return self
 
 
 class GraphSpec(Spec):
@@ -56,10 +70,10 @@ class GraphSpec(Spec):
 
     select: str = "ca"
     cutoff: float = Field(10.0, gt=0)
-    hops: int = Field(2, ge=0)
+    hops: int = Field(2, ge=0, le=64)
     node_features: tuple[NodeFeature, ...] = ("speed", "residue")
     edge_features: tuple[EdgeFeature, ...] = ("rbf", "hop", "chain", "distance2")
-    n_rbf: int = Field(16, ge=2)
+    n_rbf: int = Field(16, ge=2, le=1024)
     elements: tuple[str, ...] = ELEMENTS
     residues: tuple[str, ...] = AMINO_ACIDS
     atom_names: tuple[str, ...] = ()
@@ -115,9 +129,9 @@ class WindowSpec(Spec):
         run of a data set holds beside its positions, in a unit of its own.
     """
 
-    stride_ps: float = Field(gt=0)
+    stride_ps: float = Field(gt=0, le=1e12)  # a second
     stride_range: tuple[float, float] | None = None
-    n_times: int = Field(8, ge=1)
+    n_times: int = Field(8, ge=1, le=10_000)
     history: int = Field(1, ge=1)
     sampling: Literal["U", "L"] = "U"
     span: int = 0
@@ -264,9 +278,9 @@ class TrainSpec(Spec):
         that the first steps, whose errors are small, count as much as the last.
     """
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(1e-3, gt=0, le=1e6)
     weight_decay: float = Field(1e-8, ge=0)
     max_epochs: int = Field(100, ge=1)
     patience: int = Field(20, ge=1)

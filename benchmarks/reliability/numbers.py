@@ -24,6 +24,17 @@ PREDICT = {
     "--model": ["", "nosuch", "/", "\udcff", "x" * 5000, "/dev/zero"],
 }
 
+#: Values that matter to who draws futures, a free forecast for one, and reads the whole run.
+DRAWN = {
+    "--horizon": ["2000000000", "10000001"],
+    "--substeps": ["1000000", "1000"],
+    "--samples": ["2000000000", "99999999999999999999", "10001"],
+    "--seed": ["-1", "99999999999999999999999"],
+    "--every": ["2000000000", "99999999999999999999"],
+    "--from-frames": ["", ":", "0:99999999999999999999", "1,2,99999999999999999999", "::0", "a", "5:1"],
+    "--dt": ["1e300", "1e-300"],
+}
+
 #: And of `train`.
 TRAIN = {
     "--hidden": ["0", "-1", "1000000000", "99999999999999999999"],
@@ -82,11 +93,13 @@ def numbers(folder: Path) -> dict[str, Any]:
             wrong.append(f"{name}: {kind} ({done.code}, {done.seconds:.1f} s): {last[0][:200]}")
 
     common = [*files, "--model", model, "--device", "cpu"]
-    for option, values in PREDICT.items():
-        for value in values:
-            more = [] if option == "--horizon" else ["--horizon", 2]
-            given = [*common, *more, option, value]  # of an option that is given twice the second counts
-            judge("predict, options", f"{option} {value[:30]!r}", ["predict", *given, "-o", "long.dcd", "--force"])
+    drawn = [*files, "--model", "elastic network"]
+    for group, first, table in (("predict, network", common, PREDICT), ("predict, free forecast", drawn, DRAWN)):
+        for option, values in table.items():
+            for value in values:
+                more = [] if option == "--horizon" else ["--horizon", 2]
+                given = [*first, *more, option, value]  # of an option that is given twice the second counts
+                judge(group, f"{option} {value[:30]!r}", ["predict", *given, "-o", "long.dcd", "--force"])
     for name in OUTPUTS:
         judge("predict, names", f"-o {name[:30]!r}", ["predict", *common, "--horizon", 2, "-o", name, "--force"])
     small = ["--select", "all", "--window", 2, "--hidden", 8, "--layers", 1, "--cutoff", 5, "--epochs", 1]

@@ -17,13 +17,36 @@ from . import evaluate, extend, interpolate, models, predict, reproduce, train
 class _Group(click.Group):
     """Turns our errors into one line on stderr and the exit code: 2 for usage, 1 for failures."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for word in args:
+            try:
+                word.encode()
+            except UnicodeEncodeError as error:
+                raise click.UsageError(
+                    f"{word!r} is not UTF-8, and the libraries that read and write the files take no other names: "
+                    "rename it, or make a link to it of another name (ln -s)"
+                ) from error
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_ROOM):
+                raise
+            said = " ".join(str(error).split())
+            raise click.ClickException(
+                f"the memory of this machine is too small for what was asked ({said or 'no more was to be had'}): ask "
+                "for fewer atoms, frames or samples, or for a smaller network"
+            ) from error
         except UsageError as error:
             raise click.UsageError(str(error)) from error
         except EGNOError as error:
             raise click.ClickException(str(error)) from error
+
+
+#: How torch says that there is no more memory, on a CPU and on a GPU.
+_NO_ROOM = ("allocate memory", "out of memory")
 
 
 def _short_warnings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -74,9 +75,9 @@ def train(
         return
     if output is None:
         raise UsageError("give the file of the new model: -o model.safetensors")
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         raise OutputError(f"{output} exists; pass --force to replace it, or choose another name")
-    if not output.parent.is_dir():
+    if not os.path.isdir(output.parent):
         raise OutputError(f"{output}: its folder does not exist")
     from ..training.process import process_rank
     from ..training.run import train_recipe

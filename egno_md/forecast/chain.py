@@ -17,7 +17,7 @@ from .generative import draws
 from .model import Model
 from .operator import OperatorWindow
 from .rolling import NODES_PER_BATCH as NODES_ON_CPU
-from .rolling import Chained, ChainState, Restored, Window, roll
+from .rolling import Chained, ChainState, Restored, Window, check_numbers, roll
 from .streams import Streams
 
 __all__ = [
@@ -46,14 +46,12 @@ def check_request(model: Model, horizon: int, substeps: int) -> None:
     Raises
     ------
     UsageError
-        ``horizon`` or ``substeps`` below 1.
+        See :func:`.rolling.check_numbers`.
     ModelError
         A chain or a finer resolution from a window that does not predict every stride.
     """
     window = model.window
-    for name, value in (("horizon", horizon), ("substeps", substeps)):
-        if int(value) != value or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
+    check_numbers(horizon, substeps)
     if window.velocity != "backward":
         of_what = {
             "forward": "forward differences x[t+1] - x[t], as the paper's data sets are; a forecast does not know the "

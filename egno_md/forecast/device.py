@@ -22,8 +22,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.zeros(1, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UsageError(f"device {str(device)!r} cannot be used here ({error}); use device='auto' or 'cpu'") from error
     return resolved
 

@@ -207,9 +207,9 @@ def require_writable(target: Path, *, streamed: bool, resume: bool, force: bool,
             "resume (--resume): nothing to go on with, for a forecast of so few frames, or from several starts, is "
             "written when it is whole; leave it out"
         )
-    begun = streamed and record.exists()
+    begun = streamed and os.path.exists(record)  # also of names that are too long
     # Where a start was cut short before its record was there, nothing was written yet.
-    fresh = not (target.exists() and target.stat().st_size)
+    fresh = not (os.path.exists(target) and target.stat().st_size)
     if resume and not begun and not fresh:
         raise OutputError(
             f"{target} exists, but not {record}, from which it would be gone on with: it is complete, or was not "
@@ -218,7 +218,7 @@ def require_writable(target: Path, *, streamed: bool, resume: bool, force: bool,
     try:
         require_targets(target, force=force or resume, inputs=inputs)
     except OutputError as error:
-        if begun and target.exists():
+        if begun and os.path.exists(target):
             raise OutputError(f"{error}; or go on with it: --resume (resume=True)") from error
         raise
 

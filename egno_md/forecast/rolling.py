@@ -17,6 +17,23 @@ from .streams import Streams, each_of
 #: Nodes of one batch of start frames on a CPU. More gains nothing there and only costs memory.
 NODES_PER_BATCH = 2048
 
+#: The most frames of a forecast: some numbers of each are kept. And the most frames in place of one.
+MOST_FRAMES, MOST_SUBSTEPS = 10_000_000, 1000
+
+
+def check_numbers(horizon: int, substeps: int) -> None:
+    """Refuse a number of frames that is none, or that nobody has the time and memory for.
+
+    Raises
+    ------
+    UsageError
+    """
+    for name, value, most in (("horizon", horizon, MOST_FRAMES), ("substeps", substeps, MOST_SUBSTEPS)):
+        if isinstance(value, bool) or int(value) != value or value < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
+        if value > most:
+            raise UsageError(f"{name} must be at most {most:,}, found {value}")
+
 
 @dataclass(frozen=True)
 class Restored:

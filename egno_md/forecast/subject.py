@@ -161,6 +161,10 @@ class Subject:
             raise UsageError(f"every must be a whole number of at least 1, found {every}")
         atoms = select_atoms(source, select)
         trajectory = atoms.universe.trajectory
+        if every > max(1, trajectory.n_frames - 1):
+            raise UsageError(
+                f"every (--stride) must be less than the {trajectory.n_frames} frames of the run, found {every}"
+            )
         clock = Clock.of(atoms.universe)
         with _frame_with_positions(trajectory, clock):
             structure = Structure(atoms)

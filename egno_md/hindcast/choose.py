@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError, ModelError, UsageError
@@ -22,6 +22,9 @@ SIMPLEST_FIRST = (
     "static", "mean structure", "linear", "smoothed history", "AR(1)", "regression", "ensemble of the run", "analogues",
     "elastic network", "Gaussian process",
 )  # fmt: skip
+
+#: The most futures from one start.
+MOST_SAMPLES = 10_000
 
 #: Frames of past that starts of judged windows have where there is room.
 REACH = 16
@@ -182,12 +185,14 @@ def check_samples(samples: int | None, mean: bool) -> int | None:
     Raises
     ------
     UsageError
-        Fewer than one, or futures and their mean at once.
+        Fewer than one, too many, or futures and their mean at once.
     """
     if samples is None:
         return None
     if isinstance(samples, bool) or int(samples) != samples or samples < 1:
         raise UsageError(f"samples must be a whole number of at least 1, found {samples}")
+    if samples > MOST_SAMPLES:
+        raise UsageError(f"samples must be at most {MOST_SAMPLES:,}, found {samples}")
     if mean:
         raise UsageError("samples (--samples) are futures, mean (--mean) is their mean: give one of them")
     return int(samples)
@@ -211,7 +216,7 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     """
     if model is None:
         return None, None
-    if isinstance(model, str) and model not in bundled_models() and not Path(model).is_file():
+    if isinstance(model, str) and model not in bundled_models() and not os.path.isfile(model):
         free = free_named(model)
         if free is None:
             raise ModelError(

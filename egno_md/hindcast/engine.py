@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError
 from ..forecast.forecasters import Forecaster, Known, Static
-from ..forecast.rolling import Chained, OneByOne, Restored
+from ..forecast.rolling import Chained, OneByOne, Restored, check_numbers
 from ..molecule.checks import usual_findings
 from ..molecule.local import LocalGeometry
 from .material import Material
@@ -198,15 +198,3 @@ class FreeEngine:
             return one
         geometry = LocalGeometry.fit(known.segments, bonds)
         return Restored(one, lambda frames, start: geometry.project(frames))
-
-
-def check_numbers(horizon: int, substeps: int) -> None:
-    """Refuse a number of frames that is none.
-
-    Raises
-    ------
-    UsageError
-    """
-    for name, value in (("horizon", horizon), ("substeps", substeps)):
-        if int(value) != value or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, found {value}")

@@ -80,7 +80,7 @@ def find_model(name_or_path: str | os.PathLike | None = None) -> tuple[str, Path
     bundled = bundled_models()
     name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
     path = bundled.get(name, Path(name))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f"no model {name!r}: neither a file nor a bundled model; bundled are {', '.join(bundled)}")
     return (name if name in bundled else path.stem), path
 

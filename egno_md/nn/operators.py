@@ -111,6 +111,9 @@ class Operator:
 
 _REGISTER: dict[str, Operator] = {}
 
+#: The largest whole number that an operator may be given, the most layers, and the most weights of one matrix a layer.
+MOST, MOST_LAYERS, MOST_WEIGHTS = 16384, 1024, 2**26
+
 
 def register(operator: Operator) -> Operator:
     """Make an operator known by its name.
@@ -185,13 +188,31 @@ def options_of(spec: ModelSpec) -> Any:
                 f"the operator {spec.operator!r} has no option {key!r}{nearest(key, known)}: it has {', '.join(known)}"
             )
     try:
-        return operator.options(**spec.options)
+        options = operator.options(**spec.options)
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "options"
         raise UsageError(
             f"{place} of the operator {spec.operator!r}: {wrong['msg']}; found {wrong['input']!r}"
         ) from error
+    _check_size(spec, options)
+    return options
+
+
+def _check_size(spec: ModelSpec, options: Any) -> None:
+    """Refuse networks that no machine has room or time to make, before anything is made."""
+    numbers = {name: value for name, value in options if isinstance(value, int) and not isinstance(value, bool)}
+    for name, value in numbers.items():
+        if value > (most := MOST_LAYERS if "layers" in name else MOST):
+            raise UsageError(f"{name} of the operator {spec.operator!r} must be at most {most}, found {value}")
+    layers = sum(value for name, value in numbers.items() if "layers" in name) or 1
+    width = max(numbers.get("hidden", 1), numbers.get("channels", 1))
+    if width**2 * layers > MOST_WEIGHTS:
+        raise UsageError(
+            f"a network of the operator {spec.operator!r} with a width of {width} and {layers} layers takes more than "
+            f"{4 * width**2 * layers / 2**30:.1f} GB for its weights alone: take fewer layers, or a width of "
+            f"{int((MOST_WEIGHTS / layers) ** 0.5)} at most"
+        )
 
 
 def complete(spec: ModelSpec) -> ModelSpec:

@@ -93,13 +93,13 @@ class FilesOptions(Spec):
     every: int | None = Field(None, ge=1)
     dt: float | None = Field(None, gt=0)
     fractions: tuple[float, float, float] = (0.6, 0.2, 0.2)
-    blocks: int = Field(1, ge=1)
+    blocks: int = Field(1, ge=1, le=100_000)
     validation_windows: int = Field(500, ge=1)
 
     @field_validator("fractions")
     @classmethod
     def _shares(cls, shares: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(shares) < 0 or min(shares[:2]) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        if not (min(shares) >= 0 and min(shares[:2]) > 0 and abs(sum(shares) - 1) <= 1e-6):
             raise ValueError(f"must be three shares that sum to 1, train and validation above 0; found {shares}")
         return shares
 

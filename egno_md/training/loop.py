@@ -451,7 +451,10 @@ def _fit(
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
             epochs = _Epochs(references, judged, progress, minutes)
-            trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
+            try:
+                trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
+            except ValueError as error:  # a device that is none
+                raise UsageError(f"device={device!r}: {error}; use device='auto' or 'cpu'") from error
             if not (last and _stopped_early(last)):
                 _run(trainer, module, windows, validation, last)
                 going_on = trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST)

@@ -19,6 +19,9 @@ from ..errors import UsageError
 #: Where those who start processes say which one of all this is, in the order in which lightning asks.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
+#: What is set where something else has said how the nodes find each other.
+MEETING = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "KUBERNETES_PORT")
+
 #: Processes that any machine may be asked for; of more, no more than it has cores.
 PROCESSES = 8
 
@@ -47,6 +50,11 @@ def check_processes(devices: int, nodes: int) -> None:
     # All of them are started before any of them can find out that there is no room.
     if devices > (most := max(PROCESSES, os.cpu_count() or 1)):
         raise UsageError(f"devices {devices}: this machine can be asked for {most} processes at most; pass fewer")
+    if nodes > 1 and not any(name in os.environ for name in MEETING):
+        raise UsageError(
+            f"nodes {nodes}: nobody has said where the other nodes are, and this one would wait for them for ever; "
+            "start it with srun or torchrun on each of them, or pass --nodes 1"
+        )
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != devices * nodes:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         raise UsageError(

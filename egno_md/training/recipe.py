@@ -102,7 +102,7 @@ def read_recipe(path: str | os.PathLike, *, what: str = "recipe") -> Recipe:
     data = dict(content.get("data", {}))
     if data.get("name", "files") == "files" and "systems" in data:
         data["systems"] = _placed(data["systems"], path)
-    if "init" in content and (path.parent / content["init"]).is_file():
+    if "init" in content and os.path.isfile(path.parent / content["init"]):
         content["init"] = str(path.parent / content["init"])
     try:
         recipe = Recipe(**{**content, "data": data})

@@ -264,7 +264,7 @@ def require_targets(
     targets = [target, target.with_suffix(".pdb")] if topology else [target]
     sources = [source for source in inputs if os.path.exists(source)]
     for file in targets:
-        if file.exists() and any(os.path.samefile(file, source) for source in sources):
+        if os.path.exists(file) and any(os.path.samefile(file, source) for source in sources):
             raise UsageError(f"{file} is an input of this forecast and is never overwritten; choose another name")
         _require_target(file, force)
     return targets

@@ -1,0 +1,124 @@
+"""Numbers and names that nobody can mean: one line, before any time or memory is spent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import make_model, make_universe
+
+from egno_md import EGNOSurrogate, analysis
+from egno_md.cli import main
+from egno_md.errors import UsageError
+from egno_md.forecast.device import resolve_device
+from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS
+from egno_md.nn import operators
+from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
+from egno_md.training.data import FilesOptions
+from egno_md.training.process import MEETING, check_processes
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (WindowSpec, {"stride_ps": float("inf")}),
+        (WindowSpec, {"stride_ps": 1.0, "n_times": HUGE}),
+        (WindowSpec, {"stride_ps": 1.0, "span": HUGE}),
+        (GraphSpec, {"cutoff": 1e300}),
+        (GraphSpec, {"n_rbf": 10**9}),
+        (GraphSpec, {"hops": 10**9}),
+        (TrainSpec, {"batch_size": HUGE}),
+        (TrainSpec, {"seed": HUGE}),
+        (TrainSpec, {"seed": -1}),
+        (TrainSpec, {"learning_rate": 1e300}),
+        (ModelSpec, {"length_scale": 1e300}),
+        (FilesOptions, {"every": HUGE}),
+        (FilesOptions, {"blocks": 10**9}),
+        (FilesOptions, {"fractions": (float("nan"), 0.5, 0.5)}),
+    ],
+)
+def test_numbers_of_a_recipe_are_bounded(spec, field):
+    with pytest.raises(ValueError, match=list(field)[-1]):
+        spec(**field)
+
+
+def test_all_pairs_are_still_a_graph():
+    assert GraphSpec(cutoff=float("inf"), edge_features=("distance",)).cutoff == float("inf")
+
+
+@pytest.mark.parametrize("operator", ["egno", "eghno", "flow", "egnn", "egnn-s", "rf", "tfn", "se3-transformer"])
+def test_networks_that_no_machine_holds_are_refused_at_once(operator):
+    width = "channels" if operator in ("tfn", "se3-transformer") else "hidden"
+    layers = "layers_per_point" if operator == "egnn-s" else "layers"
+    for options in ({width: HUGE}, {layers: HUGE}, {width: 10_000}, {layers: 1025}):
+        with pytest.raises(UsageError, match="at most|weights alone"):
+            operators.options_of(ModelSpec(operator=operator, options=options))
+    assert operators.options_of(ModelSpec(operator=operator, options={width: 512})).model_dump()[width] == 512
+
+
+@pytest.mark.parametrize("model", ["static", "elastic network", make_model()])
+def test_forecasts_are_bounded(model):
+    u = make_universe()
+    for wrong in ({"horizon": MOST_FRAMES + 1}, {"substeps": MOST_SUBSTEPS + 1}, {"horizon": HUGE}, {"samples": 10**9}):
+        with pytest.raises(UsageError, match="must be at most"):
+            EGNOSurrogate(u, model, **wrong)
+    with pytest.raises(UsageError, match="must be less than the 12 frames"):
+        EGNOSurrogate(u, "static", every=12)
+
+
+def test_forecasts_that_no_memory_holds_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(analysis, "memory_of_machine", lambda: 12.0 * 10 * 1999)
+    u = make_universe()
+    with pytest.raises(UsageError, match="1 start.* 1 future.*2000 frames of 10 atoms.*this machine has"):
+        EGNOSurrogate(u, "static", horizon=2000).run()
+    assert EGNOSurrogate(u, "static", horizon=1999).run().results.positions.shape == (1, 1999, 10, 3)
+    monkeypatch.setattr("egno_md.trajectory.stream.STREAM_BYTES", 0)
+    streamed = EGNOSurrogate(u, "static", horizon=2000, filename=tmp_path / "a.dcd").run()  # the cure that it names
+    assert np.asarray(streamed.results.positions).shape == (1, 2000, 10, 3)
+
+
+def test_nodes_that_nobody_told_of_are_refused(monkeypatch):
+    for name in MEETING:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="srun or torchrun"):
+        check_processes(1, 2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_processes(1, 2)
+
+
+def test_a_device_without_numbers_is_refused():
+    with pytest.raises(UsageError, match="device 'meta' cannot be used"):
+        resolve_device("meta")
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "x" * 300 + ".dcd", "out.dcd/", "out"])
+def test_names_that_cannot_be_are_refused_before_the_work(tmp_path, name):
+    make_universe().atoms.write(str(tmp_path / "a.pdb"))
+    done = CliRunner().invoke(main, ["predict", str(tmp_path / "a.pdb"), "--model", "static", "-o", name])
+    assert done.exit_code in (1, 2) and done.output.splitlines()[-1].startswith("Error: ")
+    assert isinstance(done.exception, SystemExit)
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_a_link_helps(tmp_path):
+    command = [sys.executable, "-m", "egno_md", "info", b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "is not UTF-8" in done.stderr and "ln -s" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_too_little_memory_is_said_in_a_line(monkeypatch, error):
+    def raises(name):
+        raise error
+
+    monkeypatch.setattr("egno_md.models.header.read_header", raises)
+    done = CliRunner().invoke(main, ["info", "ca-1ps"])
+    assert done.exit_code == 1 and "memory of this machine is too small" in done.output
+    monkeypatch.setattr("egno_md.models.header.read_header", lambda name: [][0])
+    assert isinstance(CliRunner().invoke(main, ["info", "ca-1ps"]).exception, IndexError)  # a fault stays a fault
