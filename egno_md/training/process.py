@@ -20,7 +20,15 @@ from ..errors import UsageError
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 
 #: What is set where something else has said how the nodes find each other.
-MEETING = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "KUBERNETES_PORT")
+MEETING = (
+    "MASTER_ADDR",
+    "TORCHELASTIC_RUN_ID",
+    "SLURM_NTASKS",
+    "LSB_JOBID",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "KUBERNETES_PORT",
+)
 
 #: Processes that any machine may be asked for; of more, no more than it has cores.
 PROCESSES = 8
