@@ -54,9 +54,10 @@ MAY_IMPORT = {
     "hindcast": EVALUATION | {"evaluation", "datasets", "training"},
     "analysis": EVALUATION | {"hindcast", "looking"},
     "interpolation": EVALUATION,
+    "doctor": EVALUATION | {"analysis"},
     "cli": EVALUATION
     | {"evaluation", "looking", "datasets", "propagator", "hindcast", "analysis", "interpolation", "training"}
-    | {"reproduce"},
+    | {"reproduce", "doctor"},
     "__main__": {"cli"},
 }
 #: Third parties that only some files may know; a folder stands for all in it.

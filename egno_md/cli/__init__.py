@@ -9,7 +9,7 @@ import click
 
 from .._version import __version__
 from ..errors import EGNOError, UsageError
-from . import evaluate, extend, interpolate, models, predict, reproduce, train
+from . import doctor, evaluate, extend, interpolate, models, predict, reproduce, train
 
 # Nothing heavy is imported at the top of these files: --help has to answer at once.
 
@@ -78,5 +78,6 @@ for _command in (
     interpolate.interpolate,
     models.models,
     models.info,
+    doctor.doctor,
 ):
     main.add_command(_command)

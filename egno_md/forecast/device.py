@@ -28,6 +28,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def described() -> list[str]:
+    """A line for the CPU and for each GPU."""
+    lines = [f"cpu: {torch.get_num_threads()} threads of torch {torch.__version__}"]
+    for k in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(k)
+        lines.append(
+            f"cuda:{k}: {about.name}, {about.total_memory / 2**30:.0f} GB, compute capability "
+            f"{about.major}.{about.minor}, CUDA {torch.version.cuda}"
+        )
+    return lines
+
+
 #: What the networks may compute in: torch's own settings, tf32 products (GPU), bf16 products (CPU and GPU).
 PRECISIONS = ("float32", "tf32", "bf16")
 
