@@ -88,8 +88,14 @@ def _kills(found: dict[str, Any]) -> list[str]:
     for name, one in found.items():
         low, middle, high = one["frames confirmed at the kill"]
         equal = f"{one['byte-equal after --resume']} of {one['killed']}"
-        rows.append([name, equal, f"{low} / {middle} / {high} of {one['of frames']}"])
-    head = ["who, format", "byte-equal after `--resume`", "frames confirmed at the kill: least / median / most"]
+        complete = one.get("of them complete at the kill", 0)
+        rows.append([name, equal, complete, f"{low} / {middle} / {high} of {one['of frames']}"])
+    head = [
+        "who, format",
+        "byte-equal after `--resume`",
+        "of them complete at the kill",
+        "frames confirmed at the kill: least / median / most",
+    ]
     return ["**kill -9** at random moments of a long forecast:", "", *_table(head, rows), *_wrong(found)]
 
 
