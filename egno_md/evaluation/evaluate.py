@@ -118,7 +118,7 @@ def evaluate(
     dt : float, optional
         Spacing of the frames in ps, where the headers are wrong.
     chains : int
-        Long chains to look at, from starts spread evenly over the run.
+        Long chains to look at, from starts spread evenly over the run; drawn ones, of a model that draws.
     chain_length : int, optional
         Frames of each; 25 windows when None.
     samples : int
@@ -184,7 +184,7 @@ def evaluate(
         try:
             found = quality(
                 builder,
-                _chains(model, runs, chains, length, device, progress),
+                _chains(model, runs, chains, length, seed, device, progress),
                 [run.positions[:: run.every] for run in runs],
                 model.window.stride_ps,
             )
@@ -194,20 +194,31 @@ def evaluate(
 
 
 def _chains(
-    model: Model, runs: Sequence[Run], count: int, length: int, device: str, progress: Callable[[int], None] | None
+    model: Model,
+    runs: Sequence[Run],
+    count: int,
+    length: int,
+    seed: int,
+    device: str,
+    progress: Callable[[int], None] | None,
 ) -> list[np.ndarray]:
     from ..forecast.chain import forecast
+    from ..forecast.generative import draws
 
     starts = [(run, s) for run in runs for s in range(frames_back(model.window) * run.every, len(run.positions))]
     if not starts:
         raise DataError("no frame has the past that a chain starts from")
     picked = [starts[k] for k in np.unique(np.linspace(0, len(starts) - 1, count + 2).astype(int)[1:-1])]
+    options = {"samples": 1, "seed": seed} if draws(model) else {}
     out = []
-    for run, s in picked:
+    for number, (run, s) in enumerate(picked):
         history = run.positions[s + np.arange(-frames_back(model.window), 1) * run.every]  # (n_input, N, 3)
         box = None if run.boxes is None else [run.boxes[s]]
-        path = forecast(model, run.builder, history[None], length, boxes=box, device=device, progress=progress)
-        out.append(path[0])  # (F, N, 3)
+        path = forecast(
+            model, run.builder, history[None], length, boxes=box, numbers=[number], device=device, progress=progress,
+            **options,
+        )  # fmt: skip
+        out.append(path.reshape(length, -1, 3))  # (F, N, 3)
     return out
 
 
