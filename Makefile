@@ -21,7 +21,7 @@ demo: $(READY)
 	@echo "open it with: vmd demo/ubiquitin_forecast.pdb demo/ubiquitin_forecast.dcd"
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
