@@ -33,7 +33,7 @@ from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
 
-from .errors import DataError, EGNOError, UsageError
+from .errors import DataError, EGNOError, UsageError, counted
 from .files import memory_of_machine
 
 #: Frames that are read at a time where there may be many.
@@ -314,9 +314,9 @@ class EGNOSurrogate(Written, AnalysisBase):
         size = 12 * math.prod(shape)
         if size > (room := memory_of_machine()) and not self._is_streamed():
             raise UsageError(
-                f"{shape[0]} start(s) with {shape[1]} future(s) of {shape[2]} frames of {shape[3]} atoms take "
-                f"{size / 2**30:.3g} GB, this machine has {room / 2**30:.3g}: ask for fewer, or for one future from "
-                "one start with a file, which is written as it is made"
+                f"{counted(shape[0], 'start')} with {counted(shape[1], 'future')} of {shape[2]} frames of "
+                f"{shape[3]} atoms take {size / 2**30:.3g} GB, this machine has {room / 2**30:.3g}: ask for fewer, "
+                "or for one future from one start with a file, which is written as it is made"
             )
 
     def _prepare(self) -> None:

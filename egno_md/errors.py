@@ -48,6 +48,11 @@ def few(items: Iterable[str], count: int) -> str:
     return ", ".join(items[:count]) + (f" and {len(items) - count} more" if len(items) > count else "")
 
 
+def counted(count: int, what: str) -> str:
+    """A number and what there are so many of: 1 frame, 2 frames."""
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What a message about an unknown name adds: the known one that is most like it, or nothing."""
     found = difflib.get_close_matches(name, list(known), 1)

@@ -31,7 +31,7 @@ from egno_md.trajectory.formats import format_of
 from egno_md.trajectory.universe import in_memory_universe, input_files, stored_universe
 from egno_md.trajectory.writer import FrameWriter, require_targets, write_topology
 
-from .errors import DataError, OutputError, UsageError
+from .errors import DataError, OutputError, UsageError, counted
 
 #: Separate molecules up to which they are one system, whose rotation as a whole means something.
 MOLECULES = 20
@@ -133,7 +133,8 @@ class Interpolated:
         clock = self.subject.clock
         if clock.usable.sum() < 2:
             raise DataError(
-                f"{clock.name} has {clock.usable.sum()} frame(s); two at least are needed, for others to lie between"
+                f"{clock.name} has {counted(clock.usable.sum(), 'frame')}; two at least are needed, for others to "
+                "lie between"
             )
         self.spacing = clock.spacing / self.factor
         self._fast = FAST if fast_ps is None else fast_ps / clock.spacing
@@ -203,7 +204,9 @@ class Interpolated:
         bridge = Bridge.fit(runs, molecule.bonds, self.factor, fast=self._fast)
         gaps = len(stretches) - 1
         if gaps:
-            results.notes.append(f"{gaps} gap(s) of the run are left as they are: nothing is known of what lies there")
+            results.notes.append(
+                f"{counted(gaps, 'gap')} of the run left as found: nothing is known of what lies there"
+            )
         if bridge.memory is None:
             results.notes.append(
                 f"fewer than {FEWEST_PAIRS} pairs of frames that follow one another: displacements go in straight lines"
@@ -280,7 +283,7 @@ class Interpolated:
             frames = np.memmap(path, np.float32, "r", shape=(count, n_atoms, 3))
         if put:
             self.results.notes.append(
-                f"{put} frame(s) were put together across the periodic border, by whole widths of the box"
+                f"{counted(put, 'frame')} put together across the periodic border, by whole widths of the box"
             )
         return np.split(frames, np.cumsum([len(s) for s in stretches])[:-1]), boxes
 

@@ -38,7 +38,7 @@ def test_what_is_wrong_is_said_and_ends_the_command_with_1(monkeypatch):
     monkeypatch.setattr(doctor, "ROOM", 1 << 60)
     done = CliRunner().invoke(main, ["doctor"])
     lines = done.stdout.splitlines()
-    assert done.exit_code == 1 and lines[-1] == "3 thing(s) are wrong"
+    assert done.exit_code == 1 and lines[-1] == "3 things are wrong"
     assert lines[0].startswith("room       WRONG: only") and "TMPDIR" in lines[0]
     assert lines[2] == "broken     WRONG: IndexError: list index out of range"
     assert "WRONG" not in lines[3]

@@ -358,7 +358,7 @@ def test_predict_writes_a_file_for_each_member_to_the_same_bytes(files, tmp_path
     summary = json.loads(first.stdout)
     assert (summary["samples"], summary["seed"], len(summary["spread_A"])) == (3, 5, summary["atoms"])
     again, other = (predict(f"{name}.dcd", "--samples", "3", "--seed", seed) for name, seed in (("b", "5"), ("c", "6")))
-    assert "3 future(s) with the seed 5" in again.output
+    assert "3 futures with the seed 5" in again.output
     assert other.exit_code in (0, 3)
     same, differ = ([(tmp_path / f"{name}_{k}.dcd").read_bytes() for k in (1, 2, 3)] for name in "bc")
     assert same == [(tmp_path / f"a_{k}.dcd").read_bytes() for k in (1, 2, 3)]

@@ -450,7 +450,7 @@ def test_presets_and_options(tmp_path):
     assert result.prior.shape == result.as_predicted.shape == (2,)
     file = model.save(tmp_path / "m.safetensors")
     shown = CliRunner().invoke(main, ["info", str(file)]).output
-    assert "geometry   of 1 molecule(s)" in shown and "prior      a regression of 1 molecule(s)" in shown
+    assert "geometry   of 1 molecule" in shown and "prior      a regression of 1 molecule" in shown
     assert "geometry   brought back" in result.table() and "prior      the regression" in result.table()
     assert model.window.stride_ps == 2 and model.window.targets == (5, 6) and model.spec.operator == "eghno"
     np.testing.assert_allclose(result.times, [10, 12])

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from ..errors import counted
 from .output import as_text
 
 
@@ -26,5 +27,5 @@ def doctor(as_json: bool) -> None:
         for one in found:
             click.echo(f"{one.name:<10} {'' if one.ok else 'WRONG: '}{one.said}")
         wrong = sum(not one.ok for one in found)
-        click.echo("all is well" if not wrong else f"{wrong} thing(s) are wrong")
+        click.echo("all is well" if not wrong else f"{counted(wrong, 'thing')} {'is' if wrong == 1 else 'are'} wrong")
     sys.exit(0 if content["ok"] else 1)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from ..errors import counted
+
 
 @click.command()
 @click.argument("topology", type=click.Path(path_type=Path))
@@ -93,7 +95,7 @@ def interpolate(
 
 def _readable(summary: dict) -> str:
     first, last = summary["times_ps"]
-    paths = "the mean path" if summary["samples"] is None else f"{summary['samples']} path(s) drawn"
+    paths = "the mean path" if summary["samples"] is None else f"{counted(summary['samples'], 'path')} drawn"
     lines = [
         f"frames     {summary['frames']} of {summary['atoms']} atoms, {summary['saved_frames']} of them saved ones; "
         f"{summary['spacing_ps']:g} ps apart, {first:g} to {last:g} ps; {paths}"

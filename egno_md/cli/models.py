@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .._version import __version__
+from ..errors import counted
 from .output import as_text
 
 
@@ -49,14 +50,17 @@ def _readable_info(content: dict[str, Any]) -> str:
         f"operator   {spec['operator'].upper()}, {', '.join([*size, str(content['parameters'])])} parameters",
         f"atoms      {graph['select']}",
         f"graph      {graph['cutoff']:g} A, covalent neighbours up to {graph['hops']} bonds",
-        f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from {window['history']} frame(s)",
+        f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from "
+        f"{counted(window['history'], 'frame')}",
     ]
     if count := content["molecules"]["geometry"]:
-        lines.append(f"geometry   of {count} molecule(s), kept in every frame; of others the bonds of the start")
+        lines.append(
+            f"geometry   of {counted(count, 'molecule')}, kept in every frame; of others the bonds of the start"
+        )
     elif spec["keep_bonds"]:
         lines.append("geometry   bonds are kept at their lengths at the start")
     if count := content["molecules"]["regression"]:
-        lines.append(f"prior      a regression of {count} molecule(s); no others can be forecast")
+        lines.append(f"prior      a regression of {counted(count, 'molecule')}; no others can be forecast")
     lines += _indented(content["provenance"], 0)
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import StoppedError, UsageError
+from ..errors import StoppedError, UsageError, counted
 from ..molecule.checks import SIZE_FACTOR, Tally
 
 #: Signals that ask for an end.
@@ -194,7 +194,9 @@ def readable(summary: dict[str, Any]) -> str:
         spread = summary["spread_A"]
         apart = f", {sum(spread) / len(spread):.2f} A from their mean (mean of all atoms)" if spread else ""
         which = "; what follows is of the first" if summary["samples"] > 1 else ""
-        lines.append(f"drawn      {summary['samples']} future(s) with the seed {summary['seed']}{apart}{which}")
+        lines.append(
+            f"drawn      {counted(summary['samples'], 'future')} with the seed {summary['seed']}{apart}{which}"
+        )
     known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
     if "starts" in summary:
         lines += _of_starts(summary["starts"])

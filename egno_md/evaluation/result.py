@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from .calibration import Calibration
 from .quality import Quality
 
@@ -148,7 +149,8 @@ class Evaluation(Scores):
             better, worse = int((skill > 0).sum()), int((skill < 0).sum())
             return (
                 f"better than every baseline at {better} of {n} steps and worse than the best one at {worse}, but the "
-                f"data are too few for an interval: {self.n_blocks} independent block(s), {MIN_BLOCKS} are needed"
+                f"data are too few for an interval: {counted(self.n_blocks, 'independent block')}, {MIN_BLOCKS} are "
+                "needed"
             )
         steps = {name: np.flatnonzero(np.asarray(self.outcome) == name) for name in ("better", "worse", "undecided")}
         if len(steps["better"]) == n:
@@ -205,8 +207,8 @@ class Evaluation(Scores):
         """For people."""
         lines = [
             f"model      {self.model}",
-            f"data       {self.n_windows} windows of {self.n_runs} run(s), up to {self.n_atoms} atoms; "
-            f"{self.n_blocks} independent block(s) of {self.block} windows",
+            f"data       {self.n_windows} windows of {counted(self.n_runs, 'run')}, up to {self.n_atoms} atoms; "
+            f"{counted(self.n_blocks, 'independent block')} of {self.block} windows",
         ]
         said = "error      mean squared, per coordinate, A^2 (95 % interval);"
         if self.superposed is not None:

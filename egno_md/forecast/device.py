@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -30,7 +30,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 def described() -> list[str]:
     """A line for the CPU and for each GPU."""
-    lines = [f"cpu: {torch.get_num_threads()} threads of torch {torch.__version__}"]
+    lines = [f"cpu: {counted(torch.get_num_threads(), 'thread')} of torch {torch.__version__}"]
     for k in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(k)
         lines.append(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import orth
 from scipy.spatial.transform import Rotation
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..molecule.geometry import aligned, superposition
 from .forecasters import InternalMotion, Known, static
 from .gaussian import FEWEST_WINDOWS, FITTED_NUMBERS, Between, Local, Noise, ridge
@@ -298,8 +298,8 @@ def _fittable(known: Known, name: str, most: int | None = None) -> tuple[Known, 
     n_windows = int(np.maximum(lengths - ahead - (n_past - 1) * known.every, 0).sum())
     if n_windows < FEWEST_WINDOWS:
         raise DataError(
-            f"the {name} needs at least {FEWEST_WINDOWS} windows of {n_past} frame(s) of past and {max(known.steps)} "
-            f"strides ahead, found {n_windows}; the longest run has {lengths.max()} frames"
+            f"the {name} needs at least {FEWEST_WINDOWS} windows of {counted(n_past, 'frame')} of past and "
+            f"{max(known.steps)} strides ahead, found {n_windows}; the longest run has {lengths.max()} frames"
         )
     return known, n_past, n_windows, left_out
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import plugins
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..molecule.geometry import aligned, superposition
 
 #: Frames that a mean structure and its memory are estimated from, at most.
@@ -235,8 +235,8 @@ class InternalMotion:
         if not pairs:
             longest = max((len(x) for x in segments), default=0)
             raise DataError(
-                f"the mean structure and its memory need a run longer than a stride of {every} frame(s); the longest "
-                f"found has {longest}"
+                f"the mean structure and its memory need a run longer than a stride of {counted(every, 'frame')}; "
+                f"the longest found has {longest}"
             )
         pairs = pairs[:: -(-len(pairs) // MOTION_FRAMES)]
         mean = np.asarray(segments[pairs[0][0]][pairs[0][1]], np.float64)  # (N, 3)

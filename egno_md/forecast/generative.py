@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import ModelError
+from ..errors import ModelError, counted
 from ..graph.graph import Graph
 from ..nn import operators
 from ..nn.flow import ABOUT, Body, Numbers
@@ -105,9 +105,9 @@ class OwnBodies(Bodies):
         for name in dict.fromkeys(graph.identity):
             if name not in model.process:
                 raise ModelError(
-                    f"model {model.name!r} draws futures of the {len(model.process)} molecule(s) that it was trained "
-                    "on, and this is none of them (atoms, names and bonds must agree): train one on runs of this "
-                    "molecule (egno-md train ... --operator flow)"
+                    f"model {model.name!r} draws futures of the {counted(len(model.process), 'molecule')} that it "
+                    "was trained on, and this is none of them (atoms, names and bonds must agree): train one on runs "
+                    "of this molecule (egno-md train ... --operator flow)"
                 )
             process = model.process[name]
             rows = [k for k, other in enumerate(graph.identity) if other == name]

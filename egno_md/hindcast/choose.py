@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import DataError, ModelError, UsageError
+from ..errors import DataError, ModelError, UsageError, counted
 from ..forecast.drawn import RunEnsemble
 from ..forecast.forecasters import Forecaster, FreeForecast, Known, Static, free_forecasts
 from ..forecast.subject import Subject
@@ -166,8 +166,8 @@ def _unjudged(material: Material, makers: Mapping[str, Any], only: str | None, d
 def _nobody_draws(material: Material) -> DataError:
     frames = sum(len(run.positions) for run in material.runs)
     return DataError(
-        f"no forecast that draws futures can be fitted to {frames} frame(s): leave samples (--samples) out, or give a "
-        "longer run"
+        f"no forecast that draws futures can be fitted to {counted(frames, 'frame')}: leave samples (--samples) "
+        "out, or give a longer run"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..evaluation.calibration import FEWEST_BLOCKS, OUTSIDE, energy_score
 from ..evaluation.statistics import block_bootstrap, independent_blocks, integrated_time
 from ..forecast.forecasters import Forecaster, Static
@@ -106,8 +106,8 @@ class Hindcast:
         """What the chosen forecast is worth, for people."""
         one, still = self.entries[self.chosen], self.entries[Static.name]
         n = len(self.times)
-        after = f"after {n} frame{'s' * (n > 1)} ({self.times[-1]:g} ps)"
-        behind = f"({self.n_blocks} independent window{'s' * (self.n_blocks > 1)})"
+        after = f"after {counted(n, 'frame')} ({self.times[-1]:g} ps)"
+        behind = f"({counted(self.n_blocks, 'independent window')})"
         if self.chosen == Static.name:
             return f"the standing frame errs {still.error[-1]:.2f} A {after} {behind}"
         what = "the mean of its futures errs " if one.draws else ""
@@ -123,12 +123,15 @@ class Hindcast:
                 "nothing beats the standing frame here beyond its interval: this run says too little about its future"
             )
         difference, low, high = self.entries[self.chosen].error_against_static
-        if self.entries[self.chosen].draws and (low > 0 or not (high < 0)):
+        if not self.entries[self.chosen].draws or high < 0:
+            return ""
+        if np.isnan(low):
             return (
-                "the futures say how uncertain it is; as a single guess their mean is "
-                f"{'worse' if low > 0 else 'no better'} than the standing frame"
+                f"{counted(self.n_blocks, 'independent window')} of {FEWEST_BLOCKS} that are needed to say whether "
+                "this is chance: a longer run tells"
             )
-        return ""
+        than = "worse" if low > 0 else "no better"
+        return f"the futures say how uncertain it is; as a single guess their mean is {than} than the standing frame"
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON; Angstrom and ps, None for what is not known."""
@@ -310,7 +313,7 @@ def futures(
 ) -> NDArray[np.float64]:
     """Futures (S, K, T, N, 3) of starts whose past reaches back to frame `low`; as much of it as there is."""
     there = np.minimum((starts - low) // run.every + 1, max(1, forecaster.n_past))  # (S,)
-    out = None
+    out = np.empty(0)
     for n_past in np.unique(there):
         here = np.flatnonzero(there == n_past)
         frames = starts[here][:, None] + np.arange(1 - n_past, 1) * run.every  # (S', P)
@@ -320,7 +323,6 @@ def futures(
             options["boxes"] = None if run.boxes is None else list(run.boxes[starts[here]])
         past = run.positions[frames]  # (S', P, N, 3)
         some = np.asarray(forecaster(past, steps, samples, generator, **options), np.float64)
-        out = np.empty((len(starts), *some.shape[1:])) if out is None else out
+        out = out if out.size else np.empty((len(starts), *some.shape[1:]))
         out[here] = some
-    assert out is not None
     return out

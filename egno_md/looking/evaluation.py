@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import OutputError
+from ..errors import OutputError, counted
 from ..evaluation.quality import TORSION_CELLS, Quality
 from ..evaluation.result import Evaluation, Scores
 from . import page
@@ -119,8 +119,8 @@ def _verdict(evaluation: Evaluation) -> str:
     kind = "verdict bad" if "worse" in evaluation.outcome else "verdict"
     verdict = evaluation.verdict[0].upper() + evaluation.verdict[1:]
     data = (
-        f"{evaluation.n_windows} windows of {evaluation.n_runs} run(s), up to {evaluation.n_atoms} atoms; "
-        f"{evaluation.n_blocks} independent block(s) of {evaluation.block} windows; {evaluation.judged_by}"
+        f"{evaluation.n_windows} windows of {counted(evaluation.n_runs, 'run')}, up to {evaluation.n_atoms} atoms; "
+        f"{counted(evaluation.n_blocks, 'independent block')} of {evaluation.block} windows; {evaluation.judged_by}"
     )
     return f'<p class="{kind}">{html.escape(verdict)}.</p><p>{html.escape(data)}.</p>'
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..evaluation.quality import backbone_torsions
 from ..molecule.geometry import aligned, dihedrals, superposed_rmsd
 from ..molecule.molecule import Molecule
@@ -138,7 +138,7 @@ def look_at(surrogate: Any, start: int = 0) -> Look:
     if not n_starts:
         raise UsageError("there is no forecast yet: call run() first, with at least one start frame")
     if not -n_starts <= start < n_starts:
-        raise UsageError(f"start {start}: there are forecasts from {n_starts} start(s), counted from 0")
+        raise UsageError(f"start {start}: there are forecasts from {counted(n_starts, 'start')}, counted from 0")
     frame, began = int(results.frames[start]), float(surrogate.start_times[start])
     chosen = np.unique(np.linspace(0, results.times.shape[1] - 1, AHEAD).astype(int))
     times = np.asarray(results.times[start], float)[chosen]

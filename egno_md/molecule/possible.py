@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DataError, in_frame
+from ..errors import DataError, counted, in_frame
 from .bonds import BOND_FACTOR, BOND_FACTOR_HYDROGEN, CHAIN_DISTANCE, RADII
 from .geometry import bond_lengths
 from .molecule import Molecule
@@ -83,8 +83,8 @@ def check_start(
         i, j = pairs[distances.argmin()]
         raise DataError(
             f"{in_frame(frame)}{molecule.label(i)} and {molecule.label(j)} are {distances.min():.2f} A apart, and "
-            f"{len(pairs)} pair(s) of atoms closer than {OVERLAP} A in all: this is no molecule. Start from a frame "
-            "with sound coordinates in Angstrom, or select each atom once"
+            f"{counted(len(pairs), 'pair')} of atoms closer than {OVERLAP} A in all: this is no molecule. Start "
+            "from a frame with sound coordinates in Angstrom, or select each atom once"
         )
     limits = possible_lengths(molecule)
     real = np.isfinite(limits[1])
@@ -103,7 +103,7 @@ def check_start(
     if not as_by_a_box.all():
         i, j = torn[apart.argmax()]
         lines.append(
-            f"{len(torn)} pair(s) of residues that follow each other by number are not linked, such as "
+            f"{counted(len(torn), 'pair')} of residues that follow each other by number and are not linked, such as "
             f"{molecule.label(i)} and {molecule.label(j)}, {apart.max():.1f} A apart: if none are missing there, the "
             "chain is torn"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from MDAnalysis.coordinates.TRR import TRRReader
 from MDAnalysis.coordinates.XTC import XTCReader
 
-from ..errors import DataError, EGNOError, SpacingError
+from ..errors import DataError, EGNOError, SpacingError, counted
 from .preflight import Scan, original, preflight
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ class Clock:
             A run of one frame, or a stride that is not a whole number of frames (or not `every` of them).
         """
         if len(self._frames) < 2:
-            raise SpacingError(f"{self.name} has {len(self._frames)} frame(s){self._left_out}; a run has at least two")
+            raise SpacingError(
+                f"{self.name} has {counted(len(self._frames), 'frame')}{self._left_out}; a run has at least two"
+            )
         ratio = stride_ps / self.spacing
         whole = round(ratio)
         slack = 1e-3 * ratio + (ratio / self.spacing) * self.uncertainty
