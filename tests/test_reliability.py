@@ -35,9 +35,11 @@ def test_a_process_of_ours_is_ended_where_it_takes_too_much():
         def wrong():
             raise KeyError("damaged")
 
+        sound = children.CPU_SECONDS, children.LONGEST_LIMITED, children.MEMORY
         children.CPU_SECONDS, children.LONGEST_LIMITED, children.MEMORY = 1, 2, 1 << 28
         for work in (busy, lambda: time.sleep(60), lambda: bytearray(1 << 30), bombs, wrong, lambda: os.kill(0, 11)):
             print(children.run(["--version"], limited=True, before=work).kind)
+        children.CPU_SECONDS, children.LONGEST_LIMITED, children.MEMORY = sound
         print(children.run(["--version"], limited=True).kind)
         print(children.run(["predict", "nosuch.pdb"], limited=True).kind)
     """
