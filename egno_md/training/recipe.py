@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -358,19 +359,16 @@ def to_toml(recipe: Recipe) -> str:
         if not content:
             continue
         tables = {key: value for key, value in content.items() if _is_tables(value)}
-        lines += ["", f"[{section}]"]
-        lines += [
-            f"{key} = {_toml(value)}" for key, value in content.items() if key not in tables and value is not None
-        ]
+        lines += ["", f"[{section}]", *_lines({key: value for key, value in content.items() if key not in tables})]
         for key, rows in tables.items():
             for row in rows:
-                lines += ["", f"[[{section}.{key}]]"]
-                lines += [f"{name} = {_toml(value)}" for name, value in row.items() if value is not None]
+                lines += ["", f"[[{section}.{key}]]", *_lines(row)]
     return "\n".join(lines).strip() + "\n"
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
-    return [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
+    keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key) for key in table}
+    return [f"{keys[key]} = {_toml(value)}" for key, value in table.items() if value is not None]
 
 
 def _is_tables(value: Any) -> bool:
@@ -379,9 +377,10 @@ def _is_tables(value: Any) -> bool:
 
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, Iterable) and not isinstance(value, str):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):
         return repr(value)
-    return json.dumps(value, ensure_ascii=False)  # text, whole numbers, true and false are written alike
+    # Text, whole numbers, true and false are written as in JSON, which lets one character stand that TOML does not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
