@@ -114,6 +114,19 @@ def test_nbody_graphs_are_all_pairs_with_the_products_of_the_charges():
         load(FEW, GraphSpec(**sections["graph"]), WindowSpec(**{**sections["window"], "span": 20}))
 
 
+def test_nbody_windows_for_training_start_in_every_frame_where_asked_and_the_others_do_not_change():
+    sections = recipe(FEW)
+    specs = GraphSpec(**sections["graph"]), WindowSpec(**sections["window"])
+    plain, more = (load(NBodyOptions(train=3, validation=2, test=2, every_start=every), *specs) for every in (0, 1))
+    assert len(plain.train) == 3 and [start for _, start in plain.train.index] == [30] * 3
+    assert more.train.index == [(run, start) for run in range(3) for start in range(39)]  # 10 frames follow each of 49
+    same = more.train[more.train.index.index((1, 30))]
+    assert same.y.equal(plain.train[1].y) and same.vel.equal(plain.train[1].vel)
+    for part in ("validation", "test"):
+        one, other = getattr(plain, part), getattr(more, part)
+        assert one.index == other.index and all(one[k].y.equal(other[k].y) for k in range(len(one)))
+
+
 def test_nbody_trains_by_a_recipe(tmp_path):
     path = tmp_path / "recipe.toml"
     path.write_text('[data]\nname = "nbody"\ntrain = 40\nvalidation = 10\ntest = 12\n[model]\nhidden = 8\nlayers = 2\n')

@@ -130,6 +130,9 @@ def test_another_training_in_the_same_place_is_refused(tmp_path, data):
     run_job(job, work=tmp_path, data=data, progress=False)
     path = tmp_path / "mocap-run" / f"{job.label}.json"
     found = json.loads(path.read_text())
+    del found["recipe"]["data"]["every_start"]  # as of an earlier version
+    path.write_text(json.dumps(found))
+    assert run_job(job, work=tmp_path, data=data, progress=False) == found
     found["recipe"]["training"]["learning_rate"] = 0.5
     path.write_text(json.dumps(found))
     with pytest.raises(UsageError, match="training.learning_rate was 0.5 and is 0.0005 now"):
@@ -137,6 +140,12 @@ def test_another_training_in_the_same_place_is_refused(tmp_path, data):
     path.write_text("{}")
     with pytest.raises(UsageError, match="not the JSON file of a run"):
         run_job(job, work=tmp_path, data=data, progress=False)
+
+
+def test_long_settings_have_a_name_that_a_file_can_have():
+    names = [["a" * 50] * count for count in (5, 6)]
+    labels = [jobs("mocap-run", settings={"graph.atom_names": some})[0].label for some in names]
+    assert len({*labels}) == 2 and max(map(len, labels)) < 60
 
 
 @pytest.mark.parametrize(

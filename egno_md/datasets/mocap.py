@@ -28,6 +28,9 @@ from .arrays import check_split, read_npz, read_pickle
 
 JOINTS, FRAMES_PER_SECOND, WINDOW = 31, 120, 30
 
+#: Of the joints, for the node feature "atom_name"; the paper's systems do not know which joint is which.
+NAMES = tuple(map(str, range(JOINTS)))
+
 #: Of each motion the files that are looked for in `folder`: as arrays, or as the authors published them.
 FILES = {
     "run": ("cmu_mocap_run_subject09.npz", "motion_run.pkl", "split_run.pkl"),
@@ -46,6 +49,9 @@ class MocapOptions(Spec):
         Where the files are.
     train, validation, test : int
         Windows that are used at most, as many of every trial.
+    every_start : bool
+        Windows of the training part start in every frame of its trials that leaves room for them, not in the published
+        ones alone; `train` does not count then.
     """
 
     motion: Literal["run", "walk"] = "run"
@@ -53,6 +59,7 @@ class MocapOptions(Spec):
     train: int = Field(200, ge=1)
     validation: int = Field(600, ge=1)
     test: int = Field(600, ge=1)
+    every_start: bool = False
 
 
 class Motion(NamedTuple):
@@ -131,7 +138,7 @@ def _as_split(content: Any, path: Path, cure: str) -> dict[str, dict[int, NDArra
 def load(options: MocapOptions, graph: GraphSpec, window: WindowSpec) -> Split:
     """Windows of 30 frames from the start frames of the published split."""
     motion = read(options)
-    molecule = Molecule(elements=[""] * JOINTS, bonds=motion.bones, source=motion.path.name)
+    molecule = Molecule(elements=[""] * JOINTS, names=NAMES, bonds=motion.bones, source=motion.path.name)
     builder = GraphBuilder(molecule, graph)
     # The original drops the last frame of a trial, whose velocity is not known.
     runs = [
@@ -151,7 +158,8 @@ def load(options: MocapOptions, graph: GraphSpec, window: WindowSpec) -> Split:
                     f"{motion.path}: windows of trial {trial} start in frames {some.min()} to {some.max()}, those of "
                     f"{window.span} frames can in {first} to {last}: this is another recording, or a longer window"
                 )
-            chosen[trial] = some.tolist()
+            every = options.every_start and part == "train"
+            chosen[trial] = list(range(first, last + 1)) if every else some.tolist()
         windows[part] = TrajectoryWindows(runs, window, chosen)
     return Split(**windows, record={"file": motion.path.name, "units": "the database's own; a frame is 1/120 s"})
 

@@ -50,12 +50,16 @@ class NBodyOptions(Spec):
         Samples that are used, the first of those that are drawn. The paper trains on 3000, 1000 or 10000.
     seed : int
         Of numpy's legacy generator.
+    every_start : bool
+        Windows of the training part start in every frame that leaves room for them, not in frame 30 alone as the
+        paper's: the same simulations give more to learn from.
     """
 
     train: int = Field(3000, ge=1, le=DRAWN["train"])
     validation: int = Field(2000, ge=1, le=DRAWN["validation"])
     test: int = Field(2000, ge=1, le=DRAWN["test"])
     seed: int = Field(43, ge=0)
+    every_start: bool = False
 
 
 def starts(options: NBodyOptions) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
@@ -124,7 +128,7 @@ def simulate(
 
 
 def load(options: NBodyOptions, graph: GraphSpec, window: WindowSpec) -> Split:
-    """Windows from frame 30 of every sample, generated anew."""
+    """Windows from frame 30 of every sample, generated anew; of training, if asked for, from every frame."""
     builders: dict[bytes, GraphBuilder] = {}
 
     def builder(charges: NDArray[np.float64]) -> GraphBuilder:
@@ -135,18 +139,19 @@ def load(options: NBodyOptions, graph: GraphSpec, window: WindowSpec) -> Split:
 
     windows = {}
     for part, (charges, positions, velocities) in starts(options).items():
-        first = START - frames_back(window)
-        last = START + max(window.span, int(window.velocity == "forward"))
-        if first < 0 or last >= FRAMES:
+        back, ahead = frames_back(window), max(window.span, int(window.velocity == "forward"))
+        if back > START or START + ahead >= FRAMES:
             raise UsageError(
-                f"a window from frame {first} to {last} is not within the {FRAMES} frames of a sample: lower "
-                "window.span or window.history"
+                f"a window from frame {START - back} to {START + ahead} is not within the {FRAMES} frames of a sample: "
+                "lower window.span or window.history"
             )
-        frames, speeds = simulate(charges, positions, velocities, last + 1)  # 2 of (S, F, N, 3)
+        every = options.every_start and part == "train"
+        from_frames = range(back, FRAMES - ahead) if every else [START]
+        frames, speeds = simulate(charges, positions, velocities, from_frames[-1] + ahead + 1)  # 2 of (S, F, N, 3)
         runs = [
             Run(frames[k], builder(charges[k]), name=f"{part}-{k}", velocities=speeds[k]) for k in range(len(charges))
         ]
-        windows[part] = TrajectoryWindows(runs, window, [[START]] * len(runs))
+        windows[part] = TrajectoryWindows(runs, window, [from_frames] * len(runs))
     return Split(**windows, record={"frames": f"from frame {START}", "units": "none; a stride is 0.1"})
 
 

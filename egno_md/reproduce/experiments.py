@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from ..specs import Recipe
 from ..training.recipe import overridden
 
 Settings = Mapping[str, Any]
+
+#: Letters that settings may take in the name of a run; of more their hash stands there.
+LONGEST_LABEL = 120
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,31 @@ class Experiment:
 _WALK, _RUN = ({"name": "mocap", "motion": motion} for motion in ("walk", "run"))
 _MOLECULES = ("aspirin", "benzene", "ethanol", "malonaldehyde", "naphthalene", "salicylic", "toluene", "uracil")
 
+#: What was found on validation windows: large steps that are cut short, and averaged weights.
+_BEST_TRAINING = {
+    "training.schedule": "cosine",
+    "training.ema_decay": 0.995,
+    "training.gradient_clip": 0.1,
+    "training.validate_every": 5,
+    "training.patience": 300,
+}
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
-        Experiment("nbody", "N-body, five charged particles", {"name": "nbody"}, step=0.2),
+        Experiment(
+            "nbody",
+            "N-body, five charged particles",
+            {"name": "nbody"},
+            step=0.2,
+            best={
+                **_BEST_TRAINING,
+                "data.every_start": True,
+                "training.learning_rate": 4e-3,
+                "training.epoch_windows": 3000,
+                "training.max_epochs": 240,
+            },
+        ),
         Experiment(
             "mocap-walk", "Motion capture, walking", {"name": "mocap", "motion": "walk"}, "mocap", scale=0.01, step=6
         ),
@@ -147,6 +172,8 @@ class Job:
     def label(self) -> str:
         """Name of its folder and of its JSON file; of two that differ it differs."""
         more = [f"{key.rpartition('.')[2]}-{value}" for key, value in sorted(self.settings.items())]
+        if len("".join(more)) > LONGEST_LABEL:  # a file system has its limits
+            more = [hashlib.sha256(repr(sorted(self.settings.items())).encode()).hexdigest()[:12]]
         parts = [self.case, self.system, self.preset, *more, f"seed{self.seed}"]
         return "_".join(re.sub(r"[^\w.+-]", "-", str(part)) for part in parts if part)
 
