@@ -19,8 +19,9 @@ from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
 from egno_md.forecast.written import Written
-from egno_md.hindcast.choose import cannot_draw, check_samples, choose_engine, model_of_one_frame, wanted
+from egno_md.hindcast.choose import cannot_draw, check_adapt, check_samples, choose_engine, model_of_one_frame, wanted
 from egno_md.hindcast.engine import PAST, Engine, ModelEngine
+from egno_md.hindcast.learned import Learned
 from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.default import default_selection
@@ -73,6 +74,10 @@ class EGNOSurrogate(Written, AnalysisBase):
     every : int, optional
         Trajectory frames per stride. By default a model's is read off the clock of the trajectory, and it is 1 without
         a model. Start frames are counted in frames of the trajectory.
+    adapt : float, optional
+        Seconds to learn a model from the run itself, from the frames before those that it is judged on; it forecasts
+        where it is the best one, and is kept in a file beside `filename`. See
+        :class:`egno_md.hindcast.learned.Learned`.
     filename : str or path-like, optional
         Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
         the frame number is added to the stem, with several samples the member, ``out_1.dcd``, ``out_2.dcd`` ...; the
@@ -190,6 +195,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         mean: bool = False,
         seed: int = 0,
         every: int | None = None,
+        adapt: float = 0.0,
         filename: str | os.PathLike | None = None,
         resume: bool = False,
         with_input: bool = False,
@@ -211,6 +217,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         self.horizon, self.substeps, self.seed, self.mean = int(horizon), int(substeps), check_seed(seed), mean
         self.device, self.precision, self.max_memory = device, precision, max_memory
         self._asked_samples = check_samples(samples, mean)
+        self.adapt = check_adapt(adapt, model)
         if device not in ("auto", "cpu") or precision != "float32":  # the others are there, and torch is slow to ask
             self._check_device()
         self.decisions: list[str] = []
@@ -221,6 +228,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             if select is None:
                 select, _, said = default_selection(universe_or_atomgroup)
                 self.decisions.append(f"atoms: {said}")
+            self._select = select
             self.subject = Subject.plain(universe_or_atomgroup, select, every=1 if every is None else every)
             if self.subject.clock.usable.sum() < 2 and self._free is None:
                 self.model = model_of_one_frame(self.subject)
@@ -232,6 +240,11 @@ class EGNOSurrogate(Written, AnalysisBase):
             )
             self.model = self.model.at_stride(self.subject.window.stride_ps)
             self._use(ModelEngine(self.model, self.subject.builder))
+        if self.adapt and self.model is not None:
+            raise UsageError(
+                f"adapt (--adapt) learns from the run, and {self.subject.clock.name} has one frame: leave it out, or "
+                "give the trajectory as well"
+            )
         self.atoms, self.builder, self.every = self.subject.atoms, self.subject.builder, self.subject.every
         if self.subject.clock.usable.sum() < 2:
             warnings.warn(
@@ -350,6 +363,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         with bar:
             engine, hindcast, said = choose_engine(
                 material,
+                self._learned(material),
                 only=self._free,
                 drawing=self._asked_samples is not None,
                 as_mean=self.mean,
@@ -362,6 +376,13 @@ class EGNOSurrogate(Written, AnalysisBase):
             self.model, self.builder = engine.model, engine.builder
             self.subject = dataclasses.replace(self.subject, builder=self.builder, window=self.model.window)
         self._use(engine)
+
+    def _learned(self, material: Material) -> Learned | None:
+        """What learns from the run, where that was asked for."""
+        if not self.adapt:
+            return None
+        how = {"beside": self.filename, "seed": self.seed, "device": self.device, "progress": self._verbose}
+        return Learned(material, self._select, self.adapt, self._asked, **how)
 
     def _single_frame(self) -> None:
         i, self._next = self._frame_index, None  # what is raised from here on is not the reader's

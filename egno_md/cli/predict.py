@@ -40,6 +40,12 @@ from .output import as_text
 @click.option("--samples", type=int, help="Futures to draw, from those who draw; a file for each.  [default: 1]")
 @click.option("--mean", is_flag=True, help="The mean of all futures in place of one that is drawn.")
 @click.option("--seed", default=0, show_default=True, help="Of the futures that are drawn.")
+@click.option(
+    "--adapt",
+    default=0.0,
+    metavar="SECONDS",
+    help="Learn a model from this run for so long; it forecasts where it is the best, and is kept beside the output.",
+)
 @click.option("--dt", type=float, help="Spacing of the trajectory's frames in ps, where its header is wrong.")
 @click.option("--no-box", is_flag=True, help="Forget the periodic box of the trajectory.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -77,6 +83,7 @@ def predict(
     samples: int | None,
     mean: bool,
     seed: int,
+    adapt: float,
     dt: float | None,
     no_box: bool,
     device: str,
@@ -123,6 +130,7 @@ def predict(
             mean=mean,
             seed=seed,
             every=every,
+            adapt=adapt,
             filename=output,
             resume=resume,
             with_input=with_input,

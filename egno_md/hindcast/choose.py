@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from ..forecast.subject import Subject
 from ..models import bundled_models
 from .engine import Engine, FreeEngine
 from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
+from .learned import NAME as LEARNED
+from .learned import Learned
 from .material import Judged, Material
 from .networks import bundled
 
@@ -25,6 +28,9 @@ SIMPLEST_FIRST = (
 
 #: The most futures from one start.
 MOST_SAMPLES = 10_000
+
+#: The longest time that may be spent on learning from a run, in seconds.
+MOST_SECONDS = 86_400
 
 #: Frames of past that starts of judged windows have where there is room.
 REACH = 16
@@ -141,6 +147,14 @@ def _why(chosen: str, tied: list[str], fits: list[str], scores: Mapping[str, Any
     return f"{chosen}: {why} ({measure} {means[chosen]:.2f} A; {beside})" if beside else f"{chosen}: {why}"
 
 
+def _not_learned(hindcast: Hindcast | None) -> str:
+    """Why what was learned does not forecast."""
+    why = "the run is too short to judge it" if hindcast is None else hindcast.left_out.get(LEARNED)
+    if why is None and hindcast is not None:
+        why = f"no better here (energy score {hindcast.entries[LEARNED].score:.2f} A)"
+    return f"{LEARNED}: {why}"
+
+
 def _no_memory(hindcast: Hindcast, chosen: str) -> str:
     if chosen == RunEnsemble.name:
         return (
@@ -198,6 +212,28 @@ def check_samples(samples: int | None, mean: bool) -> int | None:
     return int(samples)
 
 
+def check_adapt(seconds: float, model: Any = None) -> float:
+    """Seconds to learn from a run, if they can be that; 0 for not.
+
+    Raises
+    ------
+    UsageError
+        No length of time, or more than a day of it; or a model was given as well.
+    """
+    try:
+        found = float(seconds)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found <= MOST_SECONDS:
+        raise UsageError(f"adapt (--adapt) is a number of seconds from 0 to {MOST_SECONDS:,}, found {seconds!r}")
+    if found and model is not None:
+        raise UsageError(
+            f"adapt (--adapt) learns a model from the run and {model!r} is to forecast it: give one of them; to go on "
+            "training a model there is egno-md train --init"
+        )
+    return found
+
+
 def cannot_draw(name: str) -> ModelError:
     """The error for futures of who knows their mean alone."""
     return ModelError(
@@ -251,11 +287,21 @@ def model_of_one_frame(subject: Subject) -> Any:
 
 
 def choose_engine(
-    material: Material, *, as_mean: bool = False, only: str | None = None, **options: Any
+    material: Material,
+    learned: Learned | None = None,
+    *,
+    as_mean: bool = False,
+    only: str | None = None,
+    **options: Any,
 ) -> tuple[Engine, Hindcast | None, tuple[str, ...]]:
-    """:func:`choose`, among the bundled models that fit as well, and the choice fitted to all of the run."""
-    networks = bundled(material, drawing_only=not as_mean)
+    """:func:`choose`, among the bundled models that fit and what was learned from the run as well; a free forecast that
+    is the choice is fitted to all of the run."""
+    networks: dict[str, Any] = {**bundled(material, drawing_only=not as_mean)}
+    if learned is not None:
+        networks[LEARNED] = learned
     choice = choose(material, networks, as_mean=as_mean, only=only, **options)
+    if learned is not None and choice.name != LEARNED:
+        choice = choice._replace(said=(*choice.said, _not_learned(choice.hindcast)))
     if choice.name in networks:
         return networks[choice.name].engine, choice.hindcast, choice.said
     return FreeEngine(choice.name, material, free_forecasts()[choice.name].fitted), choice.hindcast, choice.said
