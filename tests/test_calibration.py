@@ -36,13 +36,14 @@ def test_crps_of_a_gaussian():
     assert crps(members, true).mean() == pytest.approx(1 / np.sqrt(np.pi), rel=0.02)
 
 
-def test_scores_by_their_definition():
+@pytest.mark.parametrize("n_atoms", [1, 4])
+def test_scores_by_their_definition(n_atoms):
     rng = np.random.default_rng(0)
-    members, true = rng.normal(size=(3, 5, 2, 4, 3)), rng.normal(size=(3, 2, 4, 3))
+    members, true = rng.normal(size=(3, 5, 2, n_atoms, 3)), rng.normal(size=(3, 2, n_atoms, 3))
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
 
     def rms(x):
-        return np.sqrt((x**2).sum(axis=(-2, -1)) / 4)
+        return np.sqrt((x**2).sum(axis=(-2, -1)) / n_atoms)
 
     expected = rms(members - true[:, None]).mean(axis=1)
     expected -= np.mean([rms(members[:, i] - members[:, j]) for i, j in pairs], axis=0) / 2
@@ -61,6 +62,8 @@ def test_calibrated_ensemble_has_ratio_one_and_flat_ranks():
     np.testing.assert_allclose(found.spread_over_error, 1, atol=0.02)
     np.testing.assert_allclose(found.ranks * 21, 1, atol=0.15)
     np.testing.assert_allclose(found.outside, 1, atol=0.1)
+    small = Drawn.of(*(x / 10_000 for x in ensemble()))  # in whatever unit
+    np.testing.assert_allclose(small.spread_over_error, found.spread_over_error, rtol=1e-6)
     few = Drawn.of(*ensemble(k=3))  # with few members as well
     np.testing.assert_allclose(few.spread_over_error, 1, atol=0.02)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import MDAnalysis as mda
@@ -178,7 +179,7 @@ def test_a_model_whose_operator_is_not_installed_names_it(tmp_path, monkeypatch)
         load_model(path)
 
 
-@pytest.mark.parametrize("name", ["ca-1ps", *sorted(map(str, DATA.glob("format*.safetensors")))])
+@pytest.mark.parametrize("name", ["ca-1ps", *sorted(map(str, DATA.glob("format*.safetensors")))], ids=os.path.basename)
 def test_a_header_says_without_torch_what_the_model_is(name):
     header, model = read_header(name), load_model(name)
     assert (header.name, header.n_parameters) == (model.name, model.n_parameters)

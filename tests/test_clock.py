@@ -99,6 +99,8 @@ def test_a_forecast_from_a_run_with_gaps(ballistic):
     np.testing.assert_allclose(surrogate.results.rmsd, [[np.nan, 0, 0, 0], [0, 0, 0, np.nan]], atol=1e-4)
     with pytest.warns(UserWarning, match=r"frame 9 has no frame one stride before it \(frame 8 has one\)"):
         EGNOSurrogate(u, ballistic, horizon=4).run()
+    with pytest.warns(UserWarning, match="frame 0 has no frame one stride before it: its velocities are"):
+        EGNOSurrogate(u, ballistic, horizon=4).run(frames=[0])
 
 
 def test_history_reaches_across_gaps_that_it_does_not_touch():
@@ -181,9 +183,10 @@ def test_late_times(tmp_path, topology, begin, spacing, suffix):
     np.testing.assert_allclose(np.diff(clock.times), clock.spacing, rtol=1e-3)
 
 
-def test_late_gaps_are_seen_by_the_step_numbers(tmp_path, topology):
+@pytest.mark.parametrize("per_frame", [1, 500])
+def test_late_gaps_are_seen_by_the_step_numbers(tmp_path, topology, per_frame):
     steps = np.delete(np.arange(60), 30)
-    write(tmp_path / "r.xtc", 2.0**24 + steps, 500 * steps)
+    write(tmp_path / "r.xtc", 2.0**24 + steps, per_frame * steps)
     clock = Clock.of(open_universe(topology, [tmp_path / "r.xtc"]))
     assert clock.spacing == 1 and list(map(len, clock.stretches)) == [30, 29]
 

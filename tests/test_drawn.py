@@ -11,7 +11,7 @@ from egno_md.errors import DataError, UsageError
 from egno_md.forecast.chain import Chained
 from egno_md.forecast.drawn import Analogues, GaussianProcess, NoisyStart
 from egno_md.forecast.forecasters import Known
-from egno_md.forecast.gaussian import Noise
+from egno_md.forecast.gaussian import Local, Noise
 from egno_md.molecule.geometry import aligned
 
 STEPS = np.arange(1, 5)
@@ -168,8 +168,9 @@ def test_few_windows_give_a_smaller_covariance_and_say_so():
         ratio = np.sqrt(drawn.var(axis=1).mean() / np.mean(error**2))
         assert low < ratio < 1.25
     for kind in DRAWN:
-        with pytest.raises(DataError, match=r"at least 10.*found [89].*has 13 frames"):
-            kind.fitted(Known([frames[:13]], tuple(STEPS)))
+        for others in ([], 20 * [frames[:3]]):  # runs without a window add none
+            with pytest.raises(DataError, match=r"at least 10.*found [89].*has 13 frames"):
+                kind.fitted(Known([frames[:13], *others], tuple(STEPS)))
 
 
 def test_noise_has_the_covariance_of_what_it_was_fitted_to():
@@ -222,3 +223,12 @@ def test_chains_of_draws_have_the_fluctuations_of_the_run():
     assert drawn.shape == (3, 8, 600, 12, 3)
     found = aligned(drawn[:, :, 200:].reshape(-1, 12, 3), process.mean).var(axis=0).mean()
     assert found == pytest.approx(aligned(frames, process.mean).var(axis=0).mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("feature", [1, 2])
+def test_what_atoms_do_in_proportion_to_a_feature_is_found(feature):
+    features = np.random.default_rng(0).normal(size=(40, 3, 5, 3))
+    factor = np.arange(1.0, 5.0)[:, None, None]  # (T, 1, 1)
+    moves = factor * features[:, feature, None]  # (M, T, N, 3)
+    for pulled in (False, True):
+        np.testing.assert_allclose(Local.fit(features, moves, pulled)(features), moves, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import MDAnalysis as mda
@@ -13,11 +14,12 @@ from scipy.spatial.transform import Rotation
 
 from egno_md import load_model, sample
 from egno_md.errors import ModelError, UsageError
-from egno_md.forecast.chain import forecast, forecast_times
+from egno_md.forecast.chain import check_request, forecast, forecast_times
 from egno_md.forecast.device import PRECISIONS, in_precision
 from egno_md.forecast.forecasters import PathRegression
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule.atoms import select_atoms
+from egno_md.specs import WindowSpec
 
 
 def histories(u, starts, n_input=2):
@@ -213,3 +215,11 @@ def test_precision_on_a_gpu(bundled, precision):
     full = forecast(*bundled, 8, device="cpu")
     low = forecast(*bundled, 8, device="cuda", precision=precision)
     assert 0 < np.linalg.norm(low - full, axis=-1).max() < 0.005
+
+
+def test_windows_with_gaps_have_no_finer_resolution(ballistic):
+    thinned = dataclasses.replace(ballistic, window=WindowSpec(stride_ps=1.0, n_times=4, span=8))
+    check_request(thinned, 4, 1)
+    for horizon, substeps in ((5, 1), (4, 2)):
+        with pytest.raises(ModelError, match="not every stride"):
+            check_request(thinned, horizon, substeps)

@@ -19,6 +19,7 @@ from egno_md import sample
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.evaluation.errors import mse_per_step, skill
+from egno_md.evaluation.result import MIN_BLOCKS
 from egno_md.evaluation.score import Part, score
 from egno_md.forecast.chain import Chained, ChainState, ModelForecaster, Restored, forecast, roll
 from egno_md.forecast.forecasters import (
@@ -329,3 +330,9 @@ def test_gaps_in_a_file_make_its_windows_no_more_independent():
     assert (apart.n_runs, together.n_runs) == (40, 1) and apart.n_windows == together.n_windows == 40
     assert apart.n_blocks == 40 and together.n_blocks == 40 // together.block < 10
     np.testing.assert_allclose(together.errors["model"], apart.errors["model"])
+    # Too few independent blocks for a range, which has its two ends nevertheless.
+    few = score(model, [Part(piece, np.array([1]), known, "") for piece in pieces[: MIN_BLOCKS - 1]])
+    for one, there in ((few, False), (apart, True)):
+        assert one.gains["model"].shape == (4, 3) and one.intervals["model"].shape == (4, 2)
+        assert (np.isfinite(one.gains["model"][:, 1:]) == there).all()
+        assert (np.isfinite(one.intervals["model"]) == there).all()

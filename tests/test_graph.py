@@ -385,6 +385,14 @@ def test_what_the_vocabulary_lacks_is_named(ala2: mda.Universe, rna: mda.Univers
         GraphBuilder(select_atoms(rna, "backbone"), GraphSpec())
 
 
+def test_charges_are_features_as_they_are(ala2: mda.Universe) -> None:
+    charges = np.linspace(-1, 1, len(ala2.atoms))
+    ala2.add_TopologyAttr("charges", charges)
+    builder = GraphBuilder(ala2.atoms, GraphSpec(select="all", node_features=("speed", "charge")))
+    graph = builder(ala2.atoms.positions, np.zeros((len(charges), 3)))
+    np.testing.assert_allclose(graph.x, np.c_[np.zeros_like(charges), charges], atol=1e-7)
+
+
 def test_charges_that_are_not_there(ala2: mda.Universe) -> None:
     with pytest.raises(ModelError, match=r"needs charges.*ala2.pdb.*PSF"):
         GraphBuilder(ala2.atoms, GraphSpec(node_features=("charge",)))

@@ -12,7 +12,7 @@ from test_drawn import on_start, pasts
 from egno_md.errors import DataError
 from egno_md.forecast.drawn import apart, rigid_directions
 from egno_md.forecast.forecasters import Known
-from egno_md.forecast.network import MODES, Conditional, ElasticNetwork, Modes, Sample, own_frame, terms
+from egno_md.forecast.network import MODES, Conditional, ElasticNetwork, Given, Modes, Sample, own_frame, terms
 
 STEPS = np.arange(1, 5)
 #: Variance of a mode of stiffness 1 in Angstrom squared, and the rate at which it relaxes, per stride.
@@ -121,6 +121,13 @@ def test_equally_stiff_modes_do_not_make_draws_arbitrary():
     np.testing.assert_allclose(there, here @ rotation + shift, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_atoms", [3, 4, 9])
+def test_the_own_frame_turns_with_the_atoms(n_atoms):
+    atoms = np.random.default_rng(n_atoms).normal(size=(5, n_atoms, 3))
+    turn = Rotation.random(rng=np.random.default_rng(0)).as_matrix()
+    np.testing.assert_allclose(own_frame(atoms @ turn.T + 7), turn @ own_frame(atoms), atol=1e-9)
+
+
 @pytest.mark.parametrize("n_atoms", [1, 2, 3])
 def test_few_atoms_have_a_frame_of_reference(n_atoms):
     atoms = np.arange(3.0 * n_atoms).reshape(1, n_atoms, 3)  # all on a line
@@ -142,6 +149,15 @@ def test_modes_beyond_those_that_are_known_move_as_one(monkeypatch):
     some = ElasticNetwork.fitted(known)(past, STEPS, 300, np.random.default_rng(0)).std(axis=1)
     assert MODES > 20
     np.testing.assert_allclose(some.mean(axis=(0, 2, 3)), spread.mean(axis=(0, 2, 3)), rtol=0.1)
+
+
+def test_the_spread_of_paths_is_that_of_drawn_ones():
+    rng = np.random.default_rng(0)
+    vectors = np.linalg.qr(rng.normal(size=(20, 4)))[0]  # (N, M)
+    modes = Modes(vectors, np.zeros(4), 0.0, np.zeros((60, 0)))
+    given = Given(modes, np.zeros((3, 20, 3)), 0.7, rng.normal(size=(4, 3, 3)), rng.normal(size=(3, 3)))
+    drawn = np.stack([given.path(numbers) for numbers in rng.standard_normal((4000, 3, 20, 3))])
+    np.testing.assert_allclose(drawn.std(axis=(0, 3)), given.spread, rtol=0.05)
 
 
 def test_one_network_knows_every_spacing():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_universe, require
+from conftest import Ballistic, make_model, make_universe, require
 from toy_operator import OPERATOR as TOY
 from toy_operator import Toy
 
@@ -221,6 +222,23 @@ def test_a_model_knows_all_of_its_options():
     assert dataclasses.replace(model, spec=ModelSpec()).spec.hidden == 64
 
 
+@pytest.mark.parametrize("name", ["egno", "eghno", "egnn", "egnn-r"])
+def test_networks_and_their_options_have_the_same_defaults(name):
+    operator = operators.get(name)
+    options = operator.options()
+    arguments = inspect.signature(
+        type(operator.build(1, 1, 1 if operator.points == "last" else 4, options))
+    ).parameters.items()
+    own = {
+        key.removeprefix("n_"): argument.default
+        for key, argument in arguments
+        if argument.default is not argument.empty
+    }
+    shared = own.keys() & type(options).model_fields.keys()
+    assert {"hidden", "layers"} <= shared
+    assert {key: own[key] for key in shared} == {key: getattr(options, key) for key in shared}
+
+
 def test_a_graph_without_what_the_operator_reads_is_refused():
     u = make_universe(3)
     model = make_model(operator="eghno", clusters=3)
@@ -295,3 +313,14 @@ def test_a_broken_package_is_named(installed):
     lost, misnamed = done.stdout.splitlines()
     assert re.search("lost = .*cannot be loaded .ModuleNotFoundError.*mend or uninstall", lost)
     assert re.search("misnamed = .* must be an .*Operator with the name 'misnamed'", misnamed)
+
+
+@pytest.mark.parametrize("length_scale", [1.0, 10.0])
+def test_outputs_are_in_angstrom_whatever_unit_the_network_has(length_scale):
+    u = make_universe(3)
+    model = make_model(Ballistic(4), length_scale=length_scale)
+    frames = np.stack([u.atoms.positions for _ in u.trajectory[:2]]).astype(np.float64)
+    out = apply_operator(model, graphs(model, [GraphBuilder(u.atoms, model.graph)], frames[None]))
+    step = frames[1] - frames[0]
+    np.testing.assert_allclose(out.vel, np.broadcast_to(step, (4, 10, 3)), atol=1e-5)
+    np.testing.assert_allclose(out.pos, frames[1] + np.arange(1, 5)[:, None, None] * step, atol=1e-5)

@@ -502,7 +502,9 @@ def test_work_of_dragging_free_particles(monkeypatch):
     def drag(model, builder, history, horizon, **_):
         return history[:, -1:] + distance * np.linspace(1 / 8, 1, 8)[:, None, None] * signs
 
+    placed, place = [], jump_module.Jumper._set_targets
     monkeypatch.setattr(jump_module, "forecast", drag)
+    monkeypatch.setattr(jump_module.Jumper, "_set_targets", lambda self, x: placed.append(x) or place(self, x))
     hybrid = HybridPropagator(
         simulation,
         moving_model(),
@@ -514,6 +516,7 @@ def test_work_of_dragging_free_particles(monkeypatch):
     hybrid.run(1, 1000)
     jump = hybrid.jumps[0]
     assert jump.accepted, jump.reason
+    assert len(placed) == 1 + round(lead_ps / jump_module.LEAD_UPDATE_PS)
     speed, tau = distance / 10 / lead_ps, mass * friction / strength  # nm/ps, ps
     assert jump.work == pytest.approx(n * mass * friction * speed**2 * (lead_ps - 1.5 * tau), rel=0.05)
     assert jump.rmsd_led == pytest.approx(10 * speed * tau, rel=0.1)

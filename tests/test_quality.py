@@ -126,6 +126,17 @@ def test_rows_show_both_counts_and_the_root_of_the_divergence(run):
     )
     divergence = rows["torsions (virtual), divergence (nats)"]
     np.testing.assert_allclose(np.square(rows["torsions, square root of it"][::2]), divergence[::2])
+    spread = found.run.torsion_spread
+    assert ((spread >= 0) & (spread <= 1)).all() and spread.mean() == rows["torsions, circular spread"][1]
+    # What compares with the run has no value for the run itself.
+    assert {name for name, values in rows.items() if np.isnan(values[1])} == {
+        "RMSF, ratio to the run",
+        "RMSF, correlation with the run",
+        "torsions (virtual), divergence (nats)",
+        "torsions, square root of it",
+        "slow motions, divergence (nats)",
+        "slow motions, square root of it",
+    }
     json.dumps(found.findings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import pytest
 from click.testing import CliRunner
 
+from benchmarks import mutants
 from benchmarks.reliability import __main__ as reliability
 
 
@@ -93,3 +95,43 @@ def test_the_page_says_what_was_measured_and_what_failed(tmp_path):
 @pytest.mark.parametrize("part", ["nosuch", "kill"])
 def test_a_part_that_is_none_is_refused(part):
     assert CliRunner().invoke(reliability.main, [part]).exit_code == 2
+
+
+def test_changes_of_code_are_small_whole_and_no_words():
+    source = """
+def f(a: int = 1, *, keep=True) -> "0 + 1":
+    'Adds 1 to it.'
+    if not a < 2 or keep:
+        raise ValueError(f"{a + 1} is too large")
+    return a - (3 if a else
+                0.5 * b[-1])
+"""
+    found = list(mutants.mutants("f.py", source))
+    assert {m.function for m in found} == {"f"} and len({m.key for m in found}) == len(found)
+    assert {(m.line, m.new) for m in found if "\n" not in m.new} == {
+        (2, "2"), (2, "False"),
+        (4, "not a < 2 and keep"), (4, "not (not a < 2 or keep)"), (4, "a < 2"), (4, "a <= 2"), (4, "3"),
+        (6, "a + (3 if a else 0.5 * b[-1])"), (6, "a"), (6, "4"), (6, "not a"),
+        (7, "0.5 / b[-1]"), (7, "0.75"), (7, "1"), (7, "2"),
+    }  # fmt: skip
+    for mutant in found:
+        text = source.encode()
+        changed = (text[: mutant.start] + f"({mutant.new})".encode() + text[mutant.end :]).decode()
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+
+
+def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\nAbove.\n\n## What was found\n\nBelow.\n")
+    one = {"function": "f", "first": "survived", "found": "survived"}
+    results = {f"egno_md/nn/a.py:{k}:1: {k} -> {k + 1}": {**one, "function": f"f{k}"} for k in range(3)}
+    results["egno_md/nn/a.py:0:1: 0 -> 1"] |= {"found": "killed"}
+    monkeypatch.setattr(mutants, "SEEN_BY_NOBODY", {"egno_md/nn/a.py:1:1: 1 -> 2": "a bound of memory"})
+    for _ in range(2):  # the section is replaced, not added
+        mutants.write(page, results, 1000)
+    text = page.read_text()
+    assert text.count(mutants.HEAD) == 1 and text.startswith("# Page\n\nAbove.\n\n## Ch")
+    assert text.endswith("\n\n## What was found\n\nBelow.\n")
+    assert "| nn/a.py | 3 | 1 | 1 | 1 |" in text and "1,000 possible changes 3 were drawn. 0 of them (0%)" in text
+    assert "- `egno_md/nn/a.py:1:1` in `f1`: `1 -> 2`: a bound of memory" in text
+    assert "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "50.0% are noticed" in text

@@ -64,3 +64,7 @@ def test_a_damaged_frame_is_named(tmp_path):
     _, subject = opened(tmp_path, "a.dcd")
     with pytest.raises(DataError, match="frame 5 .* not finite"):
         subject.runs()
+
+
+def test_without_a_window_every_frame_is_a_stride():
+    assert Subject.of(make_universe(6, dt=0.25), None).every == 1

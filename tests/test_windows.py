@@ -94,6 +94,8 @@ def test_sample_holds_the_right_frames(history, velocity):
         start = windows.index[item][1]
         data = windows[item]
         np.testing.assert_allclose(data.pos, positions[start])
+        back = [start - 2 * k for k in range(frames_back(window), -1, -1)]
+        np.testing.assert_array_equal(windows.history(item), positions[back])
         # Constant velocity: forward and backward differences over a stride of two frames agree.
         np.testing.assert_allclose(data.vel, positions[start + 2] - positions[start], atol=1e-5)
         for k in range(4):
