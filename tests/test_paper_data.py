@@ -59,6 +59,15 @@ def test_motion_capture_has_its_windows_features_and_velocities(tmp_path):
     np.testing.assert_allclose(graph.edge_attr[:, 1], (graph.pos[i] - graph.pos[j]).square().sum(1), rtol=1e-4)
 
 
+def test_mocap_windows_for_training_start_in_every_frame_where_asked_and_the_others_do_not_change(tmp_path):
+    folder = write_mocap(tmp_path)
+    plain, more = (loaded("mocap", folder=folder, every_start=every) for every in (False, True))
+    # Trials 1 and 4 have 51 and 54 frames, and 30 follow each start.
+    assert more.train.index == [(1, start) for start in range(21)] + [(4, start) for start in range(24)]
+    assert set(plain.train.index) < set(more.train.index)
+    assert (plain.validation.index, plain.test.index) == (more.validation.index, more.test.index)
+
+
 def test_the_authors_pickles_are_the_same_and_others_are_not_run(tmp_path):
     ours, theirs = (
         loaded("mocap", folder=write(tmp_path / write.__name__)) for write in (write_mocap, write_mocap_pickles)
