@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+from scipy.stats import binomtest
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = (
@@ -139,17 +140,15 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             function = f"{function}.{node.name}" if function else node.name
         if isinstance(node, ast.BinOp) and type(node.op) in SWAPPED and not _text(node):
-            yield from changed(node, function, *_other(node, op=SWAPPED[type(node.op)]()))
+            yield from changed(node, function, _other(node, op=SWAPPED[type(node.op)]()))
             if isinstance(node.op, (ast.Add, ast.Sub)):
                 yield from changed(node, function, node.left)  # a term is dropped
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
             yield from changed(node, function, node.operand)
         elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARED:
-            yield from changed(node, function, *_other(node, ops=[COMPARED[type(node.ops[0])](), *node.ops[1:]]))
+            yield from changed(node, function, _other(node, ops=[COMPARED[type(node.ops[0])](), *node.ops[1:]]))
         elif isinstance(node, ast.BoolOp):
-            yield from changed(
-                node, function, *_other(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
-            )
+            yield from changed(node, function, _other(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And()))
         elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float) and node.value != float("inf"):
             value = node.value
             new = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 1.5 * value
@@ -173,11 +172,11 @@ def _ends(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
     return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)
 
 
-def _other(node: ast.AST, **fields: Any) -> list[ast.AST]:
+def _other(node: ast.AST, **fields: Any) -> ast.AST:
     other = copy.copy(node)
     for name, value in fields.items():
         setattr(other, name, value)
-    return [other]
+    return other
 
 
 def _text(node: ast.BinOp) -> bool:
@@ -270,8 +269,6 @@ class Entered:
             threading.settrace(None)
             took = round(time.process_time() - self.began, 3)
             self.tests[report.nodeid] = {"seconds": took, "entered": sorted(self.now)}
-        elif report.failed:
-            self.failed = report.nodeid
 
     def pytest_sessionfinish(self) -> None:
         self.target.write_text(json.dumps(self.tests))
@@ -387,7 +384,7 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
     rows.append(["**all**", *total])
     n, noticed, unseen, _ = total
     at_first = sum(one["first"] != "survived" for one in results.values())
-    low, high = _interval(at_first, n)
+    low, high = binomtest(at_first, n).proportion_ci(method="wilson")
     table = [["file", "changes", *KINDS], ["---"] * 5, *rows]
     text = [
         HEAD,
@@ -410,13 +407,6 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
 
 def _kind(key: str, one: dict[str, Any]) -> str:
     return KINDS[0] if one["found"] != "survived" else KINDS[1] if key in SEEN_BY_NOBODY else KINDS[2]
-
-
-def _interval(found: int, of: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    share, z = found / of, 1.96
-    middle, half = share + z**2 / (2 * of), z * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
-    return (middle - half) / (1 + z**2 / of), (middle + half) / (1 + z**2 / of)
 
 
 if __name__ == "__main__":

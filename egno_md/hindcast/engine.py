@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -28,6 +28,14 @@ MOST_FITS = 32
 
 #: Frames of the run that tell what is usual in it.
 USUAL = 50
+
+
+def hash_of(about: str, pieces: Iterable[NDArray]) -> str:
+    """SHA-256 of a text and of frames."""
+    found = hashlib.sha256(about.encode())
+    for frames in pieces:
+        found.update(np.ascontiguousarray(frames).data)
+    return found.hexdigest()
 
 
 class Engine(Protocol):
@@ -134,10 +142,8 @@ class FreeEngine:
     @property
     def fingerprint(self) -> str:
         """Of its name, of all frames that it may be fitted to, and of the steps."""
-        found = hashlib.sha256(f"{self.name} {self.material.steps} {self.material.every}".encode())
-        for run in self.material.runs:
-            found.update(np.ascontiguousarray(run.positions).data)
-        return found.hexdigest()
+        about = f"{self.name} {self.material.steps} {self.material.every}"
+        return hash_of(about, (run.positions for run in self.material.runs))
 
     def check(self, horizon: int, substeps: int) -> None:
         check_numbers(horizon, substeps)

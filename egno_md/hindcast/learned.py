@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError, counted
 from ..forecast.forecasters import Forecaster, Known
-from .engine import ModelEngine
+from .engine import ModelEngine, hash_of
 from .hindcast import SAMPLES, windows_at_most
 from .material import Material
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from ..forecast.model import Model
     from ..graph.builder import GraphBuilder
     from ..graph.windows import TrajectoryWindows
-    from ..specs import GraphSpec, TrainSpec, WindowSpec
+    from ..specs import GraphSpec, WindowSpec
 
 NAME = "learned from this run"
 
@@ -125,10 +124,8 @@ class Learned:
         if self.beside is None:
             return None
         how = f"{self.select} {known.steps} {known.every} {self.material.stride_ps} {self.seconds} {self.seed}"
-        found = hashlib.sha256(how.encode())
-        for piece in known.segments:
-            found.update(np.ascontiguousarray(piece).data)
-        return self.beside.with_name(f"{self.beside.stem}_learned_{found.hexdigest()[:12]}.safetensors")
+        found = hash_of(how, known.segments)
+        return self.beside.with_name(f"{self.beside.stem}_learned_{found[:12]}.safetensors")
 
     def _specs(self, known: Known) -> tuple[GraphSpec, WindowSpec]:
         """A graph that serves atoms of any kind: the mean structure tells them apart."""
@@ -159,7 +156,7 @@ class Learned:
         spec = ModelSpec(
             operator="flow",
             keep_bonds=has_bonds,
-            options={"modes": min(5, window.n_times // 2 + 1)},
+            options={"modes": min(usual["model"]["modes"], window.n_times // 2 + 1)},
             length_scale=usual["model"]["length_scale"],
         )
         model = new_model(graph, window, operators.complete(spec), seed=self.seed)
@@ -171,14 +168,21 @@ class Learned:
         n_windows = windows_at_most(builder.n_atoms, window.n_times)
         judging = n_windows * SAMPLES * model.spec.steps / training.batch_size * step / BACKWARD
         left = until - judging - time.monotonic()
-        training = _in_time(training, parts, step, left)
-        steps = training.max_epochs * -(-training.epoch_windows // training.batch_size)
-        if steps < FEWEST_STEPS:
-            whole = (self.seconds - left + FEWEST_STEPS * step) / (1 - RESERVE)
+        windows = min(EPOCH_WINDOWS, len(parts.train))
+        batches = -(-windows // training.batch_size)
+        epoch = step * (batches + len(parts.choosing) / training.batch_size / BACKWARD)  # in seconds
+        epochs = max(0, int(left / epoch))
+        if epochs * batches < FEWEST_STEPS:
+            needed = -(-FEWEST_STEPS // batches) * epoch + self.seconds * (1 - RESERVE) - left
             raise DataError(
-                f"{self.seconds:g} s are enough for {counted(steps, 'step')} of training, and fewer than "
-                f"{FEWEST_STEPS} are not worth it: give it {10 * np.ceil(whole / 10):g} s"
+                f"{self.seconds:g} s are enough for {counted(epochs * batches, 'step')} of training, and fewer than "
+                f"{FEWEST_STEPS} are not worth it: give it {10 * np.ceil(1.2 * needed / (1 - RESERVE) / 10):g} s"
             )
+        # The learning rate is at its end when the time is, and weights of the start are not left in their average.
+        decay = min(training.ema_decay, max(0.0, 1 - AVERAGED / (epochs * batches)))
+        training = training.model_copy(
+            update={"epoch_windows": windows, "max_epochs": epochs, "patience": epochs, "ema_decay": decay}
+        )
         with tempfile.TemporaryDirectory() as folder:
             return fit(
                 model, parts.train, parts.choosing, training, work_dir=folder, device=self.device, references={},
@@ -229,15 +233,3 @@ def _seconds_of_step(model: Model, windows: TrajectoryWindows, batch_size: int) 
         seconds.append(time.monotonic() - began)
     model.network.zero_grad()
     return min(seconds)
-
-
-def _in_time(training: TrainSpec, parts: _Parts, step: float, seconds: float) -> TrainSpec:
-    """As many epochs as there is time for, so that the learning rate is at its end when the time is; the weights are
-    averaged over a share of all steps, for those of the start must not be left in the end."""
-    windows = min(EPOCH_WINDOWS, len(parts.train))
-    batches = -(-windows // training.batch_size) + len(parts.choosing) / training.batch_size / BACKWARD
-    epochs = max(1, int(seconds / (step * batches)))
-    steps = epochs * -(-windows // training.batch_size)
-    decay = min(training.ema_decay, max(0.0, 1 - AVERAGED / steps))
-    update = {"epoch_windows": windows, "max_epochs": epochs, "patience": epochs, "ema_decay": decay}
-    return training.model_copy(update=update)

@@ -185,9 +185,7 @@ def read_result(path: Path) -> dict[str, Any]:
 def _same(found: dict[str, Any], recipe: Recipe, path: Path) -> dict[str, Any]:
     """The result, if it is that of this recipe; where data lie does not matter."""
     # An option of a data set that an earlier version did not have is what it is now where nothing is said.
-    earlier = found["recipe"] | {
-        "data": json.loads(json.dumps(source_of(Recipe(data=found["recipe"]["data"])).settings()))
-    }
+    earlier = found["recipe"] | {"data": source_of(Recipe(data=found["recipe"]["data"])).settings()}
     for section, values in json.loads(recipe.model_dump_json()).items():
         before = earlier.get(section)
         if isinstance(values, dict) and isinstance(before, dict):

@@ -367,8 +367,11 @@ def to_toml(recipe: Recipe) -> str:
 
 
 def _lines(table: Mapping[str, Any]) -> list[str]:
-    keys = {key: key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key) for key in table}
-    return [f"{keys[key]} = {_toml(value)}" for key, value in table.items() if value is not None]
+    return [f"{_key(key)} = {_toml(value)}" for key, value in table.items() if value is not None]
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key)
 
 
 def _is_tables(value: Any) -> bool:
