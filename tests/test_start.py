@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -67,3 +69,47 @@ def test_a_command_loads_only_what_it_needs(command, tmp_path):
     modules = loaded(command, tmp_path)
     heavy = {name.split(".")[0] for name in modules} & HEAVY | modules & PARTS
     assert not heavy - MAY_LOAD[command]
+
+
+def completing(instruction, **variables):
+    """The command line as a shell calls it for completion: what it prints, and the slow packages it loads."""
+    code = CODE.replace("main(sys.argv[1:])", "main(prog_name='egno-md')")
+    env = {**os.environ, "_EGNO_MD_COMPLETE": instruction, **variables}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    exit_code, modules = json.loads(done.stderr.splitlines()[-1])
+    assert exit_code == 0, done.stderr
+    return done.stdout, {name.split(".")[0] for name in modules} & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("egno-md inter", ["plain,interpolate"]),
+        ("egno-md predict --model ca", ["plain,ca-1ps"]),
+        ("egno-md predict --model my", ["file,my"]),
+        ("egno-md info ca", ["plain,ca-1ps"]),
+        ("egno-md predict --on-unphysical s", ["plain,stop"]),
+        ("egno-md reproduce mocap", ["plain,mocap-walk", "plain,mocap-run"]),
+        ("egno-md reproduce z", ["plain,zero-shot"]),
+        ("egno-md reproduce nbody --system egnn-", ["plain,egnn-r", "plain,egnn-s", "plain,egnn-tb"]),
+    ],
+)
+def test_the_shell_is_told_what_can_follow_without_loading_anything(words, expected):
+    said, heavy = completing("bash_complete", COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    assert said.splitlines() == expected and not heavy
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_line_of_the_documentation_is_a_script_of_the_shell(shell):
+    said, heavy = completing(f"{shell}_source")
+    assert f"_EGNO_MD_COMPLETE={shell}_complete" in said and not heavy
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=said, text=True, check=True)
+
+
+def test_the_names_that_are_completed_are_those_that_there_are():
+    from egno_md.cli import completion
+    from egno_md.reproduce import experiments
+
+    assert completion.EXPERIMENTS == tuple(experiments.EXPERIMENTS)
+    assert completion.SYSTEMS == tuple(experiments.SYSTEMS)

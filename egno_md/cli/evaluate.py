@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from .completion import models_and_files
 from .output import as_text
 
 
 @click.command()
 @click.argument("topology", type=click.Path(path_type=Path))
 @click.argument("trajectory", type=click.Path(path_type=Path), nargs=-1)
-@click.option("--model", help="Bundled model or checkpoint file; see 'egno-md models'.")
+@click.option(
+    "--model", shell_complete=models_and_files, help="Bundled model or checkpoint file; see 'egno-md models'."
+)
 @click.option("--horizon", type=int, help="Predicted frames. Default: the model's window; more are chained.")
 @click.option("--select", help="Atoms to look at, within the model's selection.")
 @click.option("--every", type=int, help="Frames per stride of the model. Default: from the times in the file.")

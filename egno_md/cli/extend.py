@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError
+from .completion import models_and_files
 from .output import as_text
 
 
@@ -24,7 +25,9 @@ from .output import as_text
 @click.option("--state", type=click.Path(path_type=Path), help="Serialised OpenMM State to start from.")
 @click.option("--jumps", default=10, show_default=True, help="Number of jumps.")
 @click.option("--md-steps", type=int, help="Steps of plain MD before each jump. Default: two strides of the model.")
-@click.option("--model", help="Bundled model or checkpoint file; see 'egno-md models'.")
+@click.option(
+    "--model", shell_complete=models_and_files, help="Bundled model or checkpoint file; see 'egno-md models'."
+)
 @click.option("--select", help="Atoms to forecast, within the model's selection.")
 @click.option("--lead-ps", default=2.0, show_default=True, help="Time in which the atoms are led along a forecast.")
 @click.option("--relax-ps", default=1.0, show_default=True, help="Time to relax after a jump.")

@@ -8,11 +8,12 @@ import click
 
 from .._version import __version__
 from ..errors import counted
+from .completion import models_and_files
 from .output import as_text
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=models_and_files)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(model: str, as_json: bool) -> None:
     """Show what MODEL (a bundled name or a file) was made for, trained on and is worth."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import UnphysicalError
+from .completion import models_and_files
 from .output import as_text
 
 
@@ -22,6 +23,7 @@ from .output import as_text
 )
 @click.option(
     "--model",
+    shell_complete=models_and_files,
     help="Who forecasts: a bundled model (see 'egno-md models'), a checkpoint file, or a forecast without a network, "
     "such as 'gaussian process' or analogues. Default: the best one on the last windows of this run.",
 )

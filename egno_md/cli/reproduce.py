@@ -9,14 +9,22 @@ from pathlib import Path
 import click
 
 from ..errors import UsageError, nearest
+from .completion import EXPERIMENTS, SYSTEMS, one_of
 
 #: What is no experiment, but is made of their runs.
 OTHERS = ("zero-shot", "page")
 
 
 @click.command()
-@click.argument("experiment", metavar="EXPERIMENT")
-@click.option("--system", "systems", multiple=True, metavar="NAME", help="What is trained; repeat.  [default: egno]")
+@click.argument("experiment", metavar="EXPERIMENT", shell_complete=one_of((*EXPERIMENTS, *OTHERS)))
+@click.option(
+    "--system",
+    "systems",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=one_of(SYSTEMS),
+    help="What is trained; repeat.  [default: egno]",
+)
 @click.option(
     "--case", "cases", multiple=True, metavar="NAME", help="Part of it (md17: a molecule); repeat. Default: all."
 )
@@ -40,7 +48,7 @@ def reproduce(experiment, systems, cases, preset, seeds, budget, settings, data,
     Two more things are made of finished runs: `zero-shot` reads the models of nbody at times that they never saw, and
     `page` writes tables and learning curves beside the published numbers.
     """
-    from ..reproduce import EXPERIMENTS, jobs
+    from ..reproduce import jobs
 
     if wrong := [item for item in settings if "=" not in item]:
         raise UsageError(f"--set {wrong[0]}: expected NAME=VALUE, for example --set training.seed=3")

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError
+from .completion import models_and_files
 from .output import as_text
 
 
@@ -36,7 +37,9 @@ from .output import as_text
 @click.option("--batch-size", type=int, help="Windows per step, of all processes together.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of the initial weights and the order of the windows.  [default: 0]")
-@click.option("--init", help="Model to fine-tune; it brings its atoms, window and operator.")
+@click.option(
+    "--init", shell_complete=models_and_files, help="Model to fine-tune; it brings its atoms, window and operator."
+)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of the training states. Default: <output>_work.")
 @click.option("--resume", is_flag=True, help="Go on from the last state in the work folder.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
