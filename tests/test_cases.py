@@ -103,7 +103,7 @@ def continuous_parts(out: str) -> None:
 
 def trr_without_positions(out: str) -> None:
     # Frames without positions are left out, and the spacing of the others is that of the forecast.
-    assert not errors(out) and "5 frames are left out" in out
+    assert not errors(out) and "left out: 5 frames" in out
     forecasts(out, "from frame 8 (t = 8 ps)", "from frame 9 (t = 9 ps)", "from frame 4 (t = 4 ps)")
 
 

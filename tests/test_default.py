@@ -164,3 +164,10 @@ def test_nothing_and_what_changes_are_refused() -> None:
         default_selection(universe.select_atoms("name CA", updating=True))
     with pytest.raises(UsageError, match="found str"):
         default_selection("protein.pdb")
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "left out: 1 ion"), (2, "left out: 2 ions")])
+def test_one_is_not_said_to_be_many(count: int, said: str) -> None:
+    universe = opened(files.GRO)
+    ions = universe.select_atoms("resname NA+")[:count]
+    assert default_selection(universe.select_atoms("protein") + ions)[2].endswith(said)

@@ -54,7 +54,7 @@ def test_hydrogens_box_and_water_of_a_crystal(crystal):
     field, box, water, hydrogens = said
     assert " + ".join(DEFAULT_FIELD) in field and "--forcefield" in field
     assert box.startswith("box of 20.1 x 25.5 x 20.0 A left out") and "--keep-box" in box
-    assert water.startswith("1 water molecules") and hydrogens.startswith("73 missing hydrogens")
+    assert water.startswith("1 water molecule of") and hydrogens.startswith("73 missing hydrogens")
     assert modeller.topology.getNumAtoms() == n_heavy + 73 and modeller.topology.getPeriodicBoxVectors() is None
     # A structure that has them is taken as it is.
     whole = app.Modeller(modeller.topology, modeller.positions)

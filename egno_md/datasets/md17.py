@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..graph.builder import ATOMIC_NUMBERS, GraphBuilder
 from ..graph.windows import Run, TrajectoryWindows, split_blocks, window_starts
 from ..molecule.molecule import Molecule
@@ -193,9 +193,9 @@ def load(options: MD17Options, graph: GraphSpec, window: WindowSpec) -> Split:
         frames, which = starts[:, 1], starts[:, 0]
         if which.max() >= len(made) or frames.min() < possible.start or frames.max() >= possible.stop:
             raise DataError(
-                f"{runs.path}: windows for {part} start in frames {frames.min()} to {frames.max()} of {len(made)} "
-                f"run(s), those of {window.span} frames can in {possible.start} to {possible.stop - 1}: this is not "
-                "the trajectory that the split belongs to, or a longer window"
+                f"{runs.path}: windows for {part} start in frames {frames.min()} to {frames.max()} of "
+                f"{counted(len(made), 'run')}, those of {window.span} frames can in {possible.start} to "
+                f"{possible.stop - 1}: this is not the trajectory that the split belongs to, or a longer window"
             )
         windows[part] = TrajectoryWindows(made, window, [frames[which == r].tolist() for r in range(len(made))])
     name = "MD17" if options.source == "md17" else "MD17-like (sGDML)"

@@ -68,8 +68,8 @@ def half_parts(runs: Sequence[Run], model: Model, horizon: int, sources: Sequenc
         if not chosen or not any(hi - lo > run.every for run, lo, hi in halves[other]):
             need = 2 * ((frames_back(window) + ahead) * runs[0].every + 1)
             raise DataError(
-                f"{total} frame(s) are too few to evaluate {counted(horizon, 'predicted frame')}: each half needs a "
-                f"window, {need} frames in all; use a longer run or a shorter horizon"
+                f"too few frames to evaluate {counted(horizon, 'predicted frame')}: found {counted(total, 'frame')}, "
+                f"each half needs a window, {need} frames in all; use a longer run or a shorter horizon"
             )
         known = Known([r.positions[lo:hi] for r, lo, hi in halves[other]], steps, runs[0].every)
         parts += [Part(run, starts, known, origin.get(id(run), "")) for run, starts in chosen]

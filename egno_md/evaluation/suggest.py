@@ -115,12 +115,14 @@ def suggest(
     if n_times < 1:
         raise UsageError(f"n_times must be at least 1, found {n_times}")
     runs: list[np.ndarray] = []
-    spacing, n_atoms = None, 0
+    spacings: list[tuple[float, str]] = []
+    n_atoms = 0
     for k, subject in enumerate(Subject.each(source, trajectories, None, select=select, dt=dt)):
-        spacing = same_spacing(spacing, (subject.clock.spacing, str(trajectories[k]) if trajectories else "the run"))
+        spacings.append((subject.clock.spacing, str(trajectories[k]) if trajectories else "the run"))
+        same_spacing(spacings[0], spacings[-1])
         runs += [run.positions for run in subject.runs(stop=SUGGEST_FRAMES)]  # (F, N, 3)
         n_atoms = len(subject.atoms)
-    assert spacing is not None
+    spacing = spacings[0][0]
     longest = max(len(x) for x in runs)
     if longest < 20:
         raise DataError(f"the longest run has {longest} frames; at least 20 are needed to see how fast it forgets")
@@ -132,9 +134,9 @@ def suggest(
     lags = np.unique(np.round(np.geomspace(1, max(1, longest // 4), 16)).astype(int))
     rows = np.array([_at_lag(runs, fitted, int(lag)) for lag in lags])  # (L, 4)
     memory = 1 - rows[:, 1] / (2 * variance)
-    stride, n_times, reasons = _recommend(lags, memory, rows, spacing[0], n_times)
+    stride, n_times, reasons = _recommend(lags, memory, rows, spacing, n_times)
     return Suggestion(
-        lags=lags * spacing[0],
+        lags=lags * spacing,
         memory=memory,
         persistence=rows[:, 3],
         static=rows[:, 1],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..specs import WindowSpec
 
 if TYPE_CHECKING:
@@ -129,8 +129,9 @@ def split_blocks(
         smallest = min(share for share in fractions if share > 0)
         length = (frames_back(window) + window.span) * every + 1
         raise DataError(
-            f"{n_frames} frames in {blocks} block(s) are too few for windows of {length} frames in every part of the "
-            f"split {tuple(fractions)}; at least {int(np.ceil(length * blocks / smallest))} frames are needed"
+            f"{counted(n_frames, 'frame')} in {counted(blocks, 'block')}: too few for windows of {length} frames "
+            f"in every part of the split {tuple(fractions)}; at least "
+            f"{int(np.ceil(length * blocks / smallest))} frames are needed"
         )
     return [np.asarray(part, dtype=int) for part in parts]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
+from ..errors import DataError, counted
 from ..forecast.forecasters import Known
 from ..forecast.subject import Subject
 from ..graph.windows import Run
@@ -59,7 +59,8 @@ class Material:
         runs = subject.runs(first)
         kept = sum(len(run.positions) for run in runs)
         if kept < there - first:
-            said.append(f"{there - first - kept} frames are left out: without positions, alone in time or there twice")
+            lost = counted(there - first - kept, "frame")
+            said.append(f"left out: {lost} without positions, alone in time or there twice")
         return cls(subject, runs, steps_of(runs, horizon), tuple(said))
 
     @property

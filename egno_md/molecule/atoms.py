@@ -15,7 +15,7 @@ from MDAnalysis.guesser import tables
 from MDAnalysis.guesser.default_guesser import DefaultGuesser
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError, few
+from ..errors import DataError, UsageError, counted, few
 from .bonds import CHAIN_DISTANCE, NUCLEOTIDE_DISTANCE, bonds_by_distance, loose_ends, neighbours_in_chain, within
 from .geometry import bond_lengths
 from .molecule import Molecule, atom_label, sorted_bonds
@@ -523,7 +523,7 @@ def _without(atoms: AtomGroup, select: str, dropped: NDArray[np.bool_]) -> str:
 
 
 def _describe(atoms: AtomGroup) -> str:
-    described = f"{len(atoms)} atoms"
+    described = counted(len(atoms), "atom")
     for what, attribute in (("residue names", "resnames"), ("atom names", "names")):
         if hasattr(atoms, attribute):
             described += f", {what} {few(sorted(set(map(str, getattr(atoms, attribute)))), 12)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from .atoms import (
     NUCLEIC,
     SELECTIONS,
@@ -131,19 +131,19 @@ def default_selection(source: Any) -> Default:
     chosen = matching_atoms(atoms, select)
     twice = f"; of atoms in several places the first ({dropped} left out)" if dropped else ""
     said = (
-        f"{_several(len(chosen), found.said)} of {_whose(chosen, found.kind)}{_left_out(atoms, chosen, select)}{twice}"
+        f"{counted(len(chosen), found.said)} of {_whose(chosen, found.kind)}{_left_out(atoms, chosen, select)}{twice}"
     )
     return Default(select, found.kind, said)
 
 
 def _whose(chosen: AtomGroup, kind: str) -> str:
     if kind == "thinned":
-        return f"{_several(len(chosen.residues), 'residue')}, one of each (--select heavy takes more)"
+        return f"{counted(len(chosen.residues), 'residue')}, one of each (--select heavy takes more)"
     if kind not in ("protein", "nucleic") and "BB" not in chosen.names:
-        return _several(len(chosen.residues), "residue")
+        return counted(len(chosen.residues), "residue")
     modified = len(chosen) - len(chosen.select_atoms("protein or nucleic"))
     odd = f", {modified} of them in modified residues" if modified else ""
-    return _several(len(np.unique(chain_numbers(chosen))), "chain") + odd
+    return counted(len(np.unique(chain_numbers(chosen))), "chain") + odd
 
 
 def _without_names(atoms: AtomGroup) -> Default:
@@ -153,8 +153,8 @@ def _without_names(atoms: AtomGroup) -> Default:
     except UsageError:
         heavy = 0
     if heavy:
-        return Default("heavy", "heavy", f"{_several(heavy, 'heavy atom')}; the topology names no residues")
-    return Default("all", "heavy", f"all {_several(len(atoms), 'atom')}; the topology does not say what they are")
+        return Default("heavy", "heavy", f"{counted(heavy, 'heavy atom')}; the topology names no residues")
+    return Default("all", "heavy", f"all {counted(len(atoms), 'atom')}; the topology does not say what they are")
 
 
 def _protein(atoms: AtomGroup) -> Default | None:
@@ -266,7 +266,12 @@ def _left_out(atoms: AtomGroup, chosen: AtomGroup, select: str) -> str:
         kinds[kind] += count
         if not kind:
             others[name] = count
-    parts = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if kind]
+    # Kinds are named in the plural, but for water and solvent, which have none.
+    parts = [
+        counted(count, kind[:-1]) if kind.endswith("s") else f"{count} {kind}"
+        for kind, count in sorted(kinds.items())
+        if kind
+    ]
     parts += [f"{count} {name}" for name, count in sorted(others.items())[:5]]
     more = []
     if kinds["nucleotides"]:
@@ -276,7 +281,3 @@ def _left_out(atoms: AtomGroup, chosen: AtomGroup, select: str) -> str:
     known = f"group {select}" if select in SELECTIONS else f"({select})"
     cure = f" (with them: --select '{' or '.join([known, *more])}')" if more and len(others) <= 5 else ""
     return f"; left out: {', '.join(parts)}{cure}"
-
-
-def _several(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import openmm
 from openmm import app, unit
 
-from ..errors import DataError, few
+from ..errors import DataError, counted, few
 from ..molecule.atoms import WATER
 
 IMPLICIT_SOLVENT = (openmm.GBSAOBCForce, openmm.CustomGBForce)
@@ -70,7 +70,7 @@ def build_system(
         if periodic:
             raise _no_place(names)
         modeller.delete(water)
-        said(f"{len(water)} water molecules of the structure left out, which the force field does not know")
+        said(f"{counted(len(water), 'water molecule')} of the structure left out, which the force field does not know")
     if hydrogens or field.getUnmatchedResidues(modeller.topology):
         _add_hydrogens(modeller, field, names, said)
     method = app.PME if periodic else app.NoCutoff

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 
 #: Where those who start processes say which one of all this is, in the order in which lightning asks.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
@@ -66,8 +66,8 @@ def check_processes(devices: int, nodes: int) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != devices * nodes:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         raise UsageError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, the training was told of {devices} on {nodes} "
-            f"node(s): pass --devices {here} --nodes {int(os.environ['WORLD_SIZE']) // here}"
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, the training was told of {devices} on "
+            f"{counted(nodes, 'node')}: pass --devices {here} --nodes {int(os.environ['WORLD_SIZE']) // here}"
         )
 
 

@@ -526,7 +526,7 @@ def _notes(
     alone = len(stretches) - len(even)
     shown = [f"{s[0]} to {s[-1]} ({times[s[0]]:g} to {times[s[-1]]:g} ps)" for s in even[:4]]
     more = f" and {len(even) - 4} more" if len(even) > 4 else ""
-    rest = f"; {alone} frame(s) stand alone" if alone else ""
+    rest = f"; alone: {counted(alone, 'frame')}" if alone else ""
     return (
         f"the frames of {name} are not {spacing:g} ps apart throughout: the even stretches are frames "
         f"{', '.join(shown)}{more}{rest}; no window reads on from one to the next where frames are missing",
