@@ -422,6 +422,20 @@ def test_triton_kernels_equal_reference():
 
 
 @needs_triton
+def test_triton_kernels_take_one_width_up_to_256_and_one_output():
+    from egno_md.nn.edges.triton import fits
+
+    def weights(first, second, third, outputs):
+        shapes = [(second, first), (third, second), (outputs, third)]
+        layers = [(torch.empty(rows, columns), torch.empty(rows)) for rows, columns in shapes]
+        return [torch.empty(first, 3), torch.empty(first), *(tensor for layer in layers for tensor in layer)]
+
+    assert [fits(weights(n, n, n, 1)) for n in (12, 256, 257)] == [True, True, False]
+    others = [(12, 12, 12, 2), (12, 8, 12, 1), (12, 12, 8, 1), (8, 12, 12, 1)]
+    assert not any(fits(weights(*widths)) for widths in others)
+
+
+@needs_triton
 def test_triton_kernels_compile():
     """The interpreter forgives what the compiler does not: both down to PTX, for GPUs that need not be here."""
     python(

@@ -145,6 +145,23 @@ def test_a_turned_start_gives_the_turned_future(kind, drawn):
     assert np.abs(b - (a @ q.T + move)).max() < 1e-9
 
 
+@pytest.mark.parametrize("size", [0.5, 2.0])
+def test_a_longer_edge_is_seen_in_units_of_the_spread(size):
+    model, builder, frames, *_ = flow_model(**KINDS["any"])
+    graph, seen = graphs(model, [builder], starts_of(frames, 50)), []
+    model.network.layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[4]))
+    start = graph.pos
+    moving = torch.stack([start, start, 1.1 * start, 1.2 * start])  # (T, N, 3)
+    with torch.no_grad():
+        model.network(
+            graph.x, moving, graph.vel.expand_as(moving), graph.edge_index, graph.edge_attr,
+            start=start, size=torch.tensor([size]),
+        )  # fmt: skip
+    length = (start[graph.edge_index[0]] - start[graph.edge_index[1]]).norm(dim=-1)  # (E,)
+    for stretched, attr in zip((0, 0, 0.1, 0.2), seen[0], strict=True):
+        torch.testing.assert_close(attr[:, -1], stretched * length / size, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["canonical", "any, history"])
 def test_members_do_not_depend_on_each_other(kind, monkeypatch):
     model, builder, frames, *_ = flow_model(**KINDS[kind])

@@ -17,6 +17,7 @@ from egno_md.errors import ModelError, UsageError
 from egno_md.forecast.chain import check_request, forecast, forecast_times
 from egno_md.forecast.device import PRECISIONS, in_precision
 from egno_md.forecast.forecasters import PathRegression
+from egno_md.forecast.operator import OperatorWindow
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule.atoms import select_atoms
 from egno_md.specs import WindowSpec
@@ -52,6 +53,18 @@ def test_finer_resolution_lies_on_the_same_path(ballistic, substeps):
     step = past[:, -1] - past[:, -2]
     np.testing.assert_allclose(fine[:, 0], past[:, -1] + step / substeps, atol=1e-4)
     np.testing.assert_allclose(forecast_times(ballistic, 6 * substeps, substeps)[substeps - 1 :: substeps], range(1, 7))
+
+
+@pytest.mark.parametrize("asked", [[4], [2, 4], [1, 3]])
+def test_some_strides_of_a_window_are_those_of_the_whole_window(asked):
+    u, model = make_universe(8, velocity=0.3), make_model()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.network.parameters():
+            weight += 0.2 * torch.randn(weight.shape, generator=generator)
+    window = OperatorWindow(model, GraphBuilder(u.atoms, model.graph))
+    whole = window(histories(u, [5, 7]), model.window.targets)  # (2, 1, 4, N, 3)
+    np.testing.assert_array_equal(window(histories(u, [5, 7]), asked), whole[:, :, np.array(asked) - 1])
 
 
 @pytest.mark.parametrize("operator", ["egno", "eghno"])

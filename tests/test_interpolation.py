@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from scipy.linalg import solve
+from scipy.spatial.transform import Rotation
 
 from egno_md import Interpolated, open_universe, sample
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.forecast.bridge import Bridge, Memory
-from egno_md.molecule.geometry import bond_lengths, superposed_rmsd
+from egno_md.molecule.geometry import bond_lengths, superposed_rmsd, superposition
+from egno_md.molecule.local import LocalGeometry
 from egno_md.molecule.molecule import Molecule
 from egno_md.trajectory.universe import in_memory_universe
 
@@ -147,6 +150,24 @@ def test_drawn_paths_pass_through_the_frames_and_spread_between_them():
     assert spread[one.saved].max() < 1e-5 and spread[~one.saved].mean() > 0.01
     fewer = Interpolated(u, 4, samples=1, seed=1).run().results  # a member does not depend on how many there are
     np.testing.assert_array_equal(fewer.positions[0], one.positions[0])
+
+
+def test_drawn_paths_spread_as_bridges_between_what_is_known():
+    """Ends that never move: the shape spreads as an Ornstein-Uhlenbeck bridge, place and turn as Brownian ones."""
+    still = np.array([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    ends, u = np.repeat(still[None], 601, axis=0), np.array([0.25, 0.5, 0.75])
+    free = dataclasses.replace(LocalGeometry.fit([ends], np.empty((0, 2), int)), closest=np.zeros(1))
+    each = np.eye(12).reshape(12, 4, 3)  # directions in which every number of every atom is on its own
+    shape = Bridge(4, still, Memory(np.array([2.0]), np.full((4, 1), 0.09)), free, each, np.zeros(2))
+    drawn = np.concatenate(list(shape.fill(ends, np.random.default_rng(0)))) - still  # (600, 3, 4, 3)
+    expected = 0.09 * 2 * np.sinh(u / 2) * np.sinh((1 - u) / 2) / np.sinh(0.5)
+    np.testing.assert_allclose(np.mean(drawn**2, axis=(0, 2, 3)), expected, rtol=0.08)
+
+    whole = Bridge(4, still, Memory(np.ones(1), np.full((4, 1), 1e-16)), free, each, np.array([0.5, 0.04]))
+    drawn = np.concatenate(list(whole.fill(ends, np.random.default_rng(1))))  # (600, 3, 4, 3)
+    np.testing.assert_allclose(np.mean(drawn.mean(axis=2) ** 2, axis=(0, 2)), 0.5 * u * (1 - u), rtol=0.12)
+    turns = Rotation.from_matrix(superposition(drawn.reshape(-1, 4, 3), still)[0]).as_rotvec().reshape(600, 3, 3)
+    np.testing.assert_allclose(np.mean(turns**2, axis=(0, 2)), 0.04 * u * (1 - u), rtol=0.12)
 
 
 def test_paths_turn_with_the_molecule_and_do_not_depend_on_the_chunk(monkeypatch):

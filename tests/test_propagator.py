@@ -28,6 +28,7 @@ from egno_md.propagator import (
     HybridPropagator,
     JumpLimits,
     add_guide,
+    beads,
     surrogate_simulation,
 )
 from egno_md.propagator import jump as jump_module
@@ -118,6 +119,30 @@ def test_context_holds_time_steps_and_velocities(model, universe):
     np.testing.assert_allclose(
         10 * state.getVelocities(asNumpy=True)._value, positions_of(simulation) - before, atol=2e-5
     )
+
+
+def test_bound_by_hand_it_forecasts_from_the_context_and_from_nothing_else(model, universe, monkeypatch):
+    pasts, real = [], beads.forecast
+
+    def forecast(model, builder, past, *arguments, **options):
+        pasts.append(past)
+        return real(model, builder, past, *arguments, **options)
+
+    expected = surrogate_simulation(universe, model)
+    state = expected.context.getState(positions=True, velocities=True)
+    integrator = EGNOIntegrator(model, universe.atoms)
+    context = openmm.Context(expected.system, integrator, openmm.Platform.getPlatform("Reference"))
+    integrator.bind(context)
+    context.setPositions(state.getPositions())
+    context.setVelocities(state.getVelocities())
+    monkeypatch.setattr(beads, "forecast", forecast)
+    integrator.step(2)
+    monkeypatch.undo()
+    frames = universe.trajectory.timeseries(order="fac")[-2:]
+    np.testing.assert_allclose(np.concatenate(pasts), frames[None], atol=1e-5)
+    expected.step(2)
+    found = context.getState(positions=True).getPositions(asNumpy=True)._value * 10
+    np.testing.assert_allclose(found, positions_of(expected), atol=2e-5)
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "state"])
