@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.mutants --sample 160`` draws so many of all changes, runs for each the tests that enter the
 changed function, and writes ``docs/performance/mutants.json`` and a section of ``docs/reliability.md``. What was
-measured before is kept; ``--survivors`` tries the survivors again, after tests were written for them.
+measured before is kept; ``--seed 1`` draws afresh, ``--survivors`` tries the survivors again, after tests were written
+for them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ that enter the changed function are run: the most direct ones, up to 20 CPU seco
 that do not travel with the project. A change that no test notices is a fault of the tests, or one that no result shows:
 
 ```bash
-python -m benchmarks.mutants --sample 160     # --survivors: those once more; --only clock.py: of one file
+python -m benchmarks.mutants --sample 160     # --survivors: those once more
+python -m benchmarks.mutants --sample 8 --seed 1 --only trajectory/clock.py --only forecast/rolling.py  # 8 of each
 ```"""
 #: Survivors that change no result, and why. Where code moves, they have to be looked at again.
 SEEN_BY_NOBODY = {
@@ -318,8 +320,8 @@ def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @click.command()
-@click.option("--only", default="", help="Files with this in their name.")
-@click.option("--sample", type=click.IntRange(1), help="So many of all changes, drawn; all of them by default.")
+@click.option("--only", multiple=True, default=[""], help="Files with this in their name; several times for several.")
+@click.option("--sample", type=click.IntRange(1), help="So many changes, drawn, of each --only; all by default.")
 @click.option("--seed", default=0, help="Of the sample.")
 @click.option("--minutes", type=float, default=float("inf"), help="Begin no change after so many CPU minutes.")
 @click.option("--survivors", is_flag=True, help="Only what survived before, once more.")
@@ -327,19 +329,26 @@ def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
 @click.option("--page", type=click.Path(path_type=Path), default=ROOT / "docs/reliability.md")
 @click.option("--store", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "egno_md-mutants")
 def main(
-    only: str, sample: int | None, seed: int, minutes: float, survivors: bool, target: Path, page: Path, store: Path
+    only: tuple[str, ...],
+    sample: int | None,
+    seed: int,
+    minutes: float,
+    survivors: bool,
+    target: Path,
+    page: Path,
+    store: Path,
 ) -> None:
     """Change the numerical core in one place at a time and see whether a test fails."""
-    every = [m for name in files() if only in name for m in mutants(name, (ROOT / name).read_text())]
+    every = [m for name in files() for m in mutants(name, (ROOT / name).read_text())]
     results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
     # In an order that stays the same for what stays the same when the code changes.
     every.sort(key=lambda m: hashlib.sha256(f"{seed} {m.name} {m.column}".encode()).hexdigest())
-    drawn = every[:sample]
+    of_each = [[m for m in every if part in m.file] for part in only]
     if survivors:
         again = {key for key, one in results.items() if one["found"] == "survived"} - SEEN_BY_NOBODY.keys()
-        drawn = [m for m in every if m.key in again]
+        drawn = [m for part in of_each for m in part if m.key in again]
     else:
-        drawn = [m for m in drawn if m.key not in results]
+        drawn = [m for part in of_each for m in part[:sample] if m.key not in results]
     store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         project = Copy(Path(name))
@@ -355,15 +364,15 @@ def main(
                 code, seconds = project.run(names, LONGEST) if names else (0, 0.0)
             spent += seconds
             found = "survived" if code == 0 else "killed" if code in (1, 2, 3, 4, 70) else "timed out"
-            first = results.get(mutant.key, {}).get("first", found)
-            ran = {"tests": len(names), "seconds": round(seconds, 1)}
-            results[mutant.key] = {"function": mutant.function, "first": first, "found": found, **ran}
+            before = results.get(mutant.key, {"first": found, "seed": seed})
+            ran = {"found": found, "tests": len(names), "seconds": round(seconds, 1)}
+            results[mutant.key] = {"function": mutant.function, "first": before["first"], "seed": before["seed"], **ran}
             click.echo(f"{k + 1}/{len(drawn)} {found} {seconds:.0f}s {mutant.key}")
             target.write_text(json.dumps(results, indent=0))
-    known = {m.key for name in files() for m in mutants(name, (ROOT / name).read_text())}
+    known = {m.key for m in every}
     results = {key: value for key, value in results.items() if key in known}
     target.write_text(json.dumps(results, indent=0))
-    write(page, results, len(known))
+    write(page, results, len(every))
 
 
 def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None:
@@ -383,26 +392,39 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
     total = [sum(row[k] for row in rows) for k in range(1, 5)]
     rows.append(["**all**", *total])
     n, noticed, unseen, _ = total
-    at_first = sum(one["first"] != "survived" for one in results.values())
-    low, high = binomtest(at_first, n).proportion_ci(method="wilson")
+    draws = [["seed", "files", "changes", "noticed at first", "95 % interval", *KINDS], ["---"] * 8]
+    for seed in sorted({one["seed"] for one in results.values()}):
+        of_it = {key: one for key, one in results.items() if one["seed"] == seed}
+        at_first = sum(one["first"] != "survived" for one in of_it.values())
+        low, high = binomtest(at_first, len(of_it)).proportion_ci(method="wilson")
+        kinds = Counter(_kind(key, one) for key, one in of_it.items())
+        among = len({key.partition(":")[0] for key in of_it})
+        share = [f"{at_first} ({at_first / len(of_it):.0%})", f"{low:.0%} to {high:.0%}"]
+        draws.append([seed, among, len(of_it), *share, *(kinds[kind] for kind in KINDS)])
     table = [["file", "changes", *KINDS], ["---"] * 5, *rows]
     text = [
         HEAD,
         "",
         ABOUT,
         "",
-        f"Of {possible:,} possible changes {n} were drawn. {at_first} of them ({at_first / n:.0%}) were noticed when",
-        f"they were first run, which is what to expect of the others too (95 % interval: {low:.0%} to {high:.0%}).",
-        f"Tests were then written for survivors: {noticed} are noticed now, {unseen} change no result,",
-        f"and what is left is listed. Without those that nobody can see, {noticed / (n - unseen):.1%} are noticed.",
+        f"Of {possible:,} possible changes {n} were drawn. What was noticed when it was first run is what to expect of",
+        "the other changes of these files; tests were then written for survivors. What became of each draw:",
         "",
-        *("| " + " | ".join(map(str, row)) + " |" for row in table),
+        *_lines(draws),
+        "",
+        f"Without the {unseen} that change no result, {noticed / (n - unseen):.1%} of all are noticed now.",
+        "",
+        *_lines(table),
         "",
         *(["What survives:", "", *lines] if lines else []),
     ]
     before, _, after = page.read_text().partition(NEXT)
     before = before.partition(HEAD)[0].rstrip()
     page.write_text("\n".join([before, "", *text]).rstrip() + f"\n\n{NEXT}{after}")
+
+
+def _lines(table: list[list[Any]]) -> list[str]:
+    return ["| " + " | ".join(map(str, row)) + " |" for row in table]
 
 
 def _kind(key: str, one: dict[str, Any]) -> str:

@@ -123,15 +123,17 @@ def f(a: int = 1, *, keep=True) -> "0 + 1":
 def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Page\n\nAbove.\n\n## What was found\n\nBelow.\n")
-    one = {"function": "f", "first": "survived", "found": "survived"}
+    one = {"function": "f", "first": "survived", "found": "survived", "seed": 0}
     results = {f"egno_md/nn/a.py:{k}:1: {k} -> {k + 1}": {**one, "function": f"f{k}"} for k in range(3)}
     results["egno_md/nn/a.py:0:1: 0 -> 1"] |= {"found": "killed"}
+    results["egno_md/nn/b.py:7:1: 0 -> 1"] = {"function": "g", "first": "killed", "found": "killed", "seed": 1}
     monkeypatch.setattr(mutants, "SEEN_BY_NOBODY", {"egno_md/nn/a.py:1:1: 1 -> 2": "a bound of memory"})
     for _ in range(2):  # the section is replaced, not added
         mutants.write(page, results, 1000)
     text = page.read_text()
     assert text.count(mutants.HEAD) == 1 and text.startswith("# Page\n\nAbove.\n\n## Ch")
     assert text.endswith("\n\n## What was found\n\nBelow.\n")
-    assert "| nn/a.py | 3 | 1 | 1 | 1 |" in text and "1,000 possible changes 3 were drawn. 0 of them (0%)" in text
+    assert "| nn/a.py | 3 | 1 | 1 | 1 |" in text and "1,000 possible changes 4 were drawn" in text
+    assert "| 0 | 1 | 3 | 0 (0%) | 0% to 56% | 1 | 1 | 1 |\n| 1 | 1 | 1 | 1 (100%) | 21% to 100% | 1 | 0 | 0 |" in text
     assert "- `egno_md/nn/a.py:1:1` in `f1`: `1 -> 2`: a bound of memory" in text
-    assert "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "50.0% are noticed" in text
+    assert "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "66.7% of all are noticed" in text
