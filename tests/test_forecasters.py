@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ from egno_md.forecast.forecasters import (
     baselines,
     free_forecasts,
 )
+from egno_md.forecast.rolling import OneByOne
+from egno_md.forecast.streams import Streams
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 from egno_md.looking.evaluation import write_report
@@ -121,11 +124,38 @@ def test_a_forecast_that_cannot_be_fitted_is_named():
         next(Known([frames[:4]], tuple(STEPS)).windows(1, 10))
 
 
+def test_every_member_is_brought_back_to_its_own_start():
+    past, rng = np.random.default_rng(0).normal(size=(2, 1, 5, 3)), np.random.default_rng(1)
+    still = Restored(RandomWalk(), lambda frames, start: np.broadcast_to(start, frames.shape))
+    expected = np.broadcast_to(past[:, -1][:, None, None], (2, 3, 4, 5, 3))
+    np.testing.assert_array_equal(still(past, STEPS, 3, rng), expected)
+    for window in islice(roll(still, past, STEPS, samples=3, generator=rng), 2):
+        np.testing.assert_allclose(window.positions, expected, atol=1e-12)
+
+
+def test_one_by_one_draws_where_there_is_something_to_draw():
+    class Drawn(RandomWalk):
+        draws = True
+
+        def __call__(self, past, times, samples=1, generator=None):
+            return Linear()(past, times) if generator is None else super().__call__(past, times, samples, generator)
+
+    past = np.random.default_rng(0).normal(size=(2, 2, 5, 3))
+    np.testing.assert_array_equal(OneByOne(Drawn())(past, STEPS, 3), Linear()(past, STEPS))
+    np.testing.assert_array_equal(OneByOne(Linear())(past, STEPS, 3, np.random.default_rng(0)), Linear()(past, STEPS))
+    found = OneByOne(Drawn())(past, STEPS, 3, Streams.of(5, [7, 9], 3))
+    assert found.shape == (2, 3, 4, 5, 3)
+    alone = OneByOne(Drawn())(past[1:], STEPS, 2, Streams.of(5, [9], 2))
+    np.testing.assert_array_equal(found[1:, :2], alone)
+
+
 def test_chained_free_forecasts_are_the_direct_ones():
     past = np.random.default_rng(0).normal(size=(3, 2, 5, 3))
     chain = Chained(Linear(), [1, 2, 3])
     times = [2, 4, 5, 8, 11]
     np.testing.assert_allclose(chain(past, times), Linear()(past, times), atol=1e-5)
+    # One window of one far stride, after which there is no other.
+    np.testing.assert_allclose(Chained(Linear(), [4])(past, [4]), Linear()(past, [4]), atol=1e-5)
     with pytest.raises(UsageError, match="not all of"):
         chain(past, [1.5])
     for gaps in ([2, 4], [0.5], [1, 1.5]):

@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from egno_md import EGNOSurrogate, load_model, sample
 from egno_md.errors import DataError
+from egno_md.forecast.chain import restored
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule import local
 from egno_md.molecule.geometry import bond_lengths, signed_volumes
@@ -77,6 +78,10 @@ def test_forecast_keeps_the_bonds_of_its_start():
         results = EGNOSurrogate(u, model, horizon=10).run().results
         u.trajectory[-1]
         off = np.abs(bond_lengths(results.positions[0], bonds) - bond_lengths(u.atoms.positions, bonds)).max()
+        assert (off < BOND_SLACK + 0.01) == keep
+        start = u.atoms.positions.astype(float)
+        stretched = restored(model, GraphBuilder(u.atoms, model.graph), 1.3 * start[None], start)
+        off = np.abs(bond_lengths(stretched[0], bonds) - bond_lengths(start, bonds)).max()
         assert (off < BOND_SLACK + 0.01) == keep
 
 

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from egno_md import Interpolated, open_universe, sample
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.forecast.bridge import Bridge, Memory
+from egno_md.forecast.forecasters import InternalMotion
 from egno_md.molecule.geometry import bond_lengths, superposed_rmsd, superposition
 from egno_md.molecule.local import LocalGeometry
 from egno_md.molecule.molecule import Molecule
@@ -136,6 +137,14 @@ def test_memory_is_read_off_the_frames():
     lags = np.array([0, 1, 4, 8])
     mean = np.einsum("nr,rl->l", found.amounts, np.exp(-lags / found.constants[:, None])) / 5
     np.testing.assert_allclose(mean / mean[0], np.exp(-lags / 6), atol=0.08)
+
+
+def test_memory_takes_twenty_pairs_and_runs_of_any_length():
+    x, _ = wobbling(21)
+    mean = InternalMotion.fit([x]).mean
+    assert Memory.fit([x], mean, 0.5) is not None and Memory.fit([x[:20]], mean, 0.5) is None
+    one, other = (Memory.fit(runs, mean, 0.5) for runs in ([x, x[:3]], [x[:3], x]))
+    np.testing.assert_allclose(one.amounts, other.amounts, atol=1e-9)
 
 
 def test_drawn_paths_pass_through_the_frames_and_spread_between_them():
