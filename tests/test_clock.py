@@ -65,6 +65,7 @@ def frames_of(clock):
         ([3, 4, 5, 0, 1, 2], 1, [[0, 1, 2], [3, 4, 5]]),  # the wrong order
         ([0, 1, 2, 3, 4, 6, 8], 1, [[0, 1, 2, 3, 4], [5], [6]]),  # saved less often from then on
         ([0, 10, 20, 20.5, 30, 40], 10, [[0, 1, 2], [3], [4, 5]]),
+        ([0, 1.0006, 2, 3.0006, 4, 6, 7], 1, [[0, 1, 2, 3, 4], [5, 6]]),  # written with few digits, and one was lost
     ],
 )
 def test_even_stretches_are_used(times, spacing, stretches):

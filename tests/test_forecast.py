@@ -233,6 +233,8 @@ def test_precision_on_a_gpu(bundled, precision):
 def test_windows_with_gaps_have_no_finer_resolution(ballistic):
     thinned = dataclasses.replace(ballistic, window=WindowSpec(stride_ps=1.0, n_times=4, span=8))
     check_request(thinned, 4, 1)
+    np.testing.assert_allclose(forecast_times(thinned, 3), [2, 4, 6])
+    np.testing.assert_allclose(forecast_times(ballistic, 3, 2), [0.5, 1, 1.5])
     for horizon, substeps in ((5, 1), (4, 2)):
         with pytest.raises(ModelError, match="not every stride"):
             check_request(thinned, horizon, substeps)
