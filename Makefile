@@ -1,18 +1,29 @@
 # Two commands: `make demo` sets everything up and forecasts the bundled sample, `make test` sets up and runs the tests.
 PYTHON ?= python3
-VENV ?= .venv
+# pinned: those of constraints.txt; lowest: what pyproject.toml still allows; newest: what the registry has.
+VERSIONS ?= pinned
+VENV ?= .venv$(if $(filter-out pinned,$(VERSIONS)),-$(VERSIONS))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs benchmark clean
+.PHONY: demo test lint docs benchmark clean install-pinned install-lowest install-newest
 .DELETE_ON_ERROR:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "egno_md needs Python 3.11 or newer; set PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
+	$(MAKE) --no-print-directory install-$(VERSIONS)
+	touch $@
+
+install-pinned:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "$$(head -n 1 constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train,plot,paper,test,docs]"
-	touch $@
+
+# Only what pyproject.toml names is held at its lowest: what those need in turn is theirs to say.
+install-lowest install-newest: install-%:
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) \
+	    -e ".[train,plot,paper,test]"
 
 demo: $(READY)
 	@mkdir -p demo

@@ -170,9 +170,11 @@ def test_chain_is_the_same(history, box, runs, monkeypatch):
     assert len(runs) == 1
 
 
-def test_which_forecasts_are_recorded():
+def test_which_forecasts_are_recorded(monkeypatch):
     cuda, cpu, n = torch.device("cuda"), torch.device("cpu"), forecast_module.CAPTURE_FROM
     model = make_model()
+    assert forecast_module._recordable(model, cuda, n) is None
+    monkeypatch.setattr(forecast_module, "triton_chosen", lambda: True)
     assert forecast_module._recordable(model, cuda, n).network is model.network
     assert forecast_module._recordable(model, cuda, n - 1) is None
     assert forecast_module._recordable(model, cpu, n) is None

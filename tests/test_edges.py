@@ -8,11 +8,14 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import test_eghno
 import test_egno
 import torch
+from packaging.version import Version
 from torch import nn
 
 from egno_md.errors import UsageError
@@ -389,10 +392,38 @@ def test_memory_bound_holds(megabytes):
     assert int(grown) <= megabytes * 10**6 + inputs
 
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def _triton_of(version: str) -> bool:
+    return importlib.util.find_spec("triton") is not None and Version(metadata.version("triton")) >= Version(version)
+
+
+needs_triton = pytest.mark.skipif(not _triton_of("3.3"), reason="Triton 3.3 or newer is not installed")
 
 
 @needs_triton
+def test_a_gpu_runs_triton_where_it_is_asked_for(monkeypatch):
+    on_gpu, weights = (
+        SimpleNamespace(dtype=torch.float32, is_cuda=True),
+        [torch.empty(8, 8)] * 6 + [torch.empty(1, 8)] * 2,
+    )
+    monkeypatch.delenv(edges.KERNELS, raising=False)
+    assert edges._backend(on_gpu, weights, None) is torch_backend
+    monkeypatch.setenv(edges.KERNELS, "triton")
+    assert edges._backend(on_gpu, weights, None).__name__ == "egno_md.nn.edges.triton"
+
+
+def test_kernels_that_there_are_not(monkeypatch):
+    monkeypatch.setenv(edges.KERNELS, "cuda")
+    with pytest.raises(UsageError, match="EGNO_MD_KERNELS is 'cuda' .*expected 'torch' .*or 'triton'"):
+        edges.triton_chosen()
+    monkeypatch.setenv(edges.KERNELS, "triton")
+    monkeypatch.setattr(edges, "_module", lambda name: None)
+    with pytest.raises(UsageError, match="no Triton that can be used: pip install -U triton, or leave"):
+        edges.triton_chosen()
+    monkeypatch.delenv(edges.KERNELS)
+    assert not edges.triton_chosen()
+
+
+@pytest.mark.skipif(not _triton_of("3.5"), reason="doubles in Triton's interpreter need Triton 3.5")
 def test_triton_kernels_equal_reference():
     """Both kernels in Triton's interpreter, in float64: no GPU needed, and nothing hides in the rounding."""
     python(

@@ -17,6 +17,7 @@ from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
 from ..nn import operators
 from ..nn.captured import CapturedEGNO
+from ..nn.edges import triton_chosen
 from ..nn.edges.products import has_fast_bf16
 from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
@@ -232,9 +233,9 @@ class OperatorWindow:
 
 
 def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
-    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO."""
+    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO, and the user asks for it."""
     fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) is EGNO
-    return CapturedEGNO(model.network) if fits else None
+    return CapturedEGNO(model.network) if fits and triton_chosen() else None
 
 
 def graphs(

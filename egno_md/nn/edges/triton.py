@@ -16,12 +16,16 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from packaging.version import Version
 from torch import Tensor
 
 from egno_md.nn.edges.backend import Edges, Gradients, weight_gradients
 from egno_md.nn.edges.torch import add_rows
 
 __all__ = ["add_rows", "backward_blocks", "fits", "forward_blocks"]
+
+if Version(triton.__version__) < Version("3.3"):
+    raise ImportError(f"Triton {triton.__version__} does not compile these kernels, 3.3 does")
 
 _LOW = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
