@@ -152,8 +152,8 @@ def main(data: Path | None, target: Path, page: Path, only: str) -> None:
             target.write_text(json.dumps(rounded))
             click.echo(row(case.name, results[case.name]))
     lines = [HEAD, "|" + "---|" * 10, *(row(name, one) for name, one in results.items())]
-    before = page.read_text().split("\n| run |")[0].rstrip() if page.exists() else "# Any run"
-    page.write_text(before + "\n\n" + "\n".join(lines) + "\n")
+    text, heading, more = page.read_text().partition("\n## ") if page.exists() else ("# Any run", "", "")
+    page.write_text(text.split("\n| run |")[0].rstrip() + "\n\n" + "\n".join(lines) + "\n" + heading + more)
     refused = [name for name, one in results.items() if "refused" in one]
     worse = [name for name, one in results.items() if (found := one.get("hindcast")) and _worse(found)]
     click.echo(f"{len(results)} runs, {len(refused)} refused, {len(worse)} worse than the standing frame: {worse}")
