@@ -14,7 +14,7 @@ from openmm import app
 import egno_md
 from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.molecule import Molecule
-from egno_md.trajectory.writer import write_forecast, write_topology
+from egno_md.trajectory.writer import Topology, write_forecast, write_topology
 
 
 def records(path: Path) -> int:
@@ -65,3 +65,17 @@ def test_more_atoms_than_the_columns_count_have_no_records(tmp_path: Path) -> No
             write_topology(target, universe.atoms[:count], grid[:count])
         assert records(target) == wanted
     assert len(mda.Universe(str(tmp_path / f"{n}.pdb")).atoms) == n
+
+
+def test_one_topology_for_many_forecasts_writes_what_each_would(tmp_path: Path) -> None:
+    alphas = mda.Universe(*map(str, egno_md.sample())).select_atoms("name CA")
+    topology, box = Topology(alphas), np.array([50, 50, 50, 90, 90, 90], np.float32)
+    options = [{}, {"boxes": box}, {"b_factors": np.linspace(0, 9, len(alphas))}, {"recentre": True}, {}]
+    for k, more in enumerate(options):
+        frames = alphas.positions[None] + k + (20_000 if "recentre" in more else 0)
+        for name, given in (("own", True), ("shared", topology)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                write_forecast(tmp_path / f"{name}{k}.dcd", alphas, frames, [0.0], dt=1.0, topology=given, **more)
+        assert (tmp_path / f"own{k}.pdb").read_bytes() == (tmp_path / f"shared{k}.pdb").read_bytes()
+        assert records(tmp_path / f"shared{k}.pdb") > 0

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import UsageError
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.universe import in_memory_universe, input_files
-from ..trajectory.writer import write_forecast
+from ..trajectory.writer import Topology, write_forecast
 
 
 class Written:
@@ -59,7 +59,7 @@ class Written:
         """
         self._need_results()
         filename = Path(filename)
-        files: list[Path] = []
+        files, topology = [], Topology(self.atoms)
         for i, frame in enumerate(self.results.frames):
             several = self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
             members = self.results.ensemble[i] if several else self.results.positions[i : i + 1]
@@ -76,6 +76,7 @@ class Written:
                     dt=self.spacing,
                     force=force,
                     recentre=True,
+                    topology=topology,
                     inputs=input_files(self.atoms.universe),
                     b_factors=self.results.spread[i] if several else None,
                 )

@@ -279,7 +279,7 @@ def write_forecast(
     boxes: ArrayLike | None = None,
     dt: float | None = None,
     force: bool = False,
-    topology: bool = True,
+    topology: bool | Topology = True,
     recentre: bool = False,
     inputs: Iterable[StrPath] = (),
     b_factors: ArrayLike | None = None,
@@ -308,7 +308,8 @@ def write_forecast(
     force
         Replace files that exist.
     topology
-        Write the PDB file. Chains without a letter get one.
+        Write the PDB file. Chains without a letter get one. Of many forecasts of the same atoms: one
+        :class:`Topology` for all.
     recentre
         Move the PDB file, not the trajectory, to the origin where its columns cannot hold the coordinates; with a
         warning.
@@ -329,7 +330,7 @@ def write_forecast(
     OutputError
         A target that exists, or could not be written whole.
     """
-    targets = require_targets(path, force=force, topology=topology, inputs=inputs)
+    targets = require_targets(path, force=force, topology=bool(topology), inputs=inputs)
     target = targets[0]
     kind = format_of(target)
     xyz, clock, cells = checked_frames(len(atoms), positions, times, boxes)
@@ -349,14 +350,9 @@ def write_forecast(
             for i, frame in enumerate(xyz):
                 writer.write(frame, None if cells is None else cells[i], float(clock[i]))
             if topology:
-                _write_pdb(
-                    part,
-                    targets[1],
-                    in_memory_universe(atoms, xyz[:1].copy(), clock[:1], None if cells is None else cells[:1]),
-                    atoms,
-                    recentre=recentre,
-                    b_factors=b_factors,
-                )
+                made = topology if isinstance(topology, Topology) else Topology(atoms)
+                box = None if cells is None else cells[0]
+                made.write(part, targets[1], xyz[0], box, recentre=recentre, b_factors=b_factors)
         if topology:
             os.replace(part, os.path.realpath(targets[1]))
     finally:
@@ -385,8 +381,7 @@ def write_topology(
     """
     part = _part_name(target)
     try:
-        frame = in_memory_universe(atoms, np.asarray(positions, np.float32)[None], np.zeros(1), boxes=box)
-        _write_pdb(part, target, frame, atoms, recentre=recentre)
+        Topology(atoms).write(part, target, np.asarray(positions, np.float32), box, recentre=recentre)
         os.replace(part, os.path.realpath(target))
     except OSError as exc:
         if isinstance(exc, OutputError):
@@ -405,55 +400,78 @@ def _is_cell(box: NDArray[np.float32]) -> bool:
 _PDB_RANGE = (-999.9, 9999.9)
 
 
-def _write_pdb(
-    part: Path,
-    target: Path,
-    universe: mda.Universe,
-    source: mda.AtomGroup,
-    *,
-    recentre: bool = False,
-    b_factors: ArrayLike | None = None,
-) -> None:
-    """Write the topology to `part`, with the bonds of `source`; the errors speak of `target`."""
-    # Beyond the last number that fits, numbers start anew: a record would bond two pairs of atoms.
-    bonds = bonds_among(source) if len(source) < 100_000 else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
-            universe.add_TopologyAttr("elements", atom_elements(universe.atoms).astype(object))
-            _letter_chains(universe)
-            if b_factors is not None:
-                universe.add_TopologyAttr("tempfactors", np.asarray(b_factors, float))
-            moved = recentre and _move_into_columns(universe)
-            if bonds is not None:
-                universe.add_TopologyAttr("bonds", bonds)
-            universe.atoms.write(str(part), bonds=None if bonds is None else "all")
-        if universe.dimensions is None:
-            # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
+class Topology:
+    """The PDB file of a group of atoms, which may be written of many frames: all but the frame is made once.
+
+    Parameters
+    ----------
+    atoms
+        The N atoms; bonds that a model sees become CONECT records.
+    """
+
+    def __init__(self, atoms: mda.AtomGroup) -> None:
+        # Beyond the last number that fits, numbers start anew: a record would bond two pairs of atoms.
+        bonds = bonds_among(atoms) if len(atoms) < 100_000 else None
+        self._universe = in_memory_universe(atoms, np.zeros((1, len(atoms), 3)), np.zeros(1))
+        self._universe.add_TopologyAttr("elements", atom_elements(self._universe.atoms).astype(object))
+        _letter_chains(self._universe)
+        if bonds is not None:
+            self._universe.add_TopologyAttr("bonds", bonds)
+        self._b_factors = atoms.tempfactors if hasattr(atoms, "tempfactors") else np.zeros(len(atoms))
+        #: None: not made yet, which MDAnalysis does.
+        self._conect: list[str] | None = [] if bonds is None else None
+
+    def write(
+        self,
+        part: Path,
+        target: Path,
+        positions: NDArray[np.float32],
+        box: ArrayLike | None,
+        *,
+        recentre: bool = False,
+        b_factors: ArrayLike | None = None,
+    ) -> None:
+        """Write the frame ``(N, 3)`` in its box ``(6,)`` to `part`; the errors speak of `target`."""
+        universe = self._universe
+        universe.dimensions = box
+        universe.atoms.positions = positions
+        moved = recentre and _move_into_columns(universe)
+        universe.add_TopologyAttr("tempfactors", np.asarray(self._b_factors if b_factors is None else b_factors, float))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # attributes that the topology does not have are filled with defaults
+                universe.atoms.write(str(part), bonds="all" if self._conect is None else None)
             lines = part.read_text().splitlines(keepends=True)
-            part.write_text("".join(line for line in lines if not line.startswith("CRYST1")))
-        if moved:
-            warnings.warn(
-                f"the frames are so far from the origin that a PDB file cannot hold them: {target} is moved to the "
-                "origin, the trajectory is not",
-                UserWarning,
-                stacklevel=3,
-            )
-    except OSError as exc:
-        raise OutputError(
-            f"the topology {target} could not be written ({exc}); free some space, or write elsewhere (in Python, "
-            "topology=False writes the trajectory alone)"
-        ) from exc
-    except ValueError as exc:
-        raise OutputError(
-            f"the topology {target} could not be written ({exc}); centre the run first (gmx trjconv -center, or "
-            "MDAnalysis.transformations), or, in Python, move the PDB file alone (recentre=True) or write "
-            "none (topology=False)"
-        ) from exc
-    with open(part, "rb") as stream:
-        stream.seek(max(0, os.path.getsize(part) - 8))
-        if b"END" not in stream.read():
-            raise OutputError(f"the topology {target} could not be written whole; is the disk full?")
+            if self._conect is None:
+                self._conect = [line for line in lines if line.startswith("CONECT")]
+            elif self._conect:
+                lines[-1:] = [*self._conect, lines[-1]]  # the last is END
+            if box is None:
+                # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
+                lines = [line for line in lines if not line.startswith("CRYST1")]
+            part.write_text("".join(lines))
+            if moved:
+                warnings.warn(
+                    f"the frames are so far from the origin that a PDB file cannot hold them: {target} is moved to the "
+                    "origin, the trajectory is not",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        except OSError as exc:
+            raise OutputError(
+                f"the topology {target} could not be written ({exc}); free some space, or write elsewhere (in Python, "
+                "topology=False writes the trajectory alone)"
+            ) from exc
+        except ValueError as exc:
+            raise OutputError(
+                f"the topology {target} could not be written ({exc}); centre the run first (gmx trjconv -center, or "
+                "MDAnalysis.transformations), or, in Python, move the PDB file alone (recentre=True) or write "
+                "none (topology=False)"
+            ) from exc
+        with open(part, "rb") as stream:
+            stream.seek(max(0, os.path.getsize(part) - 8))
+            if b"END" not in stream.read():
+                raise OutputError(f"the topology {target} could not be written whole; is the disk full?")
 
 
 def _letter_chains(universe: mda.Universe) -> None:
