@@ -151,7 +151,7 @@ def _guess_element(guesser: DefaultGuesser, name: str, mass: float) -> str:
 
 def _heavy(atoms: AtomGroup) -> AtomGroup:
     elements = atom_elements(atoms)
-    if not elements.astype(bool).any():
+    if not (elements != "").any():
         raise NoDataError("the topology has neither elements nor atom names")
     keep = (elements != "") & (elements != "H")
     if hasattr(atoms, "resnames"):
