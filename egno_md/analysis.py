@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import warnings
@@ -14,7 +15,7 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 from tqdm import tqdm
 
-from egno_md.forecast.long import require_writable, settings_of, unphysical_start, write_chain
+from egno_md.forecast.long import relaxing, require_writable, settings_of, unphysical_start, write_chain
 from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
@@ -25,7 +26,7 @@ from egno_md.hindcast.learned import Learned
 from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.default import default_selection
-from egno_md.molecule.geometry import rmsd, superposed_rmsd
+from egno_md.molecule.geometry import rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.formats import format_of
@@ -34,7 +35,7 @@ from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
 
-from .errors import DataError, EGNOError, UsageError, counted
+from .errors import EGNOError, UsageError, counted
 from .files import memory_of_machine
 
 #: Frames that are read at a time where there may be many.
@@ -90,9 +91,10 @@ class EGNOSurrogate(Written, AnalysisBase):
         Begin the written file with the trajectory up to the start, so that it shows the run and its extension.
     force : bool
         Replace files that exist. The input is never replaced.
-    on_unphysical : {"warn", "stop"}
-        What a frame that fails the checks does: it is kept and said in `results.checks`, or the forecast (from one
-        start) ends before it, and has fewer frames than `horizon`.
+    on_unphysical : {"warn", "stop", "relax"}
+        What a frame that fails the checks does: it is kept and said in `results.checks`; or the forecast (from one
+        start) ends before it, and has fewer frames than `horizon`; or it is relaxed first (:mod:`.molecule.relax`), and
+        the chain goes on from it, or ends where that does not help.
     device : str
         ``"auto"``: the GPU where there is one, else the CPU.
     precision : {"float32", "tf32", "bf16"}
@@ -257,10 +259,10 @@ class EGNOSurrogate(Written, AnalysisBase):
         if self.filename is not None:
             format_of(self.filename)
         self.with_input, self.force, self.resume = with_input, force, resume
-        if on_unphysical not in ("warn", "stop"):
-            raise UsageError(f"on_unphysical must be 'warn' or 'stop', found {on_unphysical!r}")
-        if on_unphysical == "stop" and (samples or 1) > 1:
-            raise UsageError("on_unphysical='stop' takes one sample, for every future would end elsewhere")
+        if on_unphysical not in ("warn", "stop", "relax"):
+            raise UsageError(f"on_unphysical must be 'warn', 'stop' or 'relax', found {on_unphysical!r}")
+        if on_unphysical != "warn" and (samples or 1) > 1:
+            raise UsageError(f"on_unphysical={on_unphysical!r} takes one sample: every future would end elsewhere")
         self.on_unphysical = on_unphysical
         self.streaming, self.stop_when = False, lambda: False
 
@@ -353,7 +355,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         self.start_times = np.empty(self.n_frames)
         self._seen: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._next = 0
-        self._odd = False
+        self._odd, self._relaxation = False, None
 
     def _choose(self) -> None:
         """Look at the run, and let the best of its forecasts forecast."""
@@ -411,8 +413,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         )
 
     def _conclude(self) -> None:
-        if self.on_unphysical == "stop" and self.n_frames > 1:
-            raise UsageError("on_unphysical='stop' takes one start frame, for every forecast would end elsewhere")
+        if self.on_unphysical != "warn" and self.n_frames > 1:
+            raise UsageError(f"on_unphysical={self.on_unphysical!r} takes one start frame: each would end elsewhere")
         if self._is_streamed():
             self._stream()
             return
@@ -423,7 +425,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         results.positions = found if self.samples is None else found[:, 0]  # (n_starts, horizon, N, 3)
         results.spread = None if self.samples is None else member_spread(found, starts)
         offsets = self.engine.offsets(self.horizon, self.substeps)  # (horizon,)
-        if self.on_unphysical == "stop" and self.n_frames:
+        if self.on_unphysical != "warn" and self.n_frames:
             first = self._checked(0).tally.first
             if not first:
                 raise unphysical_start(self._checked(0, 1).tally)
@@ -446,7 +448,11 @@ class EGNOSurrogate(Written, AnalysisBase):
         options = {}
         if isinstance(self.engine, ModelEngine):
             options = {"device": self.device, "precision": self.precision, "max_memory": self.max_memory}
-        return self.engine.forecasters(self.results.frames.tolist(), self.horizon, self.substeps, **options)
+        starts = self.results.frames.tolist()
+        for rows, forecaster in self.engine.forecasters(starts, self.horizon, self.substeps, **options):
+            if self.on_unphysical == "relax":
+                forecaster, self._relaxation = relaxing(forecaster, *self._physical(0))
+            yield rows, forecaster
 
     def _streams(self, rows) -> Streams | None:
         """Random numbers of the futures from some starts."""
@@ -475,12 +481,17 @@ class EGNOSurrogate(Written, AnalysisBase):
 
     def _checked(self, start: int, stop: int | None = None) -> PhysicalChecks:
         """Of the predicted frames from one start, up to `stop`; of several members those of all of them."""
-        molecule, box = self.builder.molecule, self._boxes[start]
-        frames, last = self.results.positions[start, :stop], self._history[start][-1]
+        frames = self.results.positions[start, :stop]
         if self.samples is not None and self.samples > 1:
             frames = self.results.ensemble[start].reshape(-1, *frames.shape[1:])  # (K * horizon, N, 3)
-        usual = self.engine.usual(last)
-        return check_frames(frames, last, self.builder.bonds, boxes=box, molecule=molecule, usual=usual)
+        moved = None if self._relaxation is None else np.array(self._relaxation.moved[: len(frames)])
+        return dataclasses.replace(self._physical(start)[-1](frames), relaxed=moved)
+
+    def _physical(self, start: int):
+        """A start frame (N, 3), its bonds, and what checks the frames (F, N, 3) that are predicted from it."""
+        last, builder = self._history[start][-1], self.builder
+        about = {"boxes": self._boxes[start], "molecule": builder.molecule, "usual": self.engine.usual(last)}
+        return last, builder.bonds, functools.partial(check_frames, reference=last, bonds=builder.bonds, **about)
 
     def _stream(self) -> None:
         """Forecast into the file, frame by frame, and fill the results from there."""
@@ -512,12 +523,6 @@ class EGNOSurrogate(Written, AnalysisBase):
         )
         ((_, forecaster),) = self._forecasters()
 
-        start, bonds, molecule = self._history[0][-1], self.builder.bonds, self.builder.molecule
-        usual = self.engine.usual(start)
-
-        def check(frames: np.ndarray):
-            return check_frames(frames, start, bonds, boxes=box, molecule=molecule, usual=usual).tally
-
         def run_frames():
             for k in range(stream.n_frames, len(numbers), CHUNK):
                 chosen = slice(k, min(k + CHUNK, len(numbers)))
@@ -544,8 +549,9 @@ class EGNOSurrogate(Written, AnalysisBase):
                     box=box,
                     before=run_frames(),
                     n_before=len(numbers),
-                    check=check,
-                    stop_unphysical=self.on_unphysical == "stop",
+                    check=self._physical(0)[-1],
+                    stop_unphysical=self.on_unphysical != "warn",
+                    relaxation=self._relaxation,
                     began=write_first,
                     stop_when=self.stop_when,
                     progress=bar.update,
@@ -562,28 +568,6 @@ class EGNOSurrogate(Written, AnalysisBase):
         for k in range(0, kept, CHUNK):
             results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0][-1])
         self._compare(offsets / self.engine.stride_ps)
-
-    def _compare(self, strides: np.ndarray) -> None:
-        """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
-        results, shape = self.results, self.results.times.shape
-        for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
-            results[name] = np.full(shape, np.nan)
-        wanted: dict[int, list[tuple[int, int]]] = {}
-        for i, frame in enumerate(self.results.frames):
-            for k, ahead in enumerate(strides * self.every):
-                target = self.subject.clock.shifted(frame, ahead)
-                if target is not None:
-                    wanted.setdefault(target, []).append((i, k))
-        for target in sorted(wanted):
-            try:
-                true = self.subject.positions(target)  # (N, 3)
-            except DataError as error:  # the forecast itself does not need the frame
-                warnings.warn(f"not compared: {error}", stacklevel=2)
-                continue
-            for i, k in wanted[target]:
-                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i][-1])):
-                    results[name][i, k] = rmsd(frame, true)
-                    results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
 
     def plot(self, start: int = 0):
         """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""

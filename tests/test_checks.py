@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from egno_md.errors import DataError, UsageError
 from egno_md.molecule.checks import PhysicalChecks, check_frames
+from egno_md.molecule.relax import CLEARANCE, Relaxation
 
 # A carbon with four heavy neighbours at 1.5 A.
 TETRAHEDRON = np.array([[0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=float) * 1.5 / np.sqrt(3)
@@ -214,6 +216,41 @@ def test_real_peptide_over_ten_nanoseconds(shared: Path) -> None:
     frames = data["positions"][:9999:50]
     for start in (0, 100):
         assert check_frames(frames, frames[start], data["bonds"]).messages == ()
+
+
+@pytest.mark.parametrize("centre", [0.0, [500.0, -20.0, 3.0]])
+def test_relaxing_moves_what_fails_by_what_it_takes_and_nothing_else(centre) -> None:
+    start = np.array([[0, 0, 0], [1.5, 0, 0], [9, 0, 0], [9, 6, 0]], float) + centre  # a bond, and two free atoms
+    bonds = np.array([[0, 1]])
+    frames = np.stack([start] * 4)
+    frames[1, 1, 0] += 0.7  # within 0.1 A again: each end by 0.3 A
+    frames[2, 3] = frames[2, 2] + [0, 1.8, 0]  # 2.0 A count as a clash
+    frames[3, 1:] *= 3  # no bond or clash makes it so large, and the bond alone does not mend it
+    relaxation = Relaxation(start, bonds, partial(check_frames, reference=start, bonds=bonds))
+    middle = start.mean(axis=0)
+    out = relaxation((frames - middle)[None], (start - middle)[None, None])[0] + middle
+    np.testing.assert_allclose(relaxation.moved, [0, 0.3, (CLEARANCE * 2.0 - 1.8) / 2, 0], atol=2e-3)
+    np.testing.assert_allclose(out[[0, 3]], frames[[0, 3]], atol=1e-12)
+    np.testing.assert_allclose(out[1, :2, 0] - start[0, 0], [0.3, 1.9], atol=2e-3)
+    np.testing.assert_allclose(out[1, 2:], frames[1, 2:], atol=1e-12)
+    np.testing.assert_allclose(out[2, 3] - out[2, 2], [0, CLEARANCE * 2.0, 0], atol=2e-3)
+    checks = check_frames(out, start, bonds)
+    np.testing.assert_array_equal(checks.failed, [False, False, False, True])
+    assert not replace(checks, usual=frozenset({"bonds", "size"})).failed.any()
+
+
+def test_relaxing_keeps_the_angles_of_atoms_and_not_those_of_beads() -> None:
+    for length, kept in ((1.5, True), (3.8, False)):
+        start = length * np.array([[0, 0, 0], [1, 0, 0], [1.5, 0.75**0.5, 0], [2.5, 0.75**0.5, 0]])
+        bonds = np.array([[0, 1], [1, 2], [2, 3]])
+        frame = start.copy()
+        frame[2:] += frame[1] - frame[2] + [0, length, 0]  # the angle is now a right one
+        frame[3, 0] += 0.7
+        relaxation = Relaxation(start, bonds, partial(check_frames, reference=start, bonds=bonds))
+        out = relaxation(frame[None, None], start[None, None])[0, 0]
+        assert relaxation.moved[0] > 0.2 and check_frames(out[None], start, bonds).ok
+        off = abs(np.linalg.norm(out[2] - out[0]) - np.linalg.norm(start[2] - start[0]))
+        assert (off < 0.31) == kept, (off, length)
 
 
 @pytest.mark.parametrize(

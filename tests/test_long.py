@@ -274,8 +274,91 @@ def test_it_ends_before_the_first_frame_that_is_not_physical(monkeypatch, tmp_pa
     assert set(tmp_path.iterdir()) == before
     with pytest.raises(UsageError, match="one start frame"):
         surrogate(u, tmp_path / "many.dcd", model=model, on_unphysical="stop").run(frames=[3, 4])
-    with pytest.raises(UsageError, match="'warn' or 'stop'"):
-        surrogate(u, None, on_unphysical="relax")
+    with pytest.raises(UsageError, match="'warn', 'stop' or 'relax'"):
+        surrogate(u, None, on_unphysical="mend")
+
+
+def test_a_chain_goes_on_from_the_frame_that_was_relaxed(monkeypatch, tmp_path):
+    u, model = make_universe(velocity=0.017), make_model(Ballistic(4))  # the bonds grow, longer and longer
+    warned = surrogate(u, None, model=model).run().results
+    first = warned.checks[0].tally.first
+    inside = surrogate(u, tmp_path / "whole.dcd", model=model, on_unphysical="relax").run().results
+    tally, moved = inside.checks[0].tally, inside.checks[0].relaxed
+    x, predicted = inside.positions[0].astype(float), warned.positions[0].astype(float)  # (30, 10, 3) both
+    assert tally.ok and tally.n_frames == len(x) == 30 and first % 4  # in the middle of a window
+    # What passes is left alone; then each atom goes on as it went, and from where it is now.
+    np.testing.assert_array_equal(inside.positions[0, :first], warned.positions[0, :first])
+    assert not moved[:first].any() and tally.relaxed == (moved > 0).sum() > 1 and tally.relaxed_by == moved.max()
+    assert moved[first] == pytest.approx(np.linalg.norm(x[first] - predicted[first], axis=-1).max(), abs=1e-5)
+    k = 4 * (first // 4) + 4  # the next window
+    assert moved[k - 1] > 0 == moved[k]
+    np.testing.assert_allclose(x[k], 2 * x[k - 1] - x[k - 2], atol=1e-5)
+    assert np.abs(x[k] - predicted[k]).max() > 0.05
+
+    monkeypatch.setattr(stream, "STREAM_FRAMES", 8)
+    monkeypatch.setattr(stream, "STREAM_BYTES", 0)
+    out = tmp_path / "cut.dcd"
+    for windows in (4, 1, 2):  # before, at and after the window in which frames are relaxed
+        cut = surrogate(u, out, model=model, on_unphysical="relax", resume=True)
+        cut.stop_when = stopping(windows - 1)
+        with pytest.raises(StoppedError):
+            cut.run()
+    streamed = surrogate(u, out, model=model, on_unphysical="relax", resume=True).run().results
+    assert out.read_bytes() == (tmp_path / "whole.dcd").read_bytes()
+    found = streamed.checks[0]
+    assert (found.n_frames, found.relaxed, found.relaxed_by) == (30, tally.relaxed, tally.relaxed_by)
+    with pytest.raises(UsageError, match="'relax' takes one start frame"):
+        surrogate(u, None, model=model, on_unphysical="relax").run(frames=[3, 4])
+
+
+def test_a_record_that_knows_nothing_of_relaxing_is_gone_on_with(short_is_long, tmp_path):
+    u, out = make_universe(), tmp_path / "a.dcd"
+    surrogate(u, tmp_path / "whole.dcd").run()
+    cut = surrogate(u, out)
+    cut.stop_when = stopping(3)
+    with pytest.raises(StoppedError):
+        cut.run()
+    record = json.loads(record_path(out).read_text())
+    for name in ("relaxed", "relaxed_by"):
+        del record["state"]["checks"][name]
+    record["sha256"] = stream._checksum({name: value for name, value in record.items() if name != "sha256"})
+    record_path(out).write_text(json.dumps(record))
+    assert surrogate(u, out, resume=True).run().results.checks[0].relaxed == 0
+    assert out.read_bytes() == (tmp_path / "whole.dcd").read_bytes()
+
+
+def test_relaxing_on_the_command_line(short_is_long, tmp_path):
+    u = make_universe(2, velocity=0.017)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        u.atoms.write(tmp_path / "top.pdb", bonds="all")
+        u.atoms.write(tmp_path / "run.dcd", frames="all")
+    for seed in (3, 0):  # random weights; relaxing mends what one of them predicts, and at last not that of the other
+        make_model(residual=True, reduce="mean", seed=seed).save(tmp_path / f"{seed}.safetensors")
+
+    def predicted(seed: int, out: str, *more: str):
+        files = [str(tmp_path / name) for name in ("top.pdb", "run.dcd", f"{seed}.safetensors", out)]
+        given = [*files[:2], "--model", files[2], "-o", files[3], "--horizon", "40", "--device", "cpu", *more]
+        return called(["predict", *given, "--on-unphysical", "relax"])
+
+    done = predicted(3, "whole.dcd", "--json")
+    assert done.exit_code == 0, done.output
+    checks = json.loads(done.stdout[done.stdout.index("{") :])["checks"]
+    assert checks["ok"] and 0 < checks["relaxed"] < 40 and checks["largest_relaxation_A"] > 0.1
+    files = mda.Universe(str(tmp_path / "top.pdb"), str(tmp_path / "run.dcd"))
+    cut = surrogate(files, tmp_path / "cut.dcd", 40, str(tmp_path / "3.safetensors"), on_unphysical="relax")
+    cut.stop_when = stopping(5)
+    with pytest.raises(StoppedError):
+        cut.run()
+    assert json.loads(record_path(tmp_path / "cut.dcd").read_text())["state"]["checks"]["relaxed"] > 0
+    done = predicted(3, "cut.dcd", "--resume")
+    assert done.exit_code == 0 and f"relaxed    {checks['relaxed']} of 40 frames" in done.output, done.output
+    assert (tmp_path / "cut.dcd").read_bytes() == (tmp_path / "whole.dcd").read_bytes()
+
+    done = predicted(0, "ended.dcd")
+    assert done.exit_code == 3 and "ended before the first frame that fails" in done.output, done.output
+    kept = mda.Universe(str(tmp_path / "ended.pdb"), str(tmp_path / "ended.dcd")).trajectory.n_frames
+    assert 0 < kept < 40 and f"relaxed    {kept} of {kept} frames" in done.output
 
 
 @pytest.mark.parametrize(

@@ -63,10 +63,10 @@ from .output import as_text
 @click.option("--resume", is_flag=True, help="Go on with a long forecast that was cut short, or begin it.")
 @click.option(
     "--on-unphysical",
-    type=click.Choice(["warn", "stop"]),
+    type=click.Choice(["warn", "stop", "relax"]),
     default="warn",
     show_default=True,
-    help="Keep frames that fail the physical checks, or end the forecast before the first of them.",
+    help="Keep frames that fail the physical checks, end the forecast before the first, or relax them and go on.",
 )
 @click.option("--verbose", is_flag=True, help="Print what every forecast of this run is worth.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -157,6 +157,6 @@ def predict(
     if verbose and not as_json and surrogate.results.hindcast is not None:
         click.echo("\n".join(surrogate.results.hindcast.table()))
     if not summary["checks"]["ok"]:
-        ended = "ended before the first frame that fails" if on_unphysical == "stop" else "failed"
+        ended = "failed" if on_unphysical == "warn" else "ended before the first frame that fails"
         click.echo(f"the forecast {ended} the checks; what was written is kept, the exit code is 3", err=True)
         sys.exit(3)

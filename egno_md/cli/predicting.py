@@ -175,6 +175,8 @@ def _checks(checks) -> dict[str, Any]:
         "largest_bond_deviation_A": tally.bond_deviation,
         "clashes": tally.clashes,
         "radius_of_gyration_ratio": list(tally.radius_ratio),
+        "relaxed": tally.relaxed,
+        "largest_relaxation_A": tally.relaxed_by,
     }
 
 
@@ -219,6 +221,11 @@ def readable(summary: dict[str, Any]) -> str:
         lines.append(
             f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
             f"start, no clashes, {size}"
+        )
+    if checks["relaxed"]:
+        lines.append(
+            f"relaxed    {checks['relaxed']} of {summary['frames']} frames, in which atoms moved by up to "
+            f"{checks['largest_relaxation_A']:.2f} A, before they passed the checks"
         )
     lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]
     lines += [f"written    {path}" for path in summary["files"]]

@@ -15,11 +15,12 @@ import numpy as np
 
 from ..errors import OutputError, StoppedError, UnphysicalError, UsageError
 from ..files import fingerprint
-from ..molecule.checks import Tally
+from ..molecule.checks import PhysicalChecks, Tally
+from ..molecule.relax import Relaxation
 from ..trajectory.stream import FrameStream, record_path
 from ..trajectory.universe import input_files
 from ..trajectory.writer import require_targets
-from .rolling import Chained, ChainState, roll
+from .rolling import Chained, ChainState, Restored, roll
 from .subject import Subject
 
 
@@ -50,8 +51,9 @@ def write_chain(
     box: np.ndarray | None = None,
     before: Iterable[tuple[np.ndarray, list[np.ndarray | None], np.ndarray]] = (),
     n_before: int = 0,
-    check: Callable[[np.ndarray], Tally],
+    check: Callable[[np.ndarray], PhysicalChecks],
     stop_unphysical: bool = False,
+    relaxation: Relaxation | None = None,
     began: Callable[[np.ndarray, np.ndarray | None], Any] = lambda frame, box: None,
     stop_when: Callable[[], bool] = lambda: False,
     progress: Callable[[int], Any] = lambda count: None,
@@ -82,6 +84,8 @@ def write_chain(
         Looks at predicted frames (F, N, 3) before they are written.
     stop_unphysical : bool
         End before the first frame in which it finds something. The state stays, from which the chain can go on.
+    relaxation : Relaxation, optional
+        Through which the frames of `forecaster` go: what it moved is counted.
     began : callable
         Called with the first frame of the file and its box, before anything is written.
     stop_when : callable
@@ -124,6 +128,10 @@ def write_chain(
             )
         stream.confirm(saved, now=False)
 
+    def looked_at(frames: np.ndarray) -> Tally:
+        moved = None if relaxation is None else np.array(relaxation.moved[: len(frames)])  # (F,)
+        return dataclasses.replace(check(frames), relaxed=moved).tally
+
     try:
         for frames, boxes, at in before:
             written(frames, boxes, at, None)
@@ -131,15 +139,17 @@ def write_chain(
         while done < horizon:
             window = next(chain)
             frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
-            found = check(frames)
+            found = looked_at(frames)
             if stop_unphysical and not found.ok:
                 good = found.first
-                found = check(frames[: good + 1])
+                found = looked_at(frames[: good + 1])
                 _keep_good(stream, saved, frames[:good], box, times[done : done + good], began)
                 if stream.n_frames == n_before:
                     raise unphysical_start(found)
                 mark = (-1, -1)
                 return found if tally is None else tally + found
+            if relaxation is not None:
+                relaxation.moved.clear()
             tally = found if tally is None else tally + found
             at = times[done : done + len(frames)]
             done += len(frames)
@@ -158,6 +168,17 @@ def write_chain(
     finally:
         stream.close()
     return tally
+
+
+def relaxing(
+    forecaster: Chained, start: np.ndarray, bonds: np.ndarray, check: Callable[[np.ndarray], PhysicalChecks]
+) -> tuple[Chained, Relaxation]:
+    """The same forecaster from one start (N, 3), whose frames that fail the checks are relaxed before it goes on."""
+    one, keep = forecaster.inner, None
+    if isinstance(one, Restored):
+        one, keep = one.inner, one.keep
+    relaxation = Relaxation(start, bonds, check, keep)
+    return Chained(Restored(one, relaxation), forecaster.times, forecaster.batch_nodes), relaxation
 
 
 def _keep_good(stream: FrameStream, saved: Any, frames: np.ndarray, box: Any, at: np.ndarray, began: Callable) -> None:

@@ -1,27 +1,52 @@
-"""Forecasts as files, as a Universe in memory and as an mdtraj Trajectory."""
+"""Forecasts beside the trajectory, as files, as a Universe in memory and as an mdtraj Trajectory."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
+from ..molecule.geometry import rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
 
 
 class Written:
-    """What an analysis with forecasts from several starts in `results` is written and handed on as."""
+    """What an analysis with forecasts from several starts in `results` is compared, written and handed on as."""
 
     atoms: Any
     subject: Any
     results: Any
     spacing: float
     n_frames: int
+    every: int
+
+    def _compare(self, strides: np.ndarray) -> None:
+        """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
+        results, shape = self.results, self.results.times.shape
+        for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
+            results[name] = np.full(shape, np.nan)
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        for i, frame in enumerate(self.results.frames):
+            for k, ahead in enumerate(strides * self.every):
+                target = self.subject.clock.shifted(frame, ahead)
+                if target is not None:
+                    wanted.setdefault(target, []).append((i, k))
+        for target in sorted(wanted):
+            try:
+                true = self.subject.positions(target)  # (N, 3)
+            except DataError as error:  # the forecast itself does not need the frame
+                warnings.warn(f"not compared: {error}", stacklevel=2)
+                continue
+            for i, k in wanted[target]:
+                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i][-1])):
+                    results[name][i, k] = rmsd(frame, true)
+                    results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
 
     def _in_memory(self) -> Any:
         if not self.n_frames:

@@ -73,6 +73,9 @@ class PhysicalChecks:
     """Which of them is the worst, in words."""
     usual: frozenset[str] = frozenset()
     """Kinds of finding that do not count, for frames of the run itself show them."""
+    relaxed: NDArray[np.float64] | None = None
+    """By how much the atom that moved most was moved before the frame passed, Angstrom, 0 in frames that were not
+    relaxed; None where none may be (see :mod:`egno_md.molecule.relax`)."""
 
     @property
     def ok(self) -> bool:
@@ -85,8 +88,12 @@ class PhysicalChecks:
         return self.tally.messages
 
     @property
-    def tally(self) -> Tally:
-        """What was found, counted over the frames."""
+    def failed(self) -> NDArray[np.bool_]:
+        """Which frames have a finding (F,)."""
+        return np.any(list(self._by_kind().values()), axis=0)
+
+    def _by_kind(self) -> dict[str, NDArray[np.bool_]]:
+        """Which frames have a finding of each kind (F,); those that are usual are none."""
         size = self.finite & ~((self.radius_ratio < SIZE_FACTOR) & (self.radius_ratio > 1 / SIZE_FACTOR))
         found = {
             "finite": ~self.finite,
@@ -97,13 +104,18 @@ class PhysicalChecks:
             "impossible": self.impossible > 0 if self.impossible is not None else np.zeros(len(self.finite), bool),
             "size": size,
         }
+        return {kind: frames & (kind not in self.usual) for kind, frames in found.items()}
+
+    @property
+    def tally(self) -> Tally:
+        """What was found, counted over the frames."""
         known = self.finite.any()
         return Tally(
             n_frames=len(self.finite),
             found={
                 kind: (int(frames.sum()), int(frames.argmax()))
-                for kind, frames in found.items()
-                if frames.any() and kind not in self.usual
+                for kind, frames in self._by_kind().items()
+                if frames.any()
             },
             bond_deviation=float(np.nanmax(self.bond_deviation)) if known else float("nan"),
             bonds_off=int(self.bonds_off.max(initial=0)),
@@ -117,6 +129,8 @@ class PhysicalChecks:
             n_centres=self.n_centres,
             clash_distance=self.clash_distance,
             worst=self.worst,
+            relaxed=0 if self.relaxed is None else int((self.relaxed > 0).sum()),
+            relaxed_by=0.0 if self.relaxed is None else float(self.relaxed.max(initial=0.0)),
         )
 
 
@@ -141,6 +155,9 @@ class Tally:
     n_centres: int
     clash_distance: float
     worst: str = ""
+    relaxed: int = 0
+    """How many frames were relaxed before they passed, and by how much at most, Angstrom."""
+    relaxed_by: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -200,6 +217,8 @@ class Tally:
             n_centres=self.n_centres,
             clash_distance=self.clash_distance,
             worst=self.worst or later.worst,
+            relaxed=self.relaxed + later.relaxed,
+            relaxed_by=max(self.relaxed_by, later.relaxed_by),
         )
 
 

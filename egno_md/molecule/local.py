@@ -19,6 +19,9 @@ from .geometry import bond_lengths, bonded_neighbours, runs_of_four, signed_volu
 #: Bonds of C-alpha chains and of heavy atoms fluctuate by less than this at 300 K (Angstrom).
 BOND_SLACK = 0.1
 
+#: And the distances of atoms two bonds apart, whose angles bend, by less than this (Angstrom); not those of beads.
+ANGLE_SLACK = 0.3
+
 SWEEPS = 500
 
 #: Over the number of broken bounds at the busiest atom: the part of each that a sweep mends. 1 never overshoots, and
@@ -160,6 +163,31 @@ class LocalGeometry:
             volume_low,
             volume_high,
             np.array([closest if np.isfinite(closest) else 0.0]),
+        )
+
+    @classmethod
+    def about(
+        cls, frame: NDArray[np.floating], bonds: NDArray[np.integer], closest: float, *, angles: bool = True
+    ) -> LocalGeometry:
+        """Bounds about a single frame (N, 3), which is all that is known of the molecule.
+
+        Bonds stay within 0.1 A of their lengths there and atoms two bonds apart, where `angles` are to be kept, within
+        0.3 A of theirs: they are not known to be stiff in chains of beads. All others stay further apart than
+        `closest`, in Angstrom. Handedness is not held: what is as little moved as can be does not turn over.
+        """
+        pairs, hops = _near_pairs(bonds, len(frame))
+        pairs, hops = pairs[hops <= 2], hops[hops <= 2]  # (P, 2), (P,)
+        lengths = bond_lengths(np.asarray(frame, np.float64), pairs)  # (P,)
+        slack = np.where(hops == 1, BOND_SLACK, ANGLE_SLACK)
+        loose = (hops == 2) & (not angles)
+        return cls(
+            pairs,
+            np.where(loose, np.minimum(lengths, closest), lengths - slack),
+            np.where(loose, np.inf, lengths + slack),
+            np.zeros((0, 4), np.int64),
+            np.zeros(0),
+            np.zeros(0),
+            np.array([closest]),
         )
 
     def project(self, positions: NDArray[np.floating]) -> NDArray[np.floating]:
