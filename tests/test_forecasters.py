@@ -360,6 +360,10 @@ def test_gaps_in_a_file_make_its_windows_no_more_independent():
     assert (apart.n_runs, together.n_runs) == (40, 1) and apart.n_windows == together.n_windows == 40
     assert apart.n_blocks == 40 and together.n_blocks == 40 // together.block < 10
     np.testing.assert_allclose(together.errors["model"], apart.errors["model"])
+    # Of 40 windows that know nothing of each other, 95 % of the means lie within 1.96 standard errors.
+    still = np.stack([((x[2:] - x[1]) ** 2).mean(axis=(1, 2)) for x in frames.astype(float).reshape(40, 6, 10, 3)])
+    reach = np.diff(apart.intervals["static"])[:, 0] / 2
+    np.testing.assert_allclose(reach, 1.96 * still.std(axis=0) / np.sqrt(40), rtol=0.05)
     # Too few independent blocks for a range, which has its two ends nevertheless.
     few = score(model, [Part(piece, np.array([1]), known, "") for piece in pieces[: MIN_BLOCKS - 1]])
     for one, there in ((few, False), (apart, True)):
