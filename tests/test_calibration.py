@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,12 @@ from test_metrics import autoregression, tumbled
 
 from egno_md import sample
 from egno_md.errors import UsageError
-from egno_md.evaluation.calibration import Drawn, crps, energy_score
+from egno_md.evaluation.calibration import Drawn, calibrate, crps, energy_score
 from egno_md.evaluation.evaluate import evaluate
+from egno_md.evaluation.score import Part
+from egno_md.forecast.forecasters import Known
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import Run
 
 
 def ensemble(spread=1.0, shift=0.0, *, n=4000, k=20, shape=(2, 1, 3), seed=0):
@@ -74,6 +79,27 @@ def test_too_sure_and_too_unsure_are_seen(spread, ratio):
     expected = ratio * np.sqrt((1 + 1 / 20) / (1 + spread**2 / 20))
     np.testing.assert_allclose(found.spread_over_error, expected, rtol=0.02)
     assert (found.outside > 3).all() if spread < 1 else (found.outside < 0.3).all()
+
+
+def test_numbers_of_members_below_that_never_came_are_counted_as_none():
+    true = np.zeros((3, 2, 1, 3))
+    members = np.ones((3, 4, 2, 1, 3)) * np.array([1, -1])[:, None, None]  # above at one step, below at the other
+    np.testing.assert_array_equal(Drawn.of(members, true).ranks, [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]])
+
+
+def test_slow_changes_of_the_score_leave_fewer_independent_blocks():
+    builder = GraphBuilder(universe_of(np.zeros((1, 10, 3))).atoms, make_model(Ballistic(4)).graph)
+    noise = autoregression(600, 10, 0.0)
+    middle = noise.mean(axis=0)
+
+    def blocks(size):
+        frames = middle + size * (noise - middle)
+        known = Known([frames], (1,))
+        vars(known)["baselines"] = SimpleNamespace(forecasts={})  # static with noise is enough
+        part = Part(Run(frames, builder), np.arange(599), known)
+        return calibrate([part], np.array([1]), np.array([1.0]), 4).n_blocks
+
+    assert blocks(np.repeat([1, 5, 1, 5], 150)[:, None, None]) < blocks(1) / 5
 
 
 def test_scores_are_proper():

@@ -338,6 +338,31 @@ def test_bad_input_of_the_integrator(model, universe):
         surrogate_simulation(bad, model)
 
 
+@pytest.mark.parametrize("how", ["constraint", "virtual site"])
+def test_a_system_that_a_forecast_would_break_is_refused(model, universe, how):
+    system = openmm.System()
+    for k in range(14):
+        system.addParticle(12.0 if how == "constraint" or k != 2 else 0.0)
+    if how == "constraint":
+        system.addConstraint(0, 1, 0.4)
+    else:
+        system.setVirtualSite(2, openmm.TwoParticleAverageSite(0, 1, 0.5, 0.5))
+    integrator = EGNOIntegrator(model, universe.atoms)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
+    with pytest.raises(ModelError, match="constraints or virtual sites"):
+        integrator.bind(context)
+
+
+def test_beads_have_masses_and_numbers_where_the_topology_has_none(model, universe):
+    universe.atoms.masses = [13.5] + 13 * [0.0]
+    universe.atoms[2].element = ""
+    universe.del_TopologyAttr("resids")
+    simulation = surrogate_simulation(universe, model)
+    masses = [simulation.system.getParticleMass(k)._value for k in range(4)]
+    assert masses == pytest.approx([13.5, 12.011, 1.0, 12.011], abs=1e-3)
+    assert [residue.id for residue in simulation.topology.residues()] == [str(k) for k in range(1, 15)]
+
+
 def test_first_frame_has_no_past(model, universe):
     universe.trajectory[0]
     with pytest.warns(UserWarning, match="taken as zero"):
@@ -464,6 +489,8 @@ def test_hybrid_run(dipeptide, tmp_path):
     assert [int(row["step"]) for row in rows] == [step + 100 * k for k in range(1, 7)]
     assert float(rows[-1]["represented_ps"]) == pytest.approx(summary.md_ps + summary.jump_ps, rel=1e-5)
     assert all(float(row["rmsd_led"]) < 1.0 for row in rows if row["accepted"] == "True")
+    seconds = [float(row[f"seconds_{name}"]) for row in rows for name in ("forecast", "lead", "relax")]
+    assert summary.seconds_per_jump == pytest.approx(sum(seconds) / 6, rel=1e-3)
 
     with pytest.raises(OutputError, match="exists"):
         hybrid.run(1, 100, log=tmp_path / "jumps.csv")
@@ -699,6 +726,8 @@ def test_bad_input_of_the_hybrid(dipeptide, model):
         short(simulation, select="all")
     with pytest.raises(ModelError, match="whole number"):
         short(simulation, heavy_model(stride=0.0031))
+    with pytest.raises(UsageError, match="at least 1, found 0"):  # a stride of one step is one
+        short(simulation, heavy_model(stride=0.002)).run(1, 0)
     with pytest.raises(UsageError, match="lead_ps"):
         short(simulation, lead_ps=0)
     with pytest.raises(UsageError, match="at least 50"):
