@@ -32,6 +32,7 @@ from egno_md.propagator import (
     surrogate_simulation,
 )
 from egno_md.propagator import jump as jump_module
+from egno_md.propagator.dynamics import Dynamics
 from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 
 PS = unit.picosecond
@@ -527,6 +528,30 @@ def kabsch_angle(a, b):
     u, _, vt = np.linalg.svd((a - a.mean(axis=0)).T @ (b - b.mean(axis=0)))
     rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
     return np.arccos((np.trace(rotation) - 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [(openmm.NonbondedForce.NoCutoff, None), (openmm.NonbondedForce.CutoffPeriodic, [30, 40, 50, 90, 90, 90])],
+    ids=["open", "periodic"],
+)
+def test_the_universe_of_a_topology_has_the_box_of_a_periodic_system(method, expected):
+    topology, system, force = app.Topology(), openmm.System(), openmm.NonbondedForce()
+    residue = topology.addResidue("ALA", topology.addChain("A"))
+    for name in ("CA", "CB"):
+        topology.addAtom(name, app.element.carbon, residue)
+        system.addParticle(12.0)
+        force.addParticle(0.0, 0.1, 0.0)
+    force.setNonbondedMethod(method)
+    system.addForce(force)
+    system.setDefaultPeriodicBoxVectors(*np.diag([3.0, 4.0, 5.0]))
+    platform = openmm.Platform.getPlatform("Reference")
+    simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.001), platform)
+    simulation.context.setPositions([[0, 0, 0], [0.3, 0, 0]])
+    universe = Dynamics(simulation).universe(topology)
+    np.testing.assert_allclose(universe.atoms.positions, [[0, 0, 0], [3, 0, 0]], atol=1e-6)
+    found = universe.dimensions
+    assert found is None if expected is None else found == pytest.approx(expected)
 
 
 def test_work_of_dragging_free_particles(monkeypatch):
