@@ -325,6 +325,19 @@ def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
     return sorted(kept, key=lambda name: first[name.partition("::")[0]])  # each file is read once
 
 
+def followed(results: dict[str, dict[str, Any]], every: list[Mutant]) -> dict[str, dict[str, Any]]:
+    """What was found, under the lines where the changes are now; what is gone is left out."""
+    known, alike = {m.key for m in every}, Counter((m.name, m.column) for m in every)
+    now = {(m.name, m.column): m.key for m in every if alike[m.name, m.column] == 1}
+    out = {}
+    for key, one in results.items():
+        file, _, column, change = key.split(":", 3)
+        there = now.get((f"{file} {one['function']}:{change}", int(column)), key)
+        if there in known:
+            out[there] = one
+    return out
+
+
 @click.command()
 @click.option("--only", multiple=True, default=[""], help="Files with this in their name; several times for several.")
 @click.option("--sample", type=click.IntRange(1), help="So many changes, drawn, of each --only; all by default.")
@@ -346,7 +359,7 @@ def main(
 ) -> None:
     """Change the numerical core in one place at a time and see whether a test fails."""
     every = [m for name in files() for m in mutants(name, (ROOT / name).read_text())]
-    results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    results = followed(json.loads(target.read_text()), every) if target.exists() else {}
     # In an order that stays the same for what stays the same when the code changes.
     every.sort(key=lambda m: hashlib.sha256(f"{seed} {m.name} {m.column}".encode()).hexdigest())
     of_each = [[m for m in every if part in m.file] for part in only]
@@ -375,8 +388,6 @@ def main(
             results[mutant.key] = {"function": mutant.function, "first": before["first"], "seed": before["seed"], **ran}
             click.echo(f"{k + 1}/{len(drawn)} {found} {seconds:.0f}s {mutant.key}")
             target.write_text(json.dumps(results, indent=0))
-    known = {m.key for m in every}
-    results = {key: value for key, value in results.items() if key in known}
     target.write_text(json.dumps(results, indent=0))
     write(page, results, len(every))
 

@@ -120,6 +120,17 @@ def f(a: int = 1, *, keep=True) -> "0 + 1":
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
 
 
+def test_what_was_found_follows_the_code_that_moves():
+    source = "def f(a):\n    return a + 1\n\ndef g(a):\n    a = 2 * a\n    a = 2 * a\n    return a\n"
+    before = {m.key: {"function": m.function, "found": m.new} for m in mutants.mutants("f.py", source)}
+    found = mutants.followed(before, list(mutants.mutants("f.py", "\n" + source)))
+    here = {key.removeprefix("f.py:"): one["found"] for key, one in found.items()}
+    in_f = {"3:12: a + 1 -> a - 1": "a - 1", "3:12: a + 1 -> a": "a", "3:16: 1 -> 2": "2"}
+    alike = {"6:9: 2 * a -> 2 / a": "2 / a", "6:9: 2 -> 3": "3"}  # in two lines: what stands where it stood
+    assert here == in_f | alike
+    assert not mutants.followed(before, list(mutants.mutants("f.py", "def f(a):\n    return a\n")))
+
+
 def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Page\n\nAbove.\n\n## What was found\n\nBelow.\n")
