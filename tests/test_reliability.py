@@ -147,4 +147,6 @@ def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     assert "| nn/a.py | 3 | 1 | 1 | 1 |" in text and "1,000 possible changes 4 were drawn" in text
     assert "| 0 | 1 | 3 | 0 (0%) | 0% to 56% | 1 | 1 | 1 |\n| 1 | 1 | 1 | 1 (100%) | 21% to 100% | 1 | 0 | 0 |" in text
     assert "- `egno_md/nn/a.py:1:1` in `f1`: `1 -> 2`: a bound of memory" in text
-    assert "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "66.7% of all are noticed" in text
+    assert (
+        "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "66.7% of these are noticed" in text
+    )
