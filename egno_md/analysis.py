@@ -134,6 +134,9 @@ class EGNOSurrogate(Written, AnalysisBase):
         Whether the predicted frames are physical, one entry per start, for the frames of all members one after the
         other; of a streamed forecast counts alone, as
         :class:`~egno_md.molecule.checks.Tally`.
+    results.course : list of tuple of str
+        How the end of each forecast that is longer than a window differs from the run: it shrinks or swells, leaves the
+        run, or comes to rest; see :class:`~egno_md.molecule.course.Course`.
     results.universe : Universe or None
         The forecast in memory, with topology, times and box; the starts one after the other. None without a start. Of
         a streamed forecast it is on the file, all of it.
@@ -438,6 +441,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
         self._compare(offsets / self.engine.stride_ps)
         results.moved = rmsd(results.positions, starts[:, None])  # (n_starts, horizon)
+        self._follow(self.engine.n_times * self.substeps, self.substeps)
         results.universe = self._in_memory()
         results.files = []
         if self.filename is not None:
@@ -568,6 +572,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         for k in range(0, kept, CHUNK):
             results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0][-1])
         self._compare(offsets / self.engine.stride_ps)
+        self._follow(self.engine.n_times * self.substeps, self.substeps)
 
     def plot(self, start: int = 0):
         """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""

@@ -146,6 +146,7 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         "moved_A": float(results.moved[i, -1]),
         "hindcast": None if results.hindcast is None else results.hindcast.as_dict() | _said(results.hindcast),
         "checks": _checks(results.checks[i]),
+        "course": list(results.course[i]),
         "files": [str(path) for path in results.files],
     }
 
@@ -222,6 +223,7 @@ def readable(summary: dict[str, Any]) -> str:
             f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
             f"start, no clashes, {size}"
         )
+    lines += [f"course     {'it' if 'starts' not in summary else 'the first one'} {line}" for line in summary["course"]]
     if checks["relaxed"]:
         lines.append(
             f"relaxed    {checks['relaxed']} of {summary['frames']} frames, in which atoms moved by up to "

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError, UsageError
+from ..molecule.course import MOST_PAIRS, Course, end_of
 from ..molecule.geometry import rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
+
+#: Numbers of frames of the run that a forecast is held against, at most.
+ROOM = 2**23
 
 
 class Written:
@@ -47,6 +51,29 @@ class Written:
                 for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i][-1])):
                     results[name][i, k] = rmsd(frame, true)
                     results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
+
+    def _follow(self, n_window: int, substeps: int) -> None:
+        """Fill `results.course`, of forecasts longer than a window of so many frames: do they go on as the run did?"""
+        results = self.results
+        results.course = [()] * self.n_frames
+        count = end_of(results.times.shape[1] // substeps)
+        if results.times.shape[1] <= n_window or not count or not self.n_frames:
+            return
+        places = self.subject.before(int(results.frames.max()))
+        most = min(MOST_PAIRS, ROOM // (6 * len(self.atoms)))
+        seconds = np.unique(np.linspace(1, len(places) - 1, most).round().astype(int)) if len(places) > 1 else []
+        try:
+            pairs = [self.subject.frames([places[k - 1], places[k]])[0] for k in seconds]  # (2, N, 3) each
+        except DataError:  # the forecast itself does not need these frames
+            return
+        for i in range(self.n_frames):
+            start = self._history[i][-1]
+            course = Course.of(pairs, start)
+            if course is not None:
+                # Whole strides, which the run has as well: the last ones.
+                last = results.times.shape[1] // substeps * substeps
+                end = results.positions[i, last - 1 - (count - 1) * substeps : last : substeps]  # (F, N, 3)
+                results.course[i] = course.findings(end, start)
 
     def _in_memory(self) -> Any:
         if not self.n_frames:
