@@ -21,6 +21,7 @@ from paper_data import (
 )
 
 from egno_md import GraphSpec, WindowSpec, datasets
+from egno_md.datasets import mocap
 from egno_md.errors import DataError
 from egno_md.training.judge import _flight
 from egno_md.training.reference import reference_errors
@@ -88,6 +89,10 @@ def test_the_authors_pickles_are_the_same_and_others_are_not_run(tmp_path):
 
 def test_running_is_that_of_the_authors(shared):
     split = loaded("mocap", folder=shared / "data" / "mocap")
+    with np.load(shared / "data" / "mocap" / mocap.FILES["run"][0]) as file:
+        names = file["joint_names"].tolist()  # as "lfoot" and "rfoot"
+    assert all(mocap.NAMES[k] in (name, name[1:]) for k, name in enumerate(names)) and len(names) == len(mocap.NAMES)
+    assert len({*mocap.NAMES}) == 19 < len({*names}) == 31
     assert sizes(split) == [200, 240, 240]
     assert reference_errors(split.test)["static"][-1] == pytest.approx(89.8, abs=0.05)
     flight = np.mean([float((g.y[:, -1] - g.pos - 30 * g.vel).square().mean()) for g in split.test])

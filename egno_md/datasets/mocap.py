@@ -28,8 +28,11 @@ from .arrays import check_split, read_npz, read_pickle
 
 JOINTS, FRAMES_PER_SECOND, WINDOW = 31, 120, 30
 
-#: Of the joints, for the node feature "atom_name"; the paper's systems do not know which joint is which.
-NAMES = tuple(map(str, range(JOINTS)))
+_LEG = ("hipjoint", "femur", "tibia", "foot", "toes")
+_ARM = ("clavicle", "humerus", "radius", "wrist", "hand", "fingers", "thumb")
+#: Names of the joints, for the node feature "atom_name"; the paper's systems do not know which joint is which. Left and
+#: right have the same, so that a body and its mirror image stay one thing.
+NAMES = ("root", *_LEG, *_LEG, "lowerback", "upperback", "thorax", "lowerneck", "upperneck", "head", *_ARM, *_ARM)
 
 #: Of each motion the files that are looked for in `folder`: as arrays, or as the authors published them.
 FILES = {
