@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import MDAnalysisTests
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,4 +165,7 @@ def test_case(name: str, shared: Path, tmp_path: Path) -> None:
     folder = shared / "cases" / name
     if not folder.is_dir():
         pytest.skip(f"the case {name} is not among the reference data")
+    borrowed = Path(MDAnalysisTests.__file__).parent / "data" / "281_small.tpr"
+    if name == "frame_minus_one" and not borrowed.is_file():
+        pytest.skip(f"{borrowed.name} comes with MDAnalysisTests 2.11")
     CASES[name](run(folder, tmp_path))
