@@ -19,6 +19,7 @@ from egno_md.forecast import operator as forecast_module
 from egno_md.graph.builder import GraphBuilder
 from egno_md.nn import captured
 from egno_md.nn.captured import CapturedEGNO
+from egno_md.nn.edges.block import KERNELS
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA graphs are not tested")
 
@@ -250,6 +251,8 @@ def test_chain_on_a_gpu_is_the_same(precision, monkeypatch):
     model = make_model()
     builder, past = GraphBuilder(u.atoms, model.graph), histories(u, [6, 9])
     options = {"device": "cuda", "precision": precision}
+    monkeypatch.setenv(KERNELS, "triton")
+    assert forecast_module._recordable(model, torch.device("cuda"), 4 * forecast_module.CAPTURE_FROM) is not None
     found = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
     monkeypatch.setattr(forecast_module, "_recordable", lambda *_: None)
     expected = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)

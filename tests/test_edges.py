@@ -492,8 +492,7 @@ def test_triton_kernels_compile():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("triton", [pytest.param(True, marks=needs_triton), False], ids=["kernels", "torch"])
 def test_gpu_equals_reference(triton, monkeypatch):
-    if not triton:
-        monkeypatch.setattr(edges, "_backend", lambda *_: torch_backend)
+    monkeypatch.setenv(edges.KERNELS, "triton" if triton else "torch")
     expected = run(reference.edge_block, graph(shift=True), *networks())
     inputs = {k: v.detach().cuda() for k, v in graph(shift=True).items()}
     inputs = {k: v.float().requires_grad_() if v.is_floating_point() else v for k, v in inputs.items()}
