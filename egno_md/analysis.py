@@ -441,7 +441,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
         self._compare(offsets / self.engine.stride_ps)
         results.moved = rmsd(results.positions, starts[:, None])  # (n_starts, horizon)
-        self._follow(self.engine.n_times * self.substeps, self.substeps)
+        self._follow()
         results.universe = self._in_memory()
         results.files = []
         if self.filename is not None:
@@ -488,8 +488,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         frames = self.results.positions[start, :stop]
         if self.samples is not None and self.samples > 1:
             frames = self.results.ensemble[start].reshape(-1, *frames.shape[1:])  # (K * horizon, N, 3)
-        moved = None if self._relaxation is None else np.array(self._relaxation.moved[: len(frames)])
-        return dataclasses.replace(self._physical(start)[-1](frames), relaxed=moved)
+        check = self._physical(start)[-1] if self._relaxation is None else self._relaxation.checked
+        return check(frames)
 
     def _physical(self, start: int):
         """A start frame (N, 3), its bonds, and what checks the frames (F, N, 3) that are predicted from it."""
@@ -572,7 +572,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         for k in range(0, kept, CHUNK):
             results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0][-1])
         self._compare(offsets / self.engine.stride_ps)
-        self._follow(self.engine.n_times * self.substeps, self.substeps)
+        self._follow()
 
     def plot(self, start: int = 0):
         """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""

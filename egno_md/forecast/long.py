@@ -128,10 +128,8 @@ def write_chain(
             )
         stream.confirm(saved, now=False)
 
-    def looked_at(frames: np.ndarray) -> Tally:
-        moved = None if relaxation is None else np.array(relaxation.moved[: len(frames)])  # (F,)
-        return dataclasses.replace(check(frames), relaxed=moved).tally
-
+    if relaxation is not None:
+        check = relaxation.checked
     try:
         for frames, boxes, at in before:
             written(frames, boxes, at, None)
@@ -139,10 +137,10 @@ def write_chain(
         while done < horizon:
             window = next(chain)
             frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
-            found = looked_at(frames)
+            found = check(frames).tally
             if stop_unphysical and not found.ok:
                 good = found.first
-                found = looked_at(frames[: good + 1])
+                found = check(frames[: good + 1]).tally
                 _keep_good(stream, saved, frames[:good], box, times[done : done + good], began)
                 if stream.n_frames == n_before:
                     raise unphysical_start(found)

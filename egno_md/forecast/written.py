@@ -29,6 +29,8 @@ class Written:
     spacing: float
     n_frames: int
     every: int
+    substeps: int
+    engine: Any
 
     def _compare(self, strides: np.ndarray) -> None:
         """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
@@ -52,12 +54,13 @@ class Written:
                     results[name][i, k] = rmsd(frame, true)
                     results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
 
-    def _follow(self, n_window: int, substeps: int) -> None:
-        """Fill `results.course`, of forecasts longer than a window of so many frames: do they go on as the run did?"""
-        results = self.results
+    def _follow(self) -> None:
+        """Fill `results.course`, of forecasts longer than a window: do they go on as the run did?"""
+        results, substeps = self.results, self.substeps
         results.course = [()] * self.n_frames
-        count = end_of(results.times.shape[1] // substeps)
-        if results.times.shape[1] <= n_window or not count or not self.n_frames:
+        strides = results.times.shape[1] // substeps  # whole ones, which the run has as well
+        count = end_of(strides)
+        if results.times.shape[1] <= self.engine.n_times * substeps or not count or not self.n_frames:
             return
         places = self.subject.before(int(results.frames.max()))
         most = min(MOST_PAIRS, ROOM // (6 * len(self.atoms)))
@@ -70,9 +73,8 @@ class Written:
             start = self._history[i][-1]
             course = Course.of(pairs, start)
             if course is not None:
-                # Whole strides, which the run has as well: the last ones.
-                last = results.times.shape[1] // substeps * substeps
-                end = results.positions[i, last - 1 - (count - 1) * substeps : last : substeps]  # (F, N, 3)
+                first = (strides - count + 1) * substeps - 1
+                end = results.positions[i, first : strides * substeps : substeps]  # (F, N, 3)
                 results.course[i] = course.findings(end, start)
 
     def _in_memory(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,10 @@ class Relaxation:
                     break
         self.moved += moved.tolist()
         return out
+
+    def checked(self, frames: np.ndarray) -> PhysicalChecks:
+        """Of frames (F, N, 3) that went through it, the first since `moved` was emptied, with what it moved in them."""
+        return dataclasses.replace(self.check(frames), relaxed=np.array(self.moved[: len(frames)]))  # (F,)
 
     def _failed(self, frames: np.ndarray) -> NDArray[np.bool_]:
         # As they will be written: what passes here passes there.
