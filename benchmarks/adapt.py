@@ -8,8 +8,8 @@ the budget counts the seconds of the wall. Results that are in the JSON file alr
 
 from __future__ import annotations
 
-import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import click
 from egno_md.hindcast.learned import NAME
 
 from .any_run import alanine, measured, published
+from .tables import kept, put
 
 HEAD = "| run | atoms | CPU s | independent windows | learned | spread / error of it | the best that is free | chosen |"
 
@@ -43,22 +44,16 @@ def row(name: str, one: dict[str, Any]) -> str:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder with ala2/ and md/.")
 @click.option("--seconds", default=240, show_default=True, help="Given to --adapt.")
 @click.option("--json", "target", type=click.Path(path_type=Path), default=Path("docs/performance/adapt.json"))
-@click.option("--page", type=click.Path(path_type=Path), default=Path("docs/any_run.md"), help="The table is its end.")
+@click.option("--page", type=click.Path(path_type=Path), default=Path("docs/any_run.md"), help="Its table is replaced.")
 @click.option("--only", default="", help="Runs whose name holds this.")
 def main(data: Path, seconds: int, target: Path, page: Path, only: str) -> None:
     """What learning from the run itself adds."""
-    results = json.loads(target.read_text()) if target.exists() else {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for case in [*published(data), *alanine(data, folder)]:
-            if case.name in results or only not in case.name:
-                continue
-            results[case.name] = measured(case, folder, ("--adapt", str(seconds)))
-            rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
-            target.write_text(json.dumps(rounded))
-            click.echo(row(case.name, results[case.name]))
-    lines = [HEAD, "|" + "---|" * 8, *(row(name, one) for name, one in results.items())]
-    page.write_text(page.read_text().split(f"\n{HEAD[:20]}")[0].rstrip() + "\n\n" + "\n".join(lines) + "\n")
+        folder, options = Path(name), ("--adapt", str(seconds))
+        cases = [*published(data), *alanine(data, folder)]
+        every = ((case.name, partial(measured, case, folder, options)) for case in cases)
+        results = kept(target, every, row, only)
+    put(page, HEAD, (row(name, one) for name, one in results.items()))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ kept.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +22,18 @@ import click
 import egno_md
 
 from .any_run import Case, alanine, measured, published
-from .simulate import FRICTION_PER_PS, HYDROGEN_MASS, TEMPERATURE_K
+from .simulate import TEMPERATURE_K, built
+from .tables import kept, put
 
-#: Horizons in frames, and seconds of dynamics that are timed.
-SHORT, LONG, SECONDS = 80, 4080, 20.0
+#: Horizons in frames, frames of the run from one of them to the next, and seconds of dynamics that are timed.
+SHORT, LONG, STRIDES, SECONDS, STEP_FS = 80, 4080, (1, 10), 20.0, 4
 DAY = 86_400.0
 
 
 class System(NamedTuple):
     """A molecule: the structure that is simulated, and the run that is forecast."""
 
-    structure: str
+    structure: Path
     case: Case
 
 
@@ -47,68 +48,60 @@ def systems(data: Path, folder: Path) -> dict[str, System]:
         return Case(name, str(samples / f"{name}.pdb"), str(samples / f"{name}.xtc"))
 
     return {
-        "alanine dipeptide": System(str(data / "ala2" / "ala2.pdb"), runs["ala2, 1 ps"]),
-        "chignolin": System(str(structures / "CLN025_5awl.pdb"), sample("chignolin")),
-        "trp-cage": System(str(structures / "trpcage_1l2y.pdb"), runs["trpcage_igb8_2us"]),
-        "ubiquitin": System(str(structures / "ubiquitin_1ubi.pdb"), sample("ubiquitin")),
-        "adenylate kinase": System(str(structures / "AdK_open_4ake.pdb"), Case("AdK", PSF, DCD)),
+        "alanine dipeptide": System(data / "ala2" / "ala2.pdb", runs["ala2, 1 ps"]),
+        "chignolin": System(structures / "CLN025_5awl.pdb", sample("chignolin")),
+        "trp-cage": System(structures / "trpcage_1l2y.pdb", runs["trpcage_igb8_2us"]),
+        "ubiquitin": System(structures / "ubiquitin_1ubi.pdb", sample("ubiquitin")),
+        "adenylate kinase": System(structures / "AdK_open_4ake.pdb", Case("AdK", PSF, DCD)),
     }
 
 
-def dynamics(structure: str) -> tuple[int, float]:
-    """Atoms, and simulated ns a day of one core."""
+def dynamics(structure: Path) -> dict[str, Any]:
+    """Number of atoms, and simulated ns a day of one core."""
     import openmm as mm
-    from openmm import app, unit
 
-    field, step = app.ForceField("amber99sbildn.xml", "amber99_obc.xml"), 0.004
-    pdb = app.PDBFile(structure)
-    pdb.topology.setPeriodicBoxVectors(None)
-    modeller = app.Modeller(pdb.topology, pdb.positions)
-    modeller.addHydrogens(field, pH=7.0)
-    system = field.createSystem(
-        modeller.topology, nonbondedMethod=app.NoCutoff, constraints=app.HBonds, hydrogenMass=HYDROGEN_MASS[4]
-    )
-    integrator = mm.LangevinMiddleIntegrator(
-        TEMPERATURE_K * unit.kelvin, FRICTION_PER_PS / unit.picosecond, step * unit.picosecond
-    )
-    platform = mm.Platform.getPlatformByName("CPU")
-    simulation = app.Simulation(modeller.topology, system, integrator, platform, {"Threads": "1"})
-    simulation.context.setPositions(modeller.positions)
+    simulation = built(structure, STEP_FS, 1, mm.Platform.getPlatform("CPU"), {"Threads": "1"})
     simulation.minimizeEnergy(maxIterations=20)
-    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, 1)
+    simulation.context.setVelocitiesToTemperature(TEMPERATURE_K, 1)
     simulation.step(20)
     began, steps = time.process_time(), 0
     while (taken := time.process_time() - began) < SECONDS:
         simulation.step(10)
-        simulation.context.getState(getEnergy=True)  # waits for the steps
+        simulation.context.getState(energy=True)  # waits for the steps
         steps += 10
-    return system.getNumParticles(), steps * step * 1e-3 / taken * DAY
+    return {"all_atoms": simulation.system.getNumParticles(), "dynamics": steps * STEP_FS * 1e-6 / taken * DAY}
 
 
-def measure(system: System, every: int, folder: Path) -> dict[str, Any]:
-    """One row: the dynamics, the chain and its worth."""
-    options = () if every == 1 else ("--stride", str(every))
-    short, long = (measured(system.case, folder, (*options, "--horizon", str(frames))) for frames in (SHORT, LONG))
-    if "refused" in long:
-        return {"refused": long["refused"]}
-    n_atoms, speed = dynamics(system.structure)
-    seconds = (long["cpu_seconds"] - short["cpu_seconds"]) / (LONG - SHORT)
-    return {**long, "all_atoms": n_atoms, "dynamics": speed, "frame_seconds": seconds}
+def measure(system: System, folder: Path) -> dict[str, Any]:
+    """The dynamics of a molecule, and at both strides the chain and its worth."""
+    chains = []
+    for every in STRIDES:
+        options = ("--stride", str(every), "--horizon")
+        short, long = (measured(system.case, folder, (*options, str(frames))) for frames in (SHORT, LONG))
+        if "refused" not in long:
+            long["frame_seconds"] = (long["cpu_seconds"] - short["cpu_seconds"]) / (LONG - SHORT)
+        chains.append(long)
+    return {**dynamics(system.structure), "chains": chains}
 
 
-def row(name: str, one: dict[str, Any]) -> str:
+def rows(name: str, one: dict[str, Any]) -> str:
+    """The lines of a molecule in the table."""
+    return "\n".join(row(name, one, chain) for chain in one["chains"])
+
+
+def row(name: str, one: dict[str, Any], chain: dict[str, Any]) -> str:
     """A line of the table."""
-    if "refused" in one:
-        return f"| {name} | refused: {one['refused']} |" + " |" * 9
-    found = one["hindcast"]
+    if "refused" in chain:
+        return f"| {name} | refused: {chain['refused']} |" + " |" * 9
+    found = chain["hindcast"]
     chosen, still = found["candidates"][found["chosen"]], found["candidates"]["static"]
     spread = chosen["spread_over_error"]
     stride = found["times_ps"][0]
-    drawn = stride * 1e-3 / one["frame_seconds"] * DAY
+    drawn = stride * 1e-3 / chain["frame_seconds"] * DAY
     return (
-        f"| {name} | {stride:g} | {one['all_atoms']} | {one['atoms']} | {one['dynamics']:.3g} | {drawn:.3g} | "
-        f"{drawn / one['dynamics']:.3g} | {one['model']} | {chosen['score']:.2f} / {still['score']:.2f} | "
-        f"{'' if spread is None else f'{spread[-1]:.2f}'} | {'passed' if one['checks']['ok'] else 'failed'} |"
+        f"| {name} | {stride:g} | {one['all_atoms']} | {chain['atoms']} | {one['dynamics']:.3g} | {drawn:.3g} | "
+        f"{drawn / one['dynamics']:.3g} | {chain['model']} | {chosen['score']:.2f} / {still['score']:.2f} | "
+        f"{'' if spread is None else f'{spread[-1]:.2f}'} | {'passed' if chain['checks']['ok'] else 'failed'} |"
     )
 
 
@@ -125,21 +118,11 @@ HEAD = (
 @click.option("--only", default="", help="Molecules whose name holds this.")
 def main(data: Path, target: Path, page: Path, only: str) -> None:
     """How fast a drawn chain is beside dynamics, and what it is worth."""
-    results = json.loads(target.read_text()) if target.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for molecule, system in systems(data, folder).items():
-            for every in (1, 10):
-                key = f"{molecule}, every {every}"
-                if key in results or only not in key:
-                    continue
-                results[key] = measure(system, every, folder)
-                rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 6))
-                target.write_text(json.dumps(rounded))
-                click.echo(row(molecule, results[key]))
-    lines = [HEAD, "|" + "---|" * 11, *(row(key.partition(",")[0], one) for key, one in results.items())]
-    text, _, rest = page.read_text().partition("| molecule |")
-    page.write_text(text + "\n".join(lines) + "\n\n" + rest.partition("\n\n")[2])
+        every = ((name, partial(measure, system, folder)) for name, system in systems(data, folder).items())
+        results = kept(target, every, rows, only)
+    put(page, HEAD, (rows(name, one) for name, one in results.items()))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import MDAnalysis as mda
 import numpy as np
 
 from .sweep import data_files, look_at
+from .tables import kept, put
 
 FEWEST_FRAMES, LIMIT = 20, 900.0
 
@@ -140,20 +142,12 @@ HEAD = (
 @click.option("--only", default="", help="Runs whose name holds this.")
 def main(data: Path | None, target: Path, page: Path, only: str) -> None:
     """`egno-md predict` without options on every run at hand."""
-    results = json.loads(target.read_text()) if target.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cases = [] if data is None else [*published(data), *alanine(data, folder)]
-        for case in [*cases, *tested()]:
-            if case.name in results or only not in case.name:
-                continue
-            results[case.name] = measured(case, folder)
-            rounded = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 4))
-            target.write_text(json.dumps(rounded))
-            click.echo(row(case.name, results[case.name]))
-    lines = [HEAD, "|" + "---|" * 10, *(row(name, one) for name, one in results.items())]
-    text, heading, more = page.read_text().partition("\n## ") if page.exists() else ("# Any run", "", "")
-    page.write_text(text.split("\n| run |")[0].rstrip() + "\n\n" + "\n".join(lines) + "\n" + heading + more)
+        every = ((case.name, partial(measured, case, folder)) for case in [*cases, *tested()])
+        results = kept(target, every, row, only)
+    put(page, HEAD, (row(name, one) for name, one in results.items()))
     refused = [name for name, one in results.items() if "refused" in one]
     worse = [name for name, one in results.items() if (found := one.get("hindcast")) and _worse(found)]
     click.echo(f"{len(results)} runs, {len(refused)} refused, {len(worse)} worse than the standing frame: {worse}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -86,6 +87,31 @@ SAMPLES = {
 }
 
 
+def built(structure: Path, step_fs: int, seed: int, *platform: Any) -> Any:
+    """The ``Simulation`` of a protein whose heavy atoms are in a PDB file, before it is minimised."""
+    import openmm as mm
+    from openmm import app, unit
+
+    field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    pdb = app.PDBFile(str(structure))
+    pdb.topology.setPeriodicBoxVectors(None)  # the crystal's, which the run has no use for
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.addHydrogens(field, pH=7.0)
+    system = field.createSystem(
+        modeller.topology,
+        nonbondedMethod=app.NoCutoff,
+        constraints=app.HBonds,
+        hydrogenMass=HYDROGEN_MASS[step_fs],
+    )
+    integrator = mm.LangevinMiddleIntegrator(
+        TEMPERATURE_K * unit.kelvin, FRICTION_PER_PS / unit.picosecond, step_fs * unit.femtosecond
+    )
+    integrator.setRandomNumberSeed(seed)
+    simulation = app.Simulation(modeller.topology, system, integrator, *platform)
+    simulation.context.setPositions(modeller.positions)
+    return simulation
+
+
 def simulate(
     structure: Path, out: Path, length_ps: float, step_fs: int, seed: int = 1, frame_ps: float = FRAME_PS
 ) -> Path:
@@ -111,38 +137,20 @@ def simulate(
     Path
         The DCD; one that exists is left as it is.
     """
-    import openmm as mm
     from openmm import app, unit
 
     trajectory = out / f"{structure.stem}.dcd"
     if trajectory.exists():
         return trajectory
     out.mkdir(parents=True, exist_ok=True)
-
-    field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
-    pdb = app.PDBFile(str(structure))
-    pdb.topology.setPeriodicBoxVectors(None)  # the crystal's, which the run has no use for
-    modeller = app.Modeller(pdb.topology, pdb.positions)
-    modeller.addHydrogens(field, pH=7.0)
-    system = field.createSystem(
-        modeller.topology,
-        nonbondedMethod=app.NoCutoff,
-        constraints=app.HBonds,
-        hydrogenMass=HYDROGEN_MASS[step_fs],
-    )
-    integrator = mm.LangevinMiddleIntegrator(
-        TEMPERATURE_K * unit.kelvin, FRICTION_PER_PS / unit.picosecond, step_fs * unit.femtosecond
-    )
-    integrator.setRandomNumberSeed(seed)
-    simulation = app.Simulation(modeller.topology, system, integrator)
-    simulation.context.setPositions(modeller.positions)
+    simulation = built(structure, step_fs, seed)
     simulation.minimizeEnergy()
     simulation.context.setVelocitiesToTemperature(TEMPERATURE_K * unit.kelvin, seed)
     simulation.step(round(EQUILIBRATION_PS[step_fs] * 1000 / step_fs))
 
     with open(out / f"{structure.stem}.pdb", "w") as handle:
         positions = simulation.context.getState(getPositions=True).getPositions()
-        app.PDBFile.writeFile(modeller.topology, positions, handle)
+        app.PDBFile.writeFile(simulation.topology, positions, handle)
     # Reported under another name first: a run that was interrupted must not look like a whole one.
     partial = trajectory.with_suffix(".part.dcd")
     simulation.currentStep = 0

@@ -22,6 +22,8 @@ import click
 
 import egno_md
 
+from .tables import put
+
 HERE = Path(egno_md.__file__).parents[1]
 SAMPLE = [str(path) for path in egno_md.sample()]
 #: Of every start a pair of files.
@@ -111,8 +113,8 @@ def main(before: Path | None, repeats: int, only: str, target: Path | None, page
     results: dict[str, Any] = {}
     head = "| command | " + " | ".join(f"{version}, CPU s | {version}, MB" for version in versions)
     head += " | times as fast |" if before else " |"
-    lines = [head, "|" + "---|" * (head.count("|") - 1)]
-    click.echo("\n".join(lines))
+    lines = []
+    click.echo(head)
     for name, arguments in WORK.items():
         if only not in name:
             continue
@@ -127,9 +129,7 @@ def main(before: Path | None, repeats: int, only: str, target: Path | None, page
         machine = {"python": platform.python_version(), "machine": platform.machine()}
         target.write_text(json.dumps({**machine, "rows": results}, indent=1))
     if page is not None:
-        text, _, rest = page.read_text().partition("| command |")
-        kept = rest.partition("\n\n")[2]
-        page.write_text(text + "\n".join(lines) + "\n\n" + kept)
+        put(page, head, lines)
 
 
 if __name__ == "__main__":
