@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +23,27 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--gpu", action="store_true", help="run the tests of a GPU, and those alone")
+
+
+def pytest_configure(config):
+    """The same digits again and again are promised for the CPU: no other test may see a GPU."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(config, items):
+    reasons = {}
     if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="takes minutes; run with --slow")
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(skip)
+        reasons["slow"] = "takes minutes; run with --slow"
+    if not config.getoption("--gpu"):
+        reasons["gpu"] = "needs a GPU; run with --gpu"
+    for item in items:
+        for name, reason in reasons.items():
+            if name in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+    if config.getoption("--gpu"):
+        items[:] = [item for item in items if "gpu" in item.keywords]
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +108,7 @@ class Ballistic(torch.nn.Module):
     def forward(self, h, pos, vel, edge_index, edge_attr, *, times=None, batch=None, edge_shift=None, max_memory=None):
         if pos.dim() == 3:
             pos, vel = pos[-1], vel[-1]  # (N, 3)
-        times = torch.arange(self.n_times) if times is None else times  # (T,)
+        times = torch.arange(self.n_times, device=pos.device) if times is None else times  # (T,)
         moved = pos + vel * (times[:, None, None] + 1)  # (T, N, 3)
         return EGNOOutput(moved, vel.expand_as(moved), h.expand(len(times), *h.shape))
 

@@ -18,10 +18,8 @@ from egno_md.forecast import forecast
 from egno_md.forecast import operator as forecast_module
 from egno_md.graph.builder import GraphBuilder
 from egno_md.nn import captured
-from egno_md.nn.captured import CapturedEGNO
-from egno_md.nn.edges.block import KERNELS
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: CUDA graphs are not tested")
+from egno_md.nn.captured import Captured, CapturedTraining
+from egno_md.nn.flow import ABOUT, Flow, FlowOptions
 
 
 def arguments(sizes, *, n_frames=None, shift=False, n_edges=None):
@@ -34,6 +32,29 @@ def arguments(sizes, *, n_frames=None, shift=False, n_edges=None):
         g = torch.Generator().manual_seed(0)
         options["edge_shift"] = torch.randn(len(edge_attr), 3, generator=g, dtype=torch.float64)
     return (system.h, system.pos, system.vel, edge_index, edge_attr), options
+
+
+def small_flow(**options):
+    """A flow with weights of which none is 0."""
+    torch.manual_seed(0)
+    model = Flow(2, 2, 5, FlowOptions(hidden=8, layers=2, time_embedding=4, **options)).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def flow_arguments(sizes, *, base="own", n_edges=None):
+    args, kwargs = arguments(sizes, n_frames=5, shift=True, n_edges=n_edges)
+    g = torch.Generator().manual_seed(1)
+    n, graphs = len(args[0]), len(sizes)
+    kwargs["batch"] = torch.arange(graphs).repeat_interleave(torch.tensor(sizes))
+    more = {"start": (n, 3), "reference": (n, 3), "mean": (5, n, 3)}
+    if base == "any":
+        more |= {"about": (n, ABOUT)}
+        kwargs["size"] = torch.rand(graphs, generator=g, dtype=torch.float64) + 0.5
+    kwargs |= {name: torch.randn(*shape, generator=g, dtype=torch.float64) for name, shape in more.items()}
+    kwargs["level"] = torch.rand(graphs, generator=g, dtype=torch.float64)
+    return args, kwargs
 
 
 def same(found, expected, tolerance=1e-12):
@@ -58,14 +79,14 @@ def test_padded_is_unpadded(sizes, shift, n_frames, options, runs):
     model = small_egno(**options)
     args, kwargs = arguments(sizes, n_frames=n_frames, shift=shift)
     with torch.inference_mode():
-        same(CapturedEGNO(model)(*args, **kwargs), model(*args, **kwargs))
+        same(Captured(model)(*args, **kwargs), model(*args, **kwargs))
     assert runs[0]["edge_index"].shape == (2, 256) and len(runs[0]["h"]) == sum(sizes) + 1
 
 
 def test_time_points_and_calls_one_after_the_other(runs):
     """Fewer edges after more, other positions and times: nothing of an earlier call is left over."""
     model = small_egno()
-    network = CapturedEGNO(model)
+    network = Captured(model)
     halves = torch.arange(5).double() / 2
     for n_edges, times in ((None, halves), (7, halves + 1), (0, halves), (None, 2 * halves), (7, None)):
         args, kwargs = arguments((6, 9), shift=True, n_edges=n_edges)
@@ -75,7 +96,7 @@ def test_time_points_and_calls_one_after_the_other(runs):
 
 
 def test_results_are_the_callers():
-    network = CapturedEGNO(small_egno())
+    network = Captured(small_egno())
     args, kwargs = arguments((9,))
     first = network(*args, **kwargs).pos
     kept = first.clone()
@@ -86,7 +107,7 @@ def test_results_are_the_callers():
 def test_recorded_anew_where_it_must_be(runs, monkeypatch):
     monkeypatch.setattr(captured, "_STEP", 8)
     model = small_egno()
-    network = CapturedEGNO(model)
+    network = Captured(model)
     sizes, expected = [], []
     for graphs, n_edges, new in (
         ((9,), 20, 1),
@@ -95,33 +116,38 @@ def test_recorded_anew_where_it_must_be(runs, monkeypatch):
         ((9,), 3, 0),
         ((8,), 3, 1),
         ((4, 4), 3, 1),
+        ((9,), 30, 0),  # its recording has been kept
+        ((7,), 3, 1),
+        ((6,), 3, 1),  # the oldest, of nine nodes, makes room
+        ((9,), 3, 1),
     ):
         args, kwargs = arguments(graphs, n_edges=n_edges)
         same(network(*args, **kwargs), model(*args, **kwargs))
         sizes.append(len(runs))
         expected.append((expected[-1] if expected else 0) + new)
     assert sizes == expected
-    assert [len(x["edge_attr"]) for x in runs] == [24, 32, 8, 8]
+    assert [len(x["edge_attr"]) for x in runs] == [24, 32, 8, 8, 8, 8, 8]
 
 
 def test_nothing_of_the_spare_node_reaches_another():
     """Not even what is not finite."""
     model = small_egno()
     args, kwargs = arguments((6, 9), shift=True)
-    network = CapturedEGNO(model)
+    network = Captured(model)
     network(*args, **kwargs)
+    (recording,) = network._recordings.values()
     for name in ("h", "pos", "vel", "edge_attr", "edge_shift"):
-        x = network._inputs[name]
+        x = recording.inputs[name]
         (x[-1:] if x.shape[0] == 16 else x[args[3].shape[1] :]).fill_(torch.nan)
-    same([x[:, :15] for x in network._run()], model(*args, **kwargs))
-    assert network._run().pos[:, 15].isnan().all()
+    same([x[:, :15] for x in recording.run()], model(*args, **kwargs))
+    assert recording.run().pos[:, 15].isnan().all()
 
 
 def test_large_graphs_run_as_they_are(runs, monkeypatch):
     monkeypatch.setattr(captured, "_MAX_ROWS", 10)
     model = small_egno()
     args, kwargs = arguments((6, 9))
-    same(CapturedEGNO(model)(*args, **kwargs), model(*args, **kwargs))
+    same(Captured(model)(*args, **kwargs), model(*args, **kwargs))
     assert not runs
 
 
@@ -146,10 +172,11 @@ class NoWaiting(TorchDispatchMode):
 def test_nothing_waits_for_the_device(time_conv, options):
     model = small_egno(time_conv=time_conv, **options)
     args, kwargs = arguments((6, 9), shift=True)
-    network = CapturedEGNO(model)
+    network = Captured(model)
     expected = network(*args, **kwargs)
+    (recording,) = network._recordings.values()
     with torch.inference_mode(), NoWaiting():
-        found = network._run()
+        found = recording.run()
     same([x[:, :15] for x in found], expected)
     with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
         model(*args, **kwargs)
@@ -166,16 +193,50 @@ def test_chain_is_the_same(history, box, runs, monkeypatch):
     boxes = [box, box]
     plain = forecast(model, builder, past, 26, boxes=boxes, device="cpu")
     assert not runs
-    monkeypatch.setattr(forecast_module, "_recordable", lambda model, *_: CapturedEGNO(model.network))
+    monkeypatch.setattr(forecast_module, "_recordable", lambda model, *_: Captured(model.network))
     np.testing.assert_allclose(forecast(model, builder, past, 26, boxes=boxes, device="cpu"), plain, atol=1e-4)
     assert len(runs) == 1
 
 
-def test_which_forecasts_are_recorded(monkeypatch):
+@pytest.mark.parametrize("base", ["own", "any"])
+def test_flow(base, runs):
+    model = small_flow(base=base)
+    network = Captured(model)
+    for n_edges in (None, 7, None):
+        args, kwargs = flow_arguments((6, 9), base=base, n_edges=n_edges)
+        with torch.inference_mode():
+            same(network(*args, n_graphs=2, **kwargs), model(*args, n_graphs=2, **kwargs))
+    assert len(runs) == 1 and len(runs[0]["level"]) == 3
+    (recording,) = network._recordings.values()
+    with torch.inference_mode(), NoWaiting():
+        recording.run()
+
+
+@pytest.mark.parametrize("flow", [False, True], ids=["egno", "flow"])
+def test_training(flow, runs):
+    """Loss and gradients are those of the network, and what does not come again is not recorded."""
+    model = small_flow() if flow else small_egno()
+    network = CapturedTraining(model)
+    for call in range(5):
+        for sizes in ((6, 9), (20 + call,)):
+            args, kwargs = flow_arguments(sizes) if flow else arguments(sizes, shift=True)
+            args = (*args[:1], args[1] + call, *args[2:])
+            gradients = []
+            for some in (network, model):
+                model.zero_grad()
+                out = some(*args, **kwargs)
+                (out.pos.square().mean() + 10 * out.pos[-1, 0, 0]).backward()
+                gradients.append([out.pos.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+            same(*gradients)
+    assert len(runs) == 1 and len(runs[0]["h"]) == 16
+    with torch.no_grad():  # validation has recordings of its own
+        same(network(*args, **kwargs), model(*args, **kwargs))
+    assert len(runs) == 2
+
+
+def test_which_forecasts_are_recorded():
     cuda, cpu, n = torch.device("cuda"), torch.device("cpu"), forecast_module.CAPTURE_FROM
     model = make_model()
-    assert forecast_module._recordable(model, cuda, n) is None
-    monkeypatch.setattr(forecast_module, "triton_chosen", lambda: True)
     assert forecast_module._recordable(model, cuda, n).network is model.network
     assert forecast_module._recordable(model, cuda, n - 1) is None
     assert forecast_module._recordable(model, cpu, n) is None
@@ -230,30 +291,51 @@ def test_warmed_up_recorded_and_replayed(fails, monkeypatch):
     assert cuda.diary[len(before) :] == 2 * (["run"] if fails else ["replay"])
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_recording_is_the_network(dtype, recwarn):
     model = small_egno().to(dtype).cuda()
-    network = CapturedEGNO(model)
+    network = Captured(model)
     for n_edges in (None, 30, 90):
         args, kwargs = arguments((6, 9, 9), shift=True, n_edges=n_edges)
         args = [x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for x in args]
         kwargs = {k: x.cuda().to(dtype) if x.is_floating_point() else x.cuda() for k, x in kwargs.items()}
         with torch.inference_mode():
             same(network(*args, **kwargs), model(*args, **kwargs), 1e-4 if dtype == torch.float32 else 1e-11)
-    assert network._run.__name__ == "replay" and not [w for w in recwarn if "CUDA graph" in str(w.message)]
+    (recording,) = network._recordings.values()
+    assert recording.run.__name__ == "replay" and not [w for w in recwarn if "CUDA graph" in str(w.message)]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_chain_on_a_gpu_is_the_same(precision, monkeypatch):
     u = make_universe(12, velocity=0.3)
     model = make_model()
     builder, past = GraphBuilder(u.atoms, model.graph), histories(u, [6, 9])
     options = {"device": "cuda", "precision": precision}
-    monkeypatch.setenv(KERNELS, "triton")
     assert forecast_module._recordable(model, torch.device("cuda"), 4 * forecast_module.CAPTURE_FROM) is not None
     found = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
     monkeypatch.setattr(forecast_module, "_recordable", lambda *_: None)
     expected = forecast(model, builder, past, 4 * forecast_module.CAPTURE_FROM, **options)
     np.testing.assert_allclose(found, expected, atol=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flow", [False, True], ids=["egno", "flow"])
+def test_training_on_a_gpu_is_the_same(flow, recwarn):
+    model = (small_flow() if flow else small_egno()).cuda()
+    network = CapturedTraining(model)
+    for call in range(6):
+        args, kwargs = flow_arguments((6, 9)) if flow else arguments((6, 9), shift=True)
+        args = [x.cuda() for x in (*args[:1], args[1] + call, *args[2:])]
+        kwargs = {name: x.cuda() for name, x in kwargs.items()}
+        found = []
+        for some in (network, model):
+            model.zero_grad()
+            out = some(*args, **kwargs)
+            out.pos.square().mean().backward()
+            found.append(
+                [out.pos.detach().clone(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+            )
+        same(*found, 1e-10)
+    assert len(network._recordings) == 1 and not [w for w in recwarn if "could not be recorded" in str(w.message)]

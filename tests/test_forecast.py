@@ -222,7 +222,7 @@ def test_torchs_settings_are_as_before():
         assert torch.get_float32_matmul_precision() == before and not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_precision_on_a_gpu(bundled, precision):
     full = forecast(*bundled, 8, device="cpu")

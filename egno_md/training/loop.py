@@ -24,6 +24,7 @@ from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
 from ..nn import operators
+from ..nn.captured import RECORDABLE, CapturedTraining
 from ..nn.flow import Numbers
 from ..specs import TrainSpec
 from .alike import Alike, as_batch
@@ -32,15 +33,15 @@ from .process import check_processes, process_rank, unchanged_process
 from .reference import learned, listed, reference_errors
 from .states import (
     BEST,
-    BEST_STATE,
     LAST,
     PREVIOUS,
-    callback_state,
+    best_score,
     moved,
     newest_state,
     own_folder,
     read_state,
     save_state,
+    stopped_early,
     weights,
 )
 
@@ -154,12 +155,19 @@ class _Module(pl.LightningModule):
         if spec.step_weights == "static":
             weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
         self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
+        self.recorded: CapturedTraining | None = None
         self.last_loss = math.nan  # of the last batch, all processes together
         self.validation_windows = 0  # of all processes
         self.validation_share = True  # whether the validation windows of this process are its own
 
+    def on_fit_start(self) -> None:
+        """On one GPU, the steps of small graphs are launched as a whole."""
+        plain = self.trainer.world_size == 1 and self.trainer.precision == "32-true"
+        if plain and self.device.type == "cuda" and type(self.network) in RECORDABLE:
+            self.recorded = CapturedTraining(self.network)
+
     def _errors(self, batch: Graph):
-        out = apply_operator(self.model, batch)
+        out = apply_operator(self.model, batch, network=self.recorded)
         squared = (out.pos - batch.y.transpose(0, 1)) ** 2  # (T, N, 3)
         return out, squared.mean(dim=(1, 2))  # (T,)
 
@@ -170,7 +178,7 @@ class _Module(pl.LightningModule):
         """
         if self.operator.drawing is not None:
             numbers = numbers or Numbers((self.spec.seed, *VALIDATION), range(batch.n_graphs), batch.n_graphs)
-            return drawn_loss(self.model, batch, numbers)
+            return drawn_loss(self.model, batch, numbers, network=self.recorded)
         out, per_step = self._errors(batch)
         terms = [((self.step_weights * per_step).mean(), batch.n_nodes)]
         if self.spec.pair_weight:
@@ -455,9 +463,9 @@ def _fit(
                 trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             except ValueError as error:  # a device that is none
                 raise UsageError(f"device={device!r}: {error}; use device='auto' or 'cpu'") from error
-            if not (last and _stopped_early(last)):
+            if not (last and stopped_early(last)):
                 _run(trainer, module, windows, validation, last)
-                going_on = trainer.current_epoch < spec.max_epochs and not _stopped_early(work_dir / LAST)
+                going_on = trainer.current_epoch < spec.max_epochs and not stopped_early(work_dir / LAST)
                 if epochs.spent and going_on and not enough:
                     raise StoppedError(
                         f"the time is over after epoch {trainer.current_epoch} of at most "
@@ -487,15 +495,15 @@ def _fit(
     trained.network.load_state_dict(weights(state))
     own_loss = module.operator.drawing is not None
     if progress and trainer.is_global_zero and own_loss:
-        print(f"trained    best validation loss {_best_score(state):.4g} of futures drawn", file=sys.stderr, flush=True)
+        print(f"trained    best validation loss {best_score(state):.4g} of futures drawn", file=sys.stderr, flush=True)
     elif progress and trainer.is_global_zero:
-        print(learned(_best_score(state), references), file=sys.stderr, flush=True)
+        print(learned(best_score(state), references), file=sys.stderr, flush=True)
     training = {
         **spec.model_dump(),
         "windows": len(train),  # type: ignore[arg-type]
         "validation_windows": len(validation),  # type: ignore[arg-type]
         "epochs": trainer.current_epoch or int(read_state(last or work_dir / LAST)["epoch"]) + 1,
-        "validation_loss" if own_loss else "validation_f_mse": round(_best_score(state), 5),
+        "validation_loss" if own_loss else "validation_f_mse": round(best_score(state), 5),
         "validation_f_mse_without_network": {name: round(float(value), 5) for name, value in references.items()},
     }
     provenance = {**model.provenance, "training": training}
@@ -525,6 +533,8 @@ def _trainer(
     # Advice about worker processes, which cost more than they give for graphs of this size.
     warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at before
+    # Of torch, when it records a backward pass: the gradients are those of a step that is not recorded.
+    warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream.*")
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=devices,
@@ -571,16 +581,6 @@ def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Data
         raise KeyboardInterrupt from None
 
 
-def _best_score(state: dict[str, Any]) -> float:
-    return float(callback_state(state, BEST_STATE)["best_model_score"])
-
-
-def _stopped_early(last: Path) -> bool:
-    """Whether a training had come to its end by early stopping; lightning would run another epoch."""
-    stopping = callback_state(read_state(last), "EarlyStopping")
-    return stopping["wait_count"] >= stopping["patience"]
-
-
 def _last_good(model: Model, work_dir: Path) -> str:
     """Save the best state so far as a model, and say what can be done with it."""
     cure = "lower the learning rate (--lr) or clip the gradients"
@@ -593,6 +593,6 @@ def _last_good(model: Model, work_dir: Path) -> str:
     target = work_dir / "best.safetensors"
     dataclasses.replace(model, network=network.eval()).save(target, force=True)
     return (
-        f"the best state so far (epoch {state['epoch'] + 1}, validation F-MSE {_best_score(state):.4g}) is kept in "
+        f"the best state so far (epoch {state['epoch'] + 1}, validation F-MSE {best_score(state):.4g}) is kept in "
         f"{target}: {cure}, and go on from it in another folder (--init {target})"
     )

@@ -191,3 +191,14 @@ def read_plan(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} is damaged ({error}), so that it is not known whether the settings are the same: begin a new "
             "training in another work folder (--work), or remove this file to go on without the comparison"
         ) from error
+
+
+def best_score(state: dict[str, Any]) -> float:
+    """The validation error, or loss, of the best epoch so far."""
+    return float(callback_state(state, BEST_STATE)["best_model_score"])
+
+
+def stopped_early(last: Path) -> bool:
+    """Whether a training had come to its end by early stopping; lightning would run another epoch."""
+    stopping = callback_state(read_state(last), "EarlyStopping")
+    return stopping["wait_count"] >= stopping["patience"]

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +121,17 @@ def positions(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     return x, pairs_within(x, shape.cutoff)
 
 
-def calls(shape: Shape, x: np.ndarray, pairs: np.ndarray) -> tuple[dict[str, Callable[[], None]], int]:
-    """One forecast and one training step of an EGNO on this system, and its number of edges."""
+def calls(
+    shape: Shape,
+    x: np.ndarray,
+    pairs: np.ndarray,
+    device: str = "cpu",
+    wrapped: Mapping[str, Callable[[EGNO], Callable]] = {},
+) -> tuple[dict[str, Callable[[], None]], int]:
+    """One forecast and one training step of an EGNO on this system, and its number of edges.
+
+    `wrapped` has, by the name of a call, what is called in place of the network.
+    """
     torch.manual_seed(0)
     pos, edge_index = torch.from_numpy(x).float(), torch.from_numpy(pairs)
     vel = 0.1 * torch.randn_like(pos)
@@ -131,17 +140,18 @@ def calls(shape: Shape, x: np.ndarray, pairs: np.ndarray) -> tuple[dict[str, Cal
     batch = torch.arange(shape.n_graphs).repeat_interleave(len(x) // shape.n_graphs) if shape.n_graphs > 1 else None
     model = EGNO(1, 2, shape.width, shape.layers, n_times=shape.n_times, modes=min(2, shape.n_times))
     target = pos + 0.1 * torch.randn(shape.n_times, *pos.shape)
-
-    def forecast() -> torch.Tensor:
-        return model(vel.norm(dim=1, keepdim=True), pos, vel, edge_index, edge_attr, batch=batch).pos
+    model, target = model.to(device), target.to(device)
+    inputs = [x.to(device) for x in (vel.norm(dim=1, keepdim=True), pos, vel, edge_index, edge_attr)]
+    batch = None if batch is None else batch.to(device)
+    networks = {mode: wrapped.get(mode, lambda network: network)(model) for mode in MODES}
 
     def inference() -> None:
         with torch.no_grad():
-            forecast()
+            networks["inference"](*inputs, batch=batch)
 
     def training() -> None:
         model.zero_grad()
-        (forecast() - target).square().mean().backward()
+        (networks["training"](*inputs, batch=batch).pos - target).square().mean().backward()
 
     return {"inference": inference, "training": training}, edge_index.shape[1]
 

@@ -1,5 +1,5 @@
 """The edge block that EGNO and EGHNO share: one interface (:mod:`.backend`), a file for each who computes it."""
 
-from .block import edge_block, triton_chosen
+from .block import edge_block
 
-__all__ = ["edge_block", "triton_chosen"]
+__all__ = ["edge_block"]

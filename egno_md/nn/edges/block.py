@@ -19,7 +19,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -42,8 +41,6 @@ from egno_md.nn.edges.reference import MAX_SHIFT
 _COMPILED_FROM = 2**22
 #: Temporaries of that size alive at once, counted high (the parts that are three or A wide, the allocator's slack).
 _LIVE_FORWARD, _LIVE_BACKWARD = 8, 16
-#: Of the environment: what a GPU runs, "torch" (the default) or "triton".
-KERNELS = "EGNO_MD_KERNELS"
 
 
 def edge_block(
@@ -160,29 +157,12 @@ def compiled_layer() -> ModuleType | None:
     return None if _module("numba") is None else importlib.import_module("egno_md.nn.edges.layer")
 
 
-def triton_chosen() -> bool:
-    """Whether the environment asks for what no GPU has run yet: Triton's kernels, and long chains as CUDA graphs.
-
-    Raises
-    ------
-    UsageError
-        It asks for something else, or Triton is not installed or too old.
-    """
-    chosen = os.environ.get(KERNELS, "torch")
-    if chosen not in ("torch", "triton"):
-        raise UsageError(f"{KERNELS} is {chosen!r} in the environment, expected 'torch' (the default) or 'triton'")
-    if chosen == "triton" and _module("triton") is None:
-        raise UsageError(
-            f"{KERNELS} is 'triton' in the environment, but there is no Triton that can be used: "
-            f"pip install -U triton, or leave {KERNELS} away"
-        )
-    return chosen == "triton"
-
-
 def _backend(pos: Tensor, weights: Sequence[Tensor], options: _Options) -> Backend:
     kernels: Any = None
     if pos.dtype == torch.float32 and pos.is_cuda:
-        kernels = _module("triton") if triton_chosen() else None
+        # In full float32 torch's operators are as fast or faster; in those of autocast nobody has measured.
+        tf32 = options.low is None and torch.get_float32_matmul_precision() != "highest"
+        kernels = _module("triton") if tf32 else None
         kernels = kernels if kernels is not None and kernels.fits(weights) else None
     elif pos.dtype == torch.float32 and pos.device.type == "cpu" and options.compiled:
         kernels = _module("numba")

@@ -4,8 +4,7 @@ A program takes BLOCK edges at one time point from the gathers to the end; the s
 :mod:`egno_md.nn.edges.block`. The forward kernel writes no temporary. The backward kernel writes the factors of the
 weights' gradients, whose products and sums torch does. Hidden channels run in chunks of CHUNK, so that only tiles of
 the weights must fit beside the messages. Sums over receivers use atomics: two runs on a GPU may differ in the last
-digits. Products are in float32, or in tf32 after ``torch.set_float32_matmul_precision("high")``, or in autocast's dtype
-under ``torch.autocast``.
+digits. Products are in tf32: in full float32 torch's operators are as fast or faster (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -27,14 +26,10 @@ __all__ = ["add_rows", "backward_blocks", "fits", "forward_blocks"]
 if Version(triton.__version__) < Version("3.3"):
     raise ImportError(f"Triton {triton.__version__} does not compile these kernels, 3.3 does")
 
-_LOW = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
 
 @triton.jit
-def _dot(a, b, LOW: tl.constexpr, PRECISION: tl.constexpr):
-    if LOW is not None:
-        return tl.dot(a.to(LOW), b.to(LOW))
-    return tl.dot(a, b, input_precision=PRECISION, out_dtype=a.dtype)
+def _dot(a, b):
+    return tl.dot(a, b, input_precision="tf32", out_dtype=a.dtype)
 
 
 @triton.jit
@@ -67,7 +62,7 @@ def _scalars(attr, edge, here, attr_stride, time_stride, n_attr, ATTR: tl.conste
 @triton.jit
 def _first_layer(
     projected, w_d, w_e, i, j, here, d2, e, k, n_attr,
-    WIDTH: tl.constexpr, ATTR: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+    WIDTH: tl.constexpr, ATTR: tl.constexpr,
 ):  # fmt: skip
     """The channels k of z1."""
     mask = here[:, None] & (k[None, :] < WIDTH)
@@ -76,7 +71,7 @@ def _first_layer(
     z1 += d2[:, None] * tl.load(w_d + k, mask=k < WIDTH, other=0.0)[None, :]
     a = tl.arange(0, ATTR)
     w = tl.load(w_e + k[None, :] * n_attr + a[:, None], mask=(k[None, :] < WIDTH) & (a[:, None] < n_attr), other=0.0)
-    return z1 + _dot(e, w, None, PRECISION)
+    return z1 + _dot(e, w)
 
 
 @triton.jit(do_not_specialize=["start", "stop", "n_nodes", "attr_stride", "time_stride"])
@@ -84,7 +79,7 @@ def _forward(
     x, projected, pairs, attr, shift, w_d, w_e, w2, b2, w3, b3, w4, b4, push, agg,
     start, stop, n_nodes, attr_stride, time_stride, n_attr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ATTR: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    SHIFT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
     edge, here, i, j, rx, ry, rz = _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK, SHIFT)
     d2 = rx * rx + ry * ry + rz * rz
@@ -93,10 +88,10 @@ def _forward(
     z2 = tl.zeros((BLOCK, PADDED), dtype=d2.dtype) + tl.load(b2 + n, mask=n < WIDTH, other=0.0)[None, :]
     for k0 in range(0, PADDED, CHUNK):
         k = k0 + tl.arange(0, CHUNK)
-        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR, LOW, PRECISION)
+        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR)
         inside = (k[:, None] < WIDTH) & (n[None, :] < WIDTH)
         w = tl.load(w2 + n[None, :] * WIDTH + k[:, None], mask=inside, other=0.0)  # (CHUNK, PADDED)
-        z2 += _dot(z1 * tl.sigmoid(z1), w, LOW, PRECISION)
+        z2 += _dot(z1 * tl.sigmoid(z1), w)
     m = z2 * tl.sigmoid(z2)  # (BLOCK, PADDED), 0 in the padding
     tl.atomic_add(agg + i[:, None] * WIDTH + n[None, :], m, mask=here[:, None] & (n[None, :] < WIDTH), sem="relaxed")
 
@@ -105,7 +100,7 @@ def _forward(
         k = k0 + tl.arange(0, CHUNK)
         inside = (n[:, None] < WIDTH) & (k[None, :] < WIDTH)
         w = tl.load(w3 + k[None, :] * WIDTH + n[:, None], mask=inside, other=0.0)  # (PADDED, CHUNK)
-        z3 = _dot(m, w, LOW, PRECISION) + tl.load(b3 + k, mask=k < WIDTH, other=0.0)[None, :]
+        z3 = _dot(m, w) + tl.load(b3 + k, mask=k < WIDTH, other=0.0)[None, :]
         s += tl.sum(z3 * tl.sigmoid(z3) * tl.load(w4 + k, mask=k < WIDTH, other=0.0)[None, :], axis=1)
     tl.atomic_add(push + 3 * i, rx * s, mask=here, sem="relaxed")
     tl.atomic_add(push + 3 * i + 1, ry * s, mask=here, sem="relaxed")
@@ -118,7 +113,7 @@ def _backward(
     d2_out, a1_out, m_out, g_z1_out, g_z2_out, g_z3_out, g_w4, g_b4, g_r_out,
     start, stop, n_nodes, attr_stride, time_stride, n_attr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ATTR: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr,
-    SHIFT: tl.constexpr, LOW: tl.constexpr, PRECISION: tl.constexpr,
+    SHIFT: tl.constexpr,
 ):  # fmt: skip
     edge, here, i, j, rx, ry, rz = _geometry(x, pairs, shift, start, stop, n_nodes, BLOCK, SHIFT)
     d2 = rx * rx + ry * ry + rz * rz
@@ -131,12 +126,12 @@ def _backward(
     z2 = tl.zeros((BLOCK, PADDED), dtype=d2.dtype) + tl.load(b2 + n, mask=n < WIDTH, other=0.0)[None, :]
     for k0 in range(0, PADDED, CHUNK):
         k = k0 + tl.arange(0, CHUNK)
-        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR, LOW, PRECISION)
+        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR)
         a1 = z1 * tl.sigmoid(z1)
         tl.store(a1_out + row[:, None] * WIDTH + k[None, :], a1, mask=here[:, None] & (k[None, :] < WIDTH))
         inside = (k[:, None] < WIDTH) & (n[None, :] < WIDTH)
         w = tl.load(w2 + n[None, :] * WIDTH + k[:, None], mask=inside, other=0.0)  # (CHUNK, PADDED)
-        z2 += _dot(a1, w, LOW, PRECISION)
+        z2 += _dot(a1, w)
     gate = tl.sigmoid(z2)
     m = z2 * gate
     tl.store(m_out + out, m, mask=wide)
@@ -152,25 +147,25 @@ def _backward(
         k = k0 + tl.arange(0, CHUNK)
         inside = (n[:, None] < WIDTH) & (k[None, :] < WIDTH)
         w = tl.load(w3 + k[None, :] * WIDTH + n[:, None], mask=inside, other=0.0)  # (PADDED, CHUNK)
-        z3 = _dot(m, w, LOW, PRECISION) + tl.load(b3 + k, mask=k < WIDTH, other=0.0)[None, :]
+        z3 = _dot(m, w) + tl.load(b3 + k, mask=k < WIDTH, other=0.0)[None, :]
         gate3 = tl.sigmoid(z3)
         last = tl.load(w4 + k, mask=k < WIDTH, other=0.0)
         s += tl.sum(z3 * gate3 * last[None, :], axis=1)
         tl.atomic_add(g_w4 + k, tl.sum(z3 * gate3 * g_s[:, None], axis=0), mask=k < WIDTH, sem="relaxed")
         g_z3 = g_s[:, None] * last[None, :] * gate3 * (1.0 + z3 * (1.0 - gate3))
         tl.store(g_z3_out + row[:, None] * WIDTH + k[None, :], g_z3, mask=here[:, None] & (k[None, :] < WIDTH))
-        g_m += _dot(g_z3, tl.trans(w), LOW, PRECISION)
+        g_m += _dot(g_z3, tl.trans(w))
     g_z2 = g_m * gate * (1.0 + z2 * (1.0 - gate))
     tl.store(g_z2_out + out, g_z2, mask=wide)
 
     g_d2 = tl.zeros((BLOCK,), dtype=d2.dtype)
     for k0 in range(0, PADDED, CHUNK):
         k = k0 + tl.arange(0, CHUNK)
-        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR, LOW, PRECISION)
+        z1 = _first_layer(projected, w_d, w_e, i, j, here, d2, e, k, n_attr, WIDTH, ATTR)
         gate1 = tl.sigmoid(z1)
         inside = (n[:, None] < WIDTH) & (k[None, :] < WIDTH)
         w = tl.load(w2 + n[:, None] * WIDTH + k[None, :], mask=inside, other=0.0)  # (PADDED, CHUNK)
-        g_z1 = _dot(g_z2, w, LOW, PRECISION) * gate1 * (1.0 + z1 * (1.0 - gate1))
+        g_z1 = _dot(g_z2, w) * gate1 * (1.0 + z1 * (1.0 - gate1))
         tl.store(g_z1_out + row[:, None] * WIDTH + k[None, :], g_z1, mask=here[:, None] & (k[None, :] < WIDTH))
         g_d2 += tl.sum(g_z1 * tl.load(w_d + k, mask=k < WIDTH, other=0.0)[None, :], axis=1)
     tl.store(d2_out + row, d2, mask=here)
@@ -185,9 +180,7 @@ def fits(weights: Sequence[Tensor]) -> bool:
     return w2.shape == w3.shape and w2.shape[0] == w2.shape[1] <= 256 and len(w4) == 1
 
 
-def _launch(
-    kernel: Any, edges: Edges, start: int, stop: int, low: torch.dtype | None, block: int, *out: Tensor
-) -> None:
+def _launch(kernel: Any, edges: Edges, start: int, stop: int, block: int, *out: Tensor) -> None:
     n_attr, width = edges.attr.shape[-1], edges.projected.shape[1]
     attr_stride, time_stride, _ = edges.attr.expand(-1, edges.n_times, -1).stride()
     padded = max(32, triton.next_power_of_2(width))
@@ -197,8 +190,7 @@ def _launch(
         edges.w_d.contiguous(), edges.w_e.contiguous(), *(w.contiguous() for w in edges.weights), *out,
         start, stop, edges.n_nodes, attr_stride, time_stride, n_attr,
         WIDTH=width, PADDED=padded, ATTR=max(16, triton.next_power_of_2(n_attr)), BLOCK=block, CHUNK=32,
-        SHIFT=edges.shift is not None, LOW=None if low is None else _LOW[low],
-        PRECISION="ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32",
+        SHIFT=edges.shift is not None,
         num_warps=8 if padded > 64 else 4,
     )  # fmt: skip
 
@@ -207,7 +199,7 @@ def forward_blocks(
     edges: Edges, low: torch.dtype | None, push: Tensor, agg: Tensor
 ) -> Callable[[int, int], Callable[[], None]]:
     """See :class:`egno_md.nn.edges.backend.Backend`."""
-    return lambda start, stop: lambda: _launch(_forward, edges, start, stop, low, 64, push, agg)
+    return lambda start, stop: lambda: _launch(_forward, edges, start, stop, 64, push, agg)
 
 
 def backward_blocks(
@@ -221,7 +213,7 @@ def backward_blocks(
         d2, a1, m, g_z1, g_z2, g_z3, g_r = (g_push.new_empty(rows, n) for n in (1, *(width,) * 5, 3))
         g_w4, g_b4 = g_push.new_zeros(1, width), g_push.new_zeros(1)
         out = (d2, a1, m, g_z1, g_z2, g_z3, g_w4, g_b4, g_r)
-        _launch(_backward, edges, start, stop, low, 32, g_push, g_agg, *out)
+        _launch(_backward, edges, start, stop, 32, g_push, g_agg, *out)
         if not need_weights:
             return Gradients(g_z1, g_r, [])
         return Gradients(g_z1, g_r, [*weight_gradients(edges, start, stop, d2, a1, m, g_z1, g_z2, g_z3), g_w4, g_b4])
