@@ -68,6 +68,23 @@ def test_the_command_goes_on_where_it_stopped_with_the_same_digits(tmp_path, dat
     assert values[0] == values[1] and [epoch for epoch, _ in values[0]] == [5, 10]
 
 
+def test_a_training_goes_on_where_its_data_have_been_moved_to_if_they_are_the_same(tmp_path):
+    (job,) = jobs("mocap-run", ["linear"], settings={"max_epochs": 10})
+    for name in ("here", "there"):
+        write_mocap(tmp_path / name / "mocap")
+    with pytest.raises(StoppedError):
+        run_job(job, work=tmp_path / "work", data=tmp_path / "here", minutes=1e-9, progress=False)
+    (file,) = (tmp_path / "there" / "mocap").glob("*run*.npz")
+    arrays = dict(np.load(file))
+    name = next(name for name, values in arrays.items() if values.dtype.kind == "f")
+    np.savez(file, **arrays | {name: arrays[name] + 1})
+    with pytest.raises(UsageError, match="other settings: data frames"):
+        run_job(job, work=tmp_path / "work", data=tmp_path / "there", progress=False)
+    np.savez(file, **arrays)
+    assert run_job(job, work=tmp_path / "work", data=tmp_path / "there", progress=False)["finished"]
+    assert str(tmp_path) not in (tmp_path / "work" / "mocap-run" / job.label / "training.json").read_text()
+
+
 @pytest.mark.parametrize(
     ("experiment", "case", "system", "more"),
     [

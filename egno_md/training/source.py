@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,8 +90,22 @@ class Registered:
         regression = {}
         if window.velocity == "backward" and window.history == 1:
             regression = _regressions(split.train, window)
-        record = {"dataset": self.dataset.name, "options": self.options.model_dump(mode="json"), **split.record}
+        # Where the data lie is nobody's business: a training goes on in another place, if it has the same frames.
+        options = self.options.model_dump(mode="json", exclude={"folder"})
+        record = {"dataset": self.dataset.name, "options": options, **split.record, "frames": _hash(split)}
         return Data(split.train, split.validation, split.test, {}, regression, record)
+
+
+def _hash(split: datasets.Split) -> str:
+    """SHA-256 of all frames, and of which windows are in which part."""
+    seen, digest = set(), hashlib.sha256()
+    for part in (split.train, split.validation, split.test):
+        for run in getattr(part, "runs", ()):  # another package may have windows of its own
+            if id(run) not in seen:
+                seen.add(id(run))
+                digest.update(np.ascontiguousarray(run.positions))
+        digest.update(repr(list(getattr(part, "index", ()))).encode())
+    return digest.hexdigest()
 
 
 def _regressions(windows: TrajectoryWindows, window: WindowSpec) -> dict[str, PathRegression]:
