@@ -157,7 +157,10 @@ def _own_row(group: Group) -> str:
     seeds = ", ".join(_seed(group, run) for run in group.runs)
     if group.diverged:
         seeds += f" ({group.diverged} of {len(group.runs)} diverged)"
-    epochs = ", ".join(f"{run['epochs']} in {run['seconds'] / 60:.0f}" for run in group.runs)
+    epochs = ", ".join(
+        f"{run['epochs']} in {run['seconds'] / 60:.0f}" + ("" if run["device"] == "cpu" else f" on {run['device']}")
+        for run in group.runs
+    )
     one = group.runs[0]["recipe"]["window"]["n_times"] == 1
     averaged = "" if one else _number(group.median("A-MSE"))
     return f"| **{name}** | {_number(group.median('F-MSE'))} | {averaged} | {seeds} | {epochs} | here |\n"
