@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from . import fuzz, kills, numbers
+from . import coverage, fuzz, kills, numbers
 from .children import prepare
 
-PARTS = ("kills", "memory", "disk", "fuzz", "numbers")
+PARTS = ("kills", "memory", "disk", "fuzz", "numbers", "coverage")
 
 #: How many of each: kills and full disks, damaged files of a format, and the horizons.
 FULL = {"kills": 50, "disk": 20, "fuzz": 2000, "memory": (1000, 10_000, 100_000)}
@@ -39,8 +39,10 @@ def measurements(part: str, folder: Path, counts: dict[str, Any]) -> Iterator[tu
     elif part == "fuzz":
         for name, case in fuzz.cases(folder):
             yield name, partial(fuzz.fuzz, case, folder / "work", counts[part])
-    else:
+    elif part == "numbers":
         yield "numbers and names", partial(numbers.numbers, folder)
+    else:
+        yield "suite", partial(coverage.covered, folder)
 
 
 @click.command()
@@ -152,6 +154,28 @@ def _numbers(found: dict[str, Any]) -> list[str]:
     return ["**Numbers and names**:", "", *_table(head, rows), "", *lines, *_wrong(found)]
 
 
+def _coverage(found: dict[str, Any]) -> list[str]:
+    files = found["suite"]["files"]
+    every = {"**all**": [sum(column) for column in zip(*files.values(), strict=True)]}
+    rows = [
+        [
+            name,
+            lines,
+            f"{100 * entered / max(lines, 1):.0f}",
+            branches,
+            f"{100 * taken / branches:.0f}" if branches else "",
+        ]
+        for name, (lines, entered, branches, taken) in (every | dict(sorted(files.items()))).items()
+        if lines
+    ]
+    head = ["file", "lines", "of them entered (%)", "branches", "of them taken (%)"]
+    return [
+        "**Lines and branches** that the tests enter, without those that Numba or Triton compile:",
+        "",
+        *_table(head, rows),
+    ]
+
+
 def _wrong(found: dict[str, Any]) -> list[str]:
     """What failed, in a list."""
     lines = [f"- {name}: {line}" for name, one in found.items() for line in one["wrong"]]
@@ -168,7 +192,7 @@ def _found(found: dict[str, Any]) -> list[str]:
     return ["", "What failed:", "", *lines] if lines else []
 
 
-TABLES = {"kills": _kills, "memory": _memory, "disk": _disk, "fuzz": _fuzz, "numbers": _numbers}
+TABLES = {"kills": _kills, "memory": _memory, "disk": _disk, "fuzz": _fuzz, "numbers": _numbers, "coverage": _coverage}
 
 if __name__ == "__main__":
     main()

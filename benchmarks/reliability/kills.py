@@ -119,7 +119,7 @@ def memory(folder: Path, who: str, horizons: tuple[int, ...]) -> dict[str, Any]:
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     rows = {}
-    for horizon in horizons:
+    for horizon in (min(horizons), *horizons):  # the first time, Numba may have to compile
         out = folder / "out.dcd"
         began = time.monotonic()
         command = [sys.executable, "-c", code, *map(str, _arguments(folder, who, out, horizon, "--force"))]
