@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
+import re
+import secrets
+import socket
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +42,44 @@ def write_whole(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Name for an unfinished file, hidden and in the target's own folder, so that the last step is one rename.
+
+    What killed processes have left there of their own unfinished files is removed, once in each process.
+    """
+    real = Path(os.path.realpath(path))
+    _sweep(real.parent)
+    return real.with_name(f".{real.stem}.{_here()}-{os.getpid()}-{secrets.token_hex(2)}.part{real.suffix}")
+
+
+def _here() -> str:
+    """Tells this machine from others that see the same folder."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+
+
+@functools.cache
+def _sweep(folder: Path) -> None:
+    """Remove unfinished files of this machine's processes that are gone."""
+    own = re.compile(rf"\..+\.{_here()}-(\d+)-[0-9a-f]{{4}}\.part(\.\w+)?")
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if (found := own.fullmatch(name)) and not _alive(int(found[1])):
+                (folder / name).unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    """Whether there is such a process on this machine; True where the system cannot be asked."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def sync_folder(folder: Path) -> None:

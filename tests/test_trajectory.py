@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -517,6 +518,32 @@ def test_impossible_boxes(tmp_path: Path, box: list[float]) -> None:
     with pytest.raises(UsageError, match="the box of frame 0 is"):
         with FrameWriter(tmp_path / "run.xtc", 4, dt=1.0) as writer:
             writer.write(np.ones((4, 3)), box=box)
+
+
+def test_what_a_killed_process_has_left_unfinished_is_removed_by_the_next_one(tmp_path):
+    """And nothing else: neither what a living process writes, nor a file of the user's."""
+    code = """
+        import os, signal, sys
+        from egno_md.trajectory.writer import FrameWriter
+
+        writer = FrameWriter(sys.argv[1], 10, dt=1.0)
+        print(writer._part, flush=True)
+        sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "out.dcd")]
+    living = subprocess.Popen([*command, "stay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        part = Path(living.stdout.readline().strip())
+        killed = subprocess.run(command, capture_output=True, text=True)
+        users = tmp_path / ".out.part.dcd"
+        users.write_text("mine")
+        left = Path(killed.stdout.strip())
+        assert killed.returncode == -signal.SIGKILL and left.parent == tmp_path and left.exists()
+        with FrameWriter(tmp_path / "other.xtc", 10, dt=1.0):
+            assert not left.exists() and part.exists() and users.exists()
+    finally:
+        living.communicate("")
+    assert not part.exists()
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import secrets
 import string
 import warnings
 import weakref
@@ -18,6 +17,7 @@ import numpy as np
 from MDAnalysis.lib.mdamath import triclinic_vectors
 
 from ..errors import DataError, OutputError, UsageError
+from ..files import part_of
 from ..molecule.atoms import atom_elements, bonds_among, chain_numbers
 from .clock import time_tolerance
 from .formats import Format, format_of
@@ -158,7 +158,7 @@ class FrameWriter(Frames):
         super().__init__(path, n_atoms, dt=dt, start_time=start_time)
         self._force = force
         _require_target(self.path, force)
-        self._part = _part_name(self.path)
+        self._part = part_of(self.path)
         try:
             os.close(os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             self._file: Format | None = self._format(str(self._part), n_atoms, self.dt, self.start_time)
@@ -344,7 +344,7 @@ def write_forecast(
     elif dt is None:
         dt = 1.0  # not stored
 
-    part = _part_name(targets[-1])
+    part = part_of(targets[-1])
     try:
         with FrameWriter(target, len(atoms), dt=dt, start_time=float(clock[0]), force=force) as writer:
             for i, frame in enumerate(xyz):
@@ -379,7 +379,7 @@ def write_topology(
     OutputError
         It could not be written whole.
     """
-    part = _part_name(target)
+    part = part_of(target)
     try:
         Topology(atoms).write(part, target, np.asarray(positions, np.float32), box, recentre=recentre)
         os.replace(part, os.path.realpath(target))
@@ -515,12 +515,6 @@ def _require_target(path: Path, force: bool) -> None:
             raise OutputError(f"{path} exists; choose another name, or replace it with --force (force=True)")
     if not os.access(os.path.dirname(os.path.realpath(path)), os.W_OK):
         raise OutputError(f"{path} cannot be written: no permission to write to its folder; choose another one")
-
-
-def _part_name(path: Path) -> Path:
-    """Name for the unfinished file, hidden and in the target's own folder, so that the last step is one rename."""
-    real = Path(os.path.realpath(path))
-    return real.with_name(f".{real.stem}.{secrets.token_hex(4)}.part{real.suffix}")
 
 
 def _remove(path: Path) -> None:
