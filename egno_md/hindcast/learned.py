@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 import time
@@ -164,7 +165,7 @@ class Learned:
         geometry = {builder.identity: LocalGeometry.fit(known.segments, builder.bonds)} if has_bonds else {}
         model = dataclasses.replace(model, name=NAME, process=processes(parts.train), geometry=geometry)
         training = TrainSpec(**usual["training"], learning_rate=LEARNING_RATE, seed=self.seed)
-        step = _seconds_of_step(model, parts.train, training.batch_size)
+        step = _seconds_of_step(model, parts.train, training.batch_size, self.device)
         n_windows = windows_at_most(builder.n_atoms, window.n_times)
         judging = n_windows * SAMPLES * model.spec.steps / training.batch_size * step / BACKWARD
         left = until - judging - time.monotonic()
@@ -218,18 +219,24 @@ def _parts(known: Known, builder: GraphBuilder, window: WindowSpec) -> _Parts:
     )
 
 
-def _seconds_of_step(model: Model, windows: TrajectoryWindows, batch_size: int) -> float:
-    """How long a step of training takes here."""
+def _seconds_of_step(model: Model, windows: TrajectoryWindows, batch_size: int, device: str) -> float:
+    """How long a step of training takes where it will take place."""
+    from ..forecast.device import resolve_device
     from ..forecast.generative import drawn_loss
     from ..graph.graph import collate
+    from ..nn.captured import CapturedTraining
     from ..nn.flow import Numbers
 
-    batch = collate([windows[k] for k in np.linspace(0, len(windows) - 1, batch_size).astype(int)])
+    place = resolve_device(device)
+    on_gpu = place.type == "cuda"
+    model = dataclasses.replace(model, network=copy.deepcopy(model.network).to(place))
+    network = CapturedTraining(model.network) if on_gpu else None
+    batch = collate([windows[k] for k in np.linspace(0, len(windows) - 1, batch_size).astype(int)]).to(place)
     seconds = []
-    for _ in range(3):  # the first one compiles
+    for _ in range(CapturedTraining.CALLS + 2 if on_gpu else 3):  # the first ones compile, and record
         began = time.monotonic()
-        terms = drawn_loss(model, batch, Numbers((0, 0, 0), range(batch_size), batch_size))
+        terms = drawn_loss(model, batch, Numbers((0, 0, 0), range(batch_size), batch_size), network=network)
         sum(term for term, _ in terms).backward()
+        next(p.grad for p in model.network.parameters() if p.grad is not None).cpu()  # waits for a GPU
         seconds.append(time.monotonic() - began)
-    model.network.zero_grad()
     return min(seconds)
