@@ -23,7 +23,7 @@ class ModelError(EGNOError, ValueError):
 
 
 class UnphysicalError(ModelError):
-    """A forecast whose first frame is not physical already, where the first such frame was to end it."""
+    """A forecast that cannot go on: a frame is not finite, or already the first is not physical and was to end it."""
 
 
 class SpacingError(ModelError, DataError):

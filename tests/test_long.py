@@ -15,6 +15,7 @@ import MDAnalysis as mda
 import mdtraj
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 
@@ -325,6 +326,37 @@ def test_a_record_that_knows_nothing_of_relaxing_is_gone_on_with(short_is_long, 
     record_path(out).write_text(json.dumps(record))
     assert surrogate(u, out, resume=True).run().results.checks[0].relaxed == 0
     assert out.read_bytes() == (tmp_path / "whole.dcd").read_bytes()
+
+
+class Exploding(Ballistic):
+    """No number any more after two windows."""
+
+    windows = 0
+
+    def forward(self, *args, **options):
+        out, self.windows = super().forward(*args, **options), self.windows + 1
+        return out if self.windows < 3 else out._replace(pos=out.pos * torch.nan)
+
+
+def test_frames_that_are_no_numbers_end_a_forecast_and_those_before_are_kept(short_is_long, tmp_path):
+    out = tmp_path / "out.dcd"
+    with pytest.raises(
+        UnphysicalError, match=r"not finite in frames 9 to 12; .*; the 8 frames before them are in .*out"
+    ):
+        surrogate(make_universe(), out, 40, model=make_model(Exploding(4))).run()
+    assert mda.Universe(str(tmp_path / "out.pdb"), str(out)).trajectory.n_frames == 8
+    model, given = make_model(), [str(tmp_path / name) for name in ("top.pdb", "run.dcd")]
+    for parameter in model.network.parameters():
+        torch.nn.init.constant_(parameter, 1e30)
+    model.save(tmp_path / "wild.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        make_universe().atoms.write(given[0], bonds="all")
+        make_universe().atoms.write(given[1], frames="all")
+    none = str(tmp_path / "none.dcd")
+    done = called(["predict", *given, "--model", str(tmp_path / "wild.safetensors"), "-o", none, "--device", "cpu"])
+    assert done.exit_code == 3 and "predicted coordinates that are not finite in frames 1" in done.output
+    assert not Path(none).exists()
 
 
 def test_relaxing_on_the_command_line(short_is_long, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OutputError, StoppedError, UnphysicalError, UsageError
+from ..errors import OutputError, StoppedError, UnphysicalError, UsageError, counted
 from ..files import fingerprint
 from ..molecule.checks import PhysicalChecks, Tally
 from ..molecule.relax import Relaxation
@@ -135,7 +135,14 @@ def write_chain(
             written(frames, boxes, at, None)
         chain = roll(forecaster.inner, past, forecaster.times, boxes=[box], generator=generator, state=state)
         while done < horizon:
-            window = next(chain)
+            try:
+                window = next(chain)
+            except UnphysicalError as error:
+                if stream.n_frames == n_before:
+                    raise
+                raise UnphysicalError(
+                    f"{error}; the {counted(stream.n_frames - n_before, 'frame')} before them are in {stream.path}"
+                ) from error
             frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
             found = check(frames).tally
             if stop_unphysical and not found.ok:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, UnphysicalError, UsageError
 from .forecasters import Forecaster
 from .streams import Streams, each_of
 
@@ -176,8 +176,10 @@ def roll(
 
     Raises
     ------
+    UnphysicalError
+        The prediction is not finite.
     ModelError
-        The prediction is not finite; or a second window is asked for where `times` are not every stride.
+        A second window is asked for where `times` are not every stride.
     """
     inner, keep = (forecaster.inner, forecaster.keep) if isinstance(forecaster, Restored) else (forecaster, None)
     if state is None:
@@ -204,7 +206,7 @@ def roll(
         ).reshape(n_starts, -1, len(asked), n_atoms, 3)  # (S, K, T, N, 3)
         members = predicted.shape[1]
         if not np.isfinite(predicted).all():
-            raise ModelError(
+            raise UnphysicalError(
                 f"model {forecaster.name!r} predicted coordinates that are not finite in frames {state.done + 1} to "
                 f"{state.done + len(asked)}; shorten the horizon or use a model made for this system"
             )

@@ -51,7 +51,8 @@ SYSTEMS: dict[str, System] = {
     "egno-ii": System("egno", {"model.time_conv": "positions"}, "ablation II: no v in the temporal convolution"),
     "egno-iii": System("egno", {"model.time_conv": "scalars"}, "ablation III: scalars only"),
     "egno-iv": System("egno", {"model.time_conv": "none"}, "ablation IV: no temporal convolution"),
-    "eghno": System("eghno", about="EGHNO"),
+    # In every block, low and high: six layers, as mocap has otherwise, explode before they have learned anything.
+    "eghno": System("eghno", {"model.layers": 4}, "EGHNO"),
     "linear": System("linear", _ONE, "x + v t with one learned t"),
     "rf": System("rf", _ONE, "radial field"),
     "mpnn": System("mpnn", _ONE, "message passing on coordinates"),
