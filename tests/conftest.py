@@ -30,6 +30,8 @@ def pytest_configure(config):
     """The same digits again and again are promised for the CPU: no other test may see a GPU."""
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif not torch.cuda.is_available():
+        raise pytest.UsageError("--gpu: torch sees no GPU here; leave the option out")
 
 
 def pytest_collection_modifyitems(config, items):
