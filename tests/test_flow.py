@@ -25,6 +25,7 @@ from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.graph import collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.nn import operators
+from egno_md.nn.captured import Captured
 from egno_md.nn.flow import FlowOptions, Numbers, draw
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import System, load_data
@@ -178,6 +179,24 @@ def test_members_do_not_depend_on_each_other(kind, monkeypatch):
     monkeypatch.setattr("egno_md.forecast.chain.NODES_PER_BATCH", {"cpu": 20})
     parts = forecast(model, builder, past, 10, samples=5, seed=7, numbers=[20, 90, 150])
     np.testing.assert_allclose(parts, all_of_them, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["canonical", "any, history"])
+def test_as_a_gpu_runs_them_the_futures_are_the_same(kind, monkeypatch):
+    """Padded, and in chunks of two sizes, each of which is set up once."""
+    model, builder, frames, *_ = flow_model(**KINDS[kind])
+    past = starts_of(frames, 20, 90, 150, back=model.window.history)
+    monkeypatch.setattr("egno_md.forecast.operator.NODES_PER_DRAW", 4 * past.shape[2])
+    plain = forecast(model, builder, past, 10, samples=5, seed=7)
+    networks = []
+
+    def recordable(model, *_):
+        networks.append(Captured(model.network))
+        return networks[-1]
+
+    monkeypatch.setattr("egno_md.forecast.operator._recordable", recordable)
+    np.testing.assert_allclose(forecast(model, builder, past, 10, samples=5, seed=7), plain, atol=1e-4)
+    assert len(networks) == 1 and len(networks[0]._recordings) == 2
 
 
 def test_a_chain_goes_on_from_its_state_to_the_same_bits(flow):
