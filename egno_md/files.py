@@ -6,9 +6,9 @@ import contextlib
 import functools
 import hashlib
 import os
+import platform
 import re
 import secrets
-import socket
 from pathlib import Path
 from typing import IO
 
@@ -56,7 +56,7 @@ def part_of(path: Path) -> Path:
 
 def _here() -> str:
     """Tells this machine from others that see the same folder."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:4]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:4]
 
 
 @functools.cache
