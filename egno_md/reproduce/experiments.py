@@ -154,6 +154,13 @@ EXPERIMENTS: dict[str, Experiment] = {
             },
             scale=0.01,
             step=375,
+            best={
+                **_BEST_TRAINING,
+                "training.ema_decay": 0.99,
+                "training.validate_every": 10,
+                "training.learning_rate": 3e-3,
+                "training.max_epochs": 150,
+            },
         ),
         Experiment("adk", "Adenylate kinase", {"name": "adk"}, "adk", step=4),
     )
