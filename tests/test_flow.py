@@ -27,6 +27,7 @@ from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.nn import operators
 from egno_md.nn.captured import Captured
 from egno_md.nn.flow import FlowOptions, Numbers, draw
+from egno_md.propagator import surrogate_simulation
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import System, load_data
 from egno_md.training.loop import fit
@@ -209,6 +210,69 @@ def test_a_chain_goes_on_from_its_state_to_the_same_bits(flow):
     state = ChainState.of(first.state.arrays())
     again = next(roll(inner, None, [1, 2, 3, 4], state=state))
     assert np.array_equal(again.positions, second.positions)
+
+
+def simulated(simulation, steps):
+    """Frames of so many steps, one by one, in Angstrom."""
+    frames = []
+    for _ in range(steps):
+        simulation.step(1)
+        frames.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value * 10)
+    return np.stack(frames)
+
+
+def run_of(model_and_run, n_frames=40):
+    u, frames = model_and_run[1], model_and_run[2]
+    universe = noisy_run()[0].copy()
+    assert universe.atoms.n_atoms == u.n_atoms
+    universe.load_new(frames[:n_frames].astype(np.float32), dt=1.0)
+    return universe
+
+
+def test_a_simulation_draws_the_future_of_the_analysis(flow):
+    universe = run_of(flow)
+    universe.trajectory[30]
+    first, other = (simulated(surrogate_simulation(universe, flow[0], seed=seed), 10) for seed in (3, 4))
+    ensemble = EGNOSurrogate(universe, flow[0], horizon=10, samples=1, seed=3).run(frames=[30]).results.ensemble
+    np.testing.assert_allclose(first, ensemble[0, 0], atol=1e-3)
+    assert np.abs(first[:4] - other[:4]).max() > 0.05
+    at_once = surrogate_simulation(universe, flow[0], seed=3)
+    at_once.step(10)
+    at_once = at_once.context.getState(positions=True).getPositions(asNumpy=True)._value * 10
+    assert np.array_equal(at_once, first[-1])
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("how", ["checkpoint", "state"])
+@pytest.mark.parametrize("steps", [0, 3, 4, 6])
+def test_a_drawn_simulation_goes_on_to_the_same_bits(flow, tmp_path, platform, how, steps):
+    universe = run_of(flow)
+    universe.trajectory[30]
+    simulation = surrogate_simulation(universe, flow[0], seed=3, platform=platform)
+    simulation.step(steps)
+    path = str(tmp_path / "restart")
+    (simulation.saveCheckpoint if how == "checkpoint" else simulation.saveState)(path)
+    expected = simulated(simulation, 9)
+
+    universe.trajectory[4]  # another start and another seed: all must come from the file
+    restarted = surrogate_simulation(universe, flow[0], seed=5, platform=platform)
+    (restarted.loadCheckpoint if how == "checkpoint" else restarted.loadState)(path)
+    assert np.array_equal(simulated(restarted, 9), expected)
+
+
+def test_positions_from_outside_are_followed_by_another_future(flow):
+    """Not by the numbers of the window that was left, which would draw the same again."""
+    universe = run_of(flow)
+    universe.trajectory[30]
+    simulation = surrogate_simulation(universe, flow[0], seed=3)
+    state = simulation.context.getState(positions=True, velocities=True)
+    first = simulated(simulation, 4)
+    simulation.context.setState(state)
+    simulation.context.setPositions(state.getPositions(asNumpy=True)._value + 1e-3)
+    second = simulated(simulation, 4) - 0.01
+    assert np.abs(second - first).max() > 0.05
+    with pytest.raises(UsageError, match="seed must be a whole number"):
+        surrogate_simulation(universe, flow[0], seed=-1)
 
 
 @pytest.mark.parametrize("kind", ["history", "any, strides"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import resource
@@ -22,6 +23,8 @@ from egno_md import EGNOSurrogate
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
 from egno_md.forecast.model import new_model
+from egno_md.graph.builder import GraphBuilder
+from egno_md.graph.windows import Run, TrajectoryWindows
 from egno_md.propagator import (
     GUIDE,
     EGNOIntegrator,
@@ -34,6 +37,7 @@ from egno_md.propagator import (
 from egno_md.propagator import jump as jump_module
 from egno_md.propagator.dynamics import Dynamics
 from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
+from egno_md.training.source import elastic
 
 PS = unit.picosecond
 
@@ -123,11 +127,11 @@ def test_context_holds_time_steps_and_velocities(model, universe):
 
 
 def test_bound_by_hand_it_forecasts_from_the_context_and_from_nothing_else(model, universe, monkeypatch):
-    pasts, real = [], beads.forecast
+    pasts, real = [], beads.ModelForecaster.collect
 
-    def forecast(model, builder, past, *arguments, **options):
+    def collect(self, past, *arguments, **options):
         pasts.append(past)
-        return real(model, builder, past, *arguments, **options)
+        return real(self, past, *arguments, **options)
 
     expected = surrogate_simulation(universe, model)
     state = expected.context.getState(positions=True, velocities=True)
@@ -136,7 +140,7 @@ def test_bound_by_hand_it_forecasts_from_the_context_and_from_nothing_else(model
     integrator.bind(context)
     context.setPositions(state.getPositions())
     context.setVelocities(state.getVelocities())
-    monkeypatch.setattr(beads, "forecast", forecast)
+    monkeypatch.setattr(beads.ModelForecaster, "collect", collect)
     integrator.step(2)
     monkeypatch.undo()
     frames = universe.trajectory.timeseries(order="fac")[-2:]
@@ -520,6 +524,39 @@ def test_beads_follow_the_forecast(dipeptide, monkeypatch):
     angle = np.degrees(kabsch_angle(before, after))
     assert 15 < angle < 33
     assert np.linalg.norm(after.mean(axis=0) - before.mean(axis=0)) < 0.5
+
+
+def test_jumps_along_drawn_futures(dipeptide):
+    """Each along one of its own; the seed says which."""
+    simulation = dipeptide_simulation(dipeptide)
+    start = simulation.context.createCheckpoint()
+    universe = mda.Universe(simulation.topology, positions_of(simulation)[None].astype(np.float32))
+    builder = GraphBuilder(universe.select_atoms("not type H"), HEAVY)
+    frames = []
+    for _ in range(80):
+        simulation.step(50)
+        frames.append(positions_of(simulation)[builder.atoms.indices])
+    window = WindowSpec(stride_ps=0.1, n_times=4)
+    windows = TrajectoryWindows([Run(np.stack(frames), builder)], window, [range(1, 76)])
+    spec = ModelSpec(operator="flow", base="any", hidden=8, layers=1, time_embedding=8, modes=2, keep_bonds=True)
+    model = dataclasses.replace(new_model(HEAVY, window, spec), elastic={"any": elastic(windows)})
+
+    def moved(seed):
+        simulation.context.loadCheckpoint(start)
+        hybrid = short(simulation, model, seed=seed)
+        start_again = simulation.context.createCheckpoint()
+        jumps = []
+        for _ in range(2):
+            simulation.context.loadCheckpoint(start_again)
+            hybrid.run(1, 60)
+            jumps.append(hybrid.jumps[-1])
+        return [jump.forecast_moved for jump in jumps]
+
+    first, again, other = moved(1), moved(1), moved(2)
+    assert first == again
+    assert len({round(x, 4) for x in first + other}) == 4
+    with pytest.raises(UsageError, match="seed must be a whole number"):
+        short(simulation, model, seed=-1)
 
 
 def kabsch_angle(a, b):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import sys
 from pathlib import Path
 
@@ -43,7 +44,9 @@ from .output import as_text
 @click.option("--step-fs", default=2.0, show_default=True, help="Time step in fs.")
 @click.option("--equilibrate-ps", default=20.0, show_default=True, help="Plain MD first, when there is no --state.")
 @click.option("--platform", help="OpenMM platform, such as CPU or CUDA. Default: OpenMM's choice.")
-@click.option("--seed", default=0, show_default=True, help="Of the thermostat; 0 is another one each time.")
+@click.option(
+    "--seed", default=0, show_default=True, help="Of the thermostat and of drawn futures; 0: another one each time."
+)
 @click.option("--report", default=500, show_default=True, help="Steps between two frames of the output.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC. Default: <topology>_extended.dcd here."
@@ -128,7 +131,14 @@ def extend(
         said=said,
     )
     hybrid = HybridPropagator(
-        simulation, loaded, select=select, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength, device=device
+        simulation,
+        loaded,
+        select=select,
+        lead_ps=lead_ps,
+        relax_ps=relax_ps,
+        strength=strength,
+        seed=seed or secrets.randbits(31),
+        device=device,
     )
 
     def progress(jump) -> None:

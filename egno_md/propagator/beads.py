@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
 from openmm.app.internal.unitcell import computePeriodicBoxVectors
 
-from egno_md.forecast.chain import forecast
+from egno_md.forecast.chain import ModelForecaster
 from egno_md.forecast.device import resolve_device
+from egno_md.forecast.streams import Streams
 from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import frames_back
@@ -28,18 +29,61 @@ def _close(found: NDArray[np.floating], expected: NDArray[np.floating]) -> bool:
     return bool(np.abs(found - expected).max() <= 1e-4 + 4 * np.finfo(np.float32).eps * np.abs(expected).max())
 
 
+def _as_kept(frames: NDArray[np.floating]) -> NDArray[np.float32]:
+    """What is left of frames in Angstrom in a Context of single precision: the same on every platform."""
+    return in_angstrom(in_nm(frames).astype(np.float32)).astype(np.float32)
+
+
+class _Window(NamedTuple):
+    """One window, what it was forecast from, and the random numbers before and after it."""
+
+    past: NDArray[np.float32]  # (n_input, N, 3)
+    box: NDArray[np.float32] | None  # (6,)
+    before: tuple[int, ...]  # words of the random state
+    frames: NDArray[np.float32]  # (n_input + T, N, 3), the past and what is predicted
+    after: tuple[int, ...]
+
+
+#: Words of 32 bits in which the state of a PCG64 is kept: a Context has nothing but floating-point numbers.
+WORDS = 10
+
+
+def _words(generator: np.random.Generator) -> tuple[int, ...]:
+    """All of a PCG64's state in words that a double holds."""
+    state = generator.bit_generator.state
+    wide = [state["state"]["state"] >> 32 * k & 0xFFFFFFFF for k in range(4)]
+    wide += [state["state"]["inc"] >> 32 * k & 0xFFFFFFFF for k in range(4)]
+    return (*wide, state["has_uint32"], state["uinteger"])
+
+
+def _generator(words: tuple[int, ...]) -> np.random.Generator:
+    """The PCG64 whose state it is."""
+    state, inc = (sum(word << 32 * k for k, word in enumerate(words[first : first + 4])) for first in (0, 4))
+    bits = np.random.PCG64()
+    bits.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": inc},
+        "has_uint32": words[8],
+        "uinteger": words[9],
+    }
+    return np.random.Generator(bits)
+
+
 class EGNOIntegrator(openmm.CustomIntegrator):
     """Moves the beads of a Context by forecasts: one step is one predicted frame.
+
+    Of a model that draws futures it draws one, window by window; of any other it is the mean of all futures.
 
     Positions are the predicted ones, velocities the displacement over the last stride divided by it, and the step
     size is the model's stride. There are no forces and no thermostat: the energy and the temperature that OpenMM
     reports for such a Simulation are those of the displacements and mean nothing.
 
     Everything that a forecast depends on lies in the Context: the frames that the window was forecast from (per-DOF
-    variables ``past_0``, ...), the frames already given from it (global variable ``frame``), the positions, the
-    velocities and the box. A checkpoint or State that is loaded, also into a new Simulation, therefore goes on where
-    it was taken. Positions, velocities or a box that are not the integrator's own start a new forecast from them;
-    velocities that are left alone when positions are set count as theirs, as in every OpenMM integrator.
+    variables ``past_0``, ...), the frames already given from it (global variable ``frame``), the random numbers it was
+    drawn with (``random_0``, ...), the positions, the velocities and the box. A checkpoint or State that is loaded,
+    also into a new Simulation, therefore goes on where it was taken, to the same bits. Positions, velocities or a box
+    that are not the integrator's own start a new forecast from them, with new random numbers; velocities that are left
+    alone when positions are set count as theirs, as in every OpenMM integrator.
 
     Parameters
     ----------
@@ -47,6 +91,11 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         By default the bundled model.
     atoms : AtomGroup
         The N beads, in the order of the System's particles. Forecasts are periodic if it has a box.
+    seed : int
+        Of what a model draws. (OpenMM's own ``setRandomNumberSeed`` has no part in it.)
+    number : int
+        Of the start, such as its frame: with another one the same seed draws another future, as in
+        :func:`egno_md.forecast.forecast`.
     device : str
         Where the network runs: ``"auto"``, ``"cpu"``, ``"cuda"``.
 
@@ -59,7 +108,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
     Raises
     ------
     UsageError
-        The device is not there.
+        The device is not there, or a seed that is no whole number of at least 0.
     ModelError
         A model that cannot be chained or does not know the atoms.
 
@@ -72,16 +121,20 @@ class EGNOIntegrator(openmm.CustomIntegrator):
     :func:`surrogate_simulation` does all of it.
     """
 
-    def __init__(self, model: Any, atoms: AtomGroup, *, device: str = "auto") -> None:
+    def __init__(self, model: Any, atoms: AtomGroup, *, seed: int = 0, number: int = 0, device: str = "auto") -> None:
         self.model = chainable_model(model)
         super().__init__(self.model.window.stride_ps)
         self.device = resolve_device(device)
         self.builder = GraphBuilder(atoms, self.model.graph)
         self.periodic = atoms.universe.dimensions is not None
+        self._forecaster = ModelForecaster(self.model, self.builder, device=self.device)
         self._n_input = frames_back(self.model.window) + 1
         self._context: weakref.ref[openmm.Context] | None = None
-        self._memo: tuple[NDArray, NDArray | None, NDArray] | None = None
+        self._memo: _Window | None = None
         self.addGlobalVariable("frame", -1)
+        (generator,) = Streams.of(seed, [number], 1).generators
+        for k, word in enumerate(_words(generator)):
+            self.addGlobalVariable(f"random_{k}", word)
         for k in range(self._n_input):
             self.addPerDofVariable(f"past_{k}", 0)
 
@@ -120,7 +173,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         if frames.shape != expected or not np.isfinite(frames).all():
             raise UsageError(f"frames must be finite and of shape {expected}, found {frames.shape}")
         context = self._bound()
-        self._put(context, frames, frames[-2:], 0)
+        self._put(context, _as_kept(frames), self._random(), frames[-2:], 0)
 
     def step(self, steps: int) -> None:
         """Advance by `steps` predicted frames; all of them or, on an error, none.
@@ -145,15 +198,14 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             )
         state = context.getState(positions=True, velocities=True)
         box = box_of(state) if self.periodic else None
-        past, frames, done = self._present(state, box)
+        now, done = self._present(state, box)
         remaining = steps
         while remaining > window.n_times - done:
             remaining -= window.n_times - done
-            past, done = frames[-self._n_input :], 0
-            frames = self._forecast(past, box)
+            now, done = self._window(now.frames[-self._n_input :], box, now.after), 0
         done += remaining
-        last = frames[self._n_input + done - 2 : self._n_input + done]  # (2, N, 3)
-        self._put(context, past, last, done)
+        last = now.frames[self._n_input + done - 2 : self._n_input + done]  # (2, N, 3)
+        self._put(context, now.past, now.before, last, done)
         context.setTime(state.getTime() + steps * window.stride_ps * unit.picosecond)
         context.setStepCount(context.getStepCount() + steps)
 
@@ -163,8 +215,12 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             raise UsageError("the integrator does not know its Context: call integrator.bind(simulation.context) first")
         return context
 
-    def _present(self, state: openmm.State, box: NDArray | None) -> tuple[NDArray, NDArray, int]:
-        """What the window was forecast from (n_input, N, 3), past and window (n_input + T, N, 3), frames given."""
+    def _random(self) -> tuple[int, ...]:
+        """Words of the random state in the Context."""
+        return tuple(int(self.getGlobalVariableByName(f"random_{k}")) for k in range(WORDS))
+
+    def _present(self, state: openmm.State, box: NDArray | None) -> tuple[_Window, int]:
+        """The window that the Context is in, and the frames given from it."""
         positions = in_angstrom(state.getPositions(asNumpy=True))  # (N, 3)
         displacement = in_angstrom(state.getVelocities(asNumpy=True)) * self.model.window.stride_ps  # (N, 3)
         if len(positions) != self.builder.n_atoms:
@@ -176,38 +232,42 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             raise DataError(
                 "the Context holds positions or velocities that are not finite; set sound ones, or load a checkpoint"
             )
-        done = round(self.getGlobalVariableByName("frame"))
+        done, random = round(self.getGlobalVariableByName("frame")), self._random()
         if done >= 0:
             past = np.stack([in_angstrom(self.getPerDofVariableByName(f"past_{k}")) for k in range(self._n_input)])
-            past = past.astype(np.float32)  # (n_input, N, 3)
-            frames = self._forecast(past, box)
-            before, now = frames[self._n_input + done - 2 : self._n_input + done]
+            window = self._window(past, box, random)
+            before, now = window.frames[self._n_input + done - 2 : self._n_input + done]
             if _close(positions, now) and _close(positions - displacement, before):
-                return past, frames, done
+                return window, done
+            random = window.after if done else random
         if self._n_input > 2:
             raise ModelError(
                 f"positions were set from outside, and model {self.model.name!r} reads {self._n_input} frames: give "
                 "them with integrator.set_history(frames)"
             )
-        past = np.stack([positions - displacement, positions]).astype(np.float32)  # (2, N, 3)
-        return past, self._forecast(past, box), 0
+        return self._window(np.stack([positions - displacement, positions]), box, random), 0
 
-    def _forecast(self, past: NDArray[np.float32], box: NDArray | None) -> NDArray[np.float32]:
-        """The past and one window, (n_input + T, N, 3); remembered, because every step of the window asks for it."""
-        if self._memo is not None:
-            known_past, known_box, frames = self._memo
-            if _close(past, known_past) and (box is None or np.allclose(box, known_box, rtol=1e-6)):
-                return frames
-        horizon = self.model.window.n_times
-        predicted = forecast(self.model, self.builder, past[None], horizon, boxes=[box], device=self.device)[0]
-        frames = np.concatenate([past, predicted])  # (n_input + T, N, 3)
-        self._memo = past, box, frames
-        return frames
+    def _window(self, past: NDArray[np.floating], box: NDArray | None, random: tuple[int, ...]) -> _Window:
+        """The window after a past (n_input, N, 3); remembered, because every step of the window asks for it."""
+        past = _as_kept(past)
+        known = self._memo
+        if known is not None and known.before == random and np.array_equal(known.past, past):
+            if box is None or np.allclose(box, known.box, rtol=1e-6):
+                return known
+        generator = _generator(random)
+        streams = Streams([generator]) if self._forecaster.draws else None
+        predicted = self._forecaster.collect(past[None], self.model.window.n_times, generator=streams, boxes=[box])[
+            0, 0
+        ]  # (T, N, 3)
+        self._memo = _Window(past, box, random, np.concatenate([past, predicted]), _words(generator))
+        return self._memo
 
-    def _put(self, context: openmm.Context, past: NDArray, last: NDArray, done: int) -> None:
+    def _put(self, context: openmm.Context, past: NDArray, random: tuple[int, ...], last: NDArray, done: int) -> None:
         """Write the window's start, the position in it and the present, `last` (2, N, 3), into the Context."""
         for k, frame in enumerate(past):
             self.setPerDofVariableByName(f"past_{k}", in_nm(frame))
+        for k, word in enumerate(random):
+            self.setGlobalVariableByName(f"random_{k}", word)
         self.setGlobalVariableByName("frame", done)
         before, now = np.asarray(last, np.float64)
         context.setPositions(in_nm(now))
@@ -220,6 +280,7 @@ def surrogate_simulation(
     select: str | None = None,
     *,
     every: int = 1,
+    seed: int = 0,
     device: str = "auto",
     platform: str = "Reference",
 ) -> app.Simulation:
@@ -238,6 +299,8 @@ def surrogate_simulation(
         Narrows the model's selection.
     every : int
         Trajectory frames per stride of the model.
+    seed : int
+        Of the future that a model draws: that of ``EGNOSurrogate(..., samples=1, seed=seed)`` from the same frame.
     device : str
         Where the network runs.
     platform : str
@@ -271,7 +334,7 @@ def surrogate_simulation(
     if trajectory.frame != here:
         trajectory[here]
     topology, masses = _bead_topology(atoms)
-    integrator = EGNOIntegrator(model, atoms, device=device)
+    integrator = EGNOIntegrator(model, atoms, seed=seed, number=here, device=device)
     particles = list(topology.atoms())
     for i, j in integrator.builder.bonds:
         topology.addBond(particles[i], particles[j])

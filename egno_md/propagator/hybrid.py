@@ -29,8 +29,9 @@ class HybridPropagator:
 
     A jump, between two stretches of unbiased MD:
 
-    1. read the beads now and one stride before, forecast T frames, put the distances of bonded beads back to those of
-       the start, take the common drift out, and keep the frames before the first one that is still unphysical;
+    1. read the beads now and one stride before, forecast T frames (a model that draws draws one future), put the
+       distances of bonded beads back to those of the start, take the common drift out, and keep the frames before the
+       first one that is still unphysical;
     2. lead: harmonic restraints on the beads move along the forecast path during ``lead_ps`` of ordinary dynamics,
        in which everything else follows by the force field, the constraints and the thermostat;
     3. release the restraints and relax during ``relax_ps``;
@@ -59,6 +60,8 @@ class HybridPropagator:
         Force constant of the restraints in kJ/mol/nm^2. A free atom keeps to its target within ``sqrt(3 kT / k)``,
         0.2 Angstrom at the default and 300 K; weaker restraints are lost in the thermal motion.
     limits : JumpLimits, optional
+    seed : int
+        Of the futures, with a model that draws: each jump has its own.
     device : str
         Where the network runs.
 
@@ -80,8 +83,8 @@ class HybridPropagator:
 
     Notes
     -----
-    A forecast is a conditional mean, not a sample, and a jump does not obey detailed balance: the ensemble that comes
-    out is not the force field's. See the documentation for what was measured.
+    A jump does not obey detailed balance, drawn or not: the ensemble that comes out is not the force field's. See the
+    documentation for what was measured.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class HybridPropagator:
         relax_ps: float = 1.0,
         strength: float = 20000.0,
         limits: JumpLimits | None = None,
+        seed: int = 0,
         device: str = "auto",
     ) -> None:
         self.simulation = simulation
@@ -118,6 +122,7 @@ class HybridPropagator:
             relax_ps=relax_ps,
             strength=strength,
             limits=limits or JumpLimits(),
+            seed=seed,
             device=resolve_device(device),
         )
         self.beads = self.jumper.beads
@@ -190,7 +195,7 @@ class HybridPropagator:
                 history = self.dynamics.stretch(int(md_steps), marks, self.beads)  # (n_input, B, 3)
                 seconds = time.perf_counter() - before
                 self._md_seconds += seconds
-                jump = self._record(self.jumper.jump(history), seconds)
+                jump = self._record(self.jumper.jump(history, len(self.jumps)), seconds)
                 self.jumps.append(jump)
                 write(jump)
                 if progress is not None:

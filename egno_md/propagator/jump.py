@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError
 from ..forecast.chain import forecast
+from ..forecast.generative import draws
 from ..forecast.model import Model
+from ..forecast.streams import check_seed
 from ..graph.builder import GraphBuilder
 from ..molecule.atoms import atom_elements, topology_bonds
 from ..molecule.checks import check_frames
@@ -46,6 +48,7 @@ class Jumper:
     lead_ps, relax_ps, strength : float
         As in :class:`HybridPropagator`.
     limits : JumpLimits
+    seed : int
     device : str
 
     Raises
@@ -65,9 +68,11 @@ class Jumper:
         relax_ps: float,
         strength: float,
         limits: JumpLimits,
+        seed: int,
         device: str,
     ) -> None:
         self.dynamics, self.model, self.horizon, self.limits, self.device = dynamics, model, horizon, limits, device
+        self.seed = check_seed(seed)
         self.strength = float(strength)
         self.beads = beads.indices
         self.builder = GraphBuilder(beads, model.graph)
@@ -88,8 +93,10 @@ class Jumper:
             context.reinitialize(preserveState=True)
         return guide
 
-    def jump(self, history: NDArray[np.float64]) -> Attempt:
+    def jump(self, history: NDArray[np.float64], number: int = 0) -> Attempt:
         """Forecast from the beads' `history` (n_input, B, 3) and go along; sound, or undone.
+
+        A model that draws draws another future for every `number` of a jump.
 
         Raises
         ------
@@ -108,7 +115,7 @@ class Jumper:
         sound = False
         try:
             with clock("forecast"):
-                path = self._forecast(history, box)
+                path = self._forecast(history, box, number)
             lengths = bond_lengths(history[-1], self.builder.bonds)
             found["forecast_bonds"] = float(np.abs(bond_lengths(path, self.builder.bonds) - lengths).max(initial=0))
             path = self._sound_part(keep_bonds(path, self.builder.bonds, lengths, slack=0.02), history[-1], box)
@@ -140,8 +147,9 @@ class Jumper:
             context.setStepCount(step)
         return Attempt(step, sound, reason, frames, found, clock.seconds)
 
-    def _forecast(self, history: NDArray[np.float64], box: NDArray | None) -> NDArray[np.float64]:
+    def _forecast(self, history: NDArray[np.float64], box: NDArray | None, number: int) -> NDArray[np.float64]:
         """Frames of the forecast, (horizon, B, 3)."""
+        drawn = {"samples": 1, "seed": self.seed, "numbers": [number]} if draws(self.model) else {}
         try:
             path = forecast(
                 self.model,
@@ -150,10 +158,11 @@ class Jumper:
                 self.horizon,
                 boxes=[box],
                 device=self.device,
-            )[0]
+                **drawn,
+            )
         except ModelError as error:
             raise _Unsound("forecast: not finite") from error
-        path = path.astype(np.float64)
+        path = path.reshape(self.horizon, -1, 3).astype(np.float64)  # (horizon, B, 3)
         # Where all beads go together is of no interest, a CMMotionRemover would fight it, and water would be stirred.
         return path - path.mean(axis=1, keepdims=True) + history[-1].mean(axis=0)
 
