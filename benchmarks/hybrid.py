@@ -163,7 +163,9 @@ def main(pdb, model, forcefields, water, hydrogens, jumps, md_steps, lead_ps, re
     # Timed once before the guide is there, which costs a little even while it is idle.
     _, plain_cost = plain(20.0)
     simulation.context.loadCheckpoint(start)
-    hybrid = HybridPropagator(simulation, model, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength)
+    hybrid = HybridPropagator(
+        simulation, model, lead_ps=lead_ps, relax_ps=relax_ps, strength=strength, seed=seed
+    )  # fmt: skip
     reporter = TorsionReporter(simulation.topology, every)
     simulation.reporters.append(reporter)
     before = time.perf_counter()
