@@ -338,4 +338,5 @@ def test_training_on_a_gpu_is_the_same(flow, recwarn):
                 [out.pos.detach().clone(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
             )
         same(*found, 1e-10)
-    assert len(network._recordings) == 1 and not [w for w in recwarn if "could not be recorded" in str(w.message)]
+    assert len(network._recordings) == 1
+    assert not [text for w in recwarn if "could not be recorded" in (text := str(w.message))]

@@ -174,7 +174,6 @@ def test_long_settings_have_a_name_that_a_file_can_have():
         (["nbody", "--seeds", "0"], "seeds must be at least 1"),
         (["nbody", "--budget", "0"], "--budget must be more than 0"),
         (["nbody", "--set", "hiden=3"], "no setting hiden.*hidden"),
-        (["adk", "--preset", "best"], "no preset 'best'.*not been searched for"),
         (["page", "--work", "nowhere"], "no finished runs below nowhere.*egno-md reproduce nbody --work nowhere"),
     ],
 )

@@ -86,7 +86,7 @@ class Experiment:
         Time from one point of the window to the next, in the time that velocities count in, for systems that go from
         point to point.
     best : mapping
-        Settings of the preset "best"; None where no search has been made.
+        Settings of the preset "best", which were searched for on validation windows.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Experiment:
     cases: Mapping[str, Settings] = field(default_factory=lambda: {"": {}})
     scale: float = 1.0
     step: float = 1.0
-    best: Settings | None = None
+    best: Settings = field(default_factory=dict)
 
 
 _WALK, _RUN = ({"name": "mocap", "motion": motion} for motion in ("walk", "run"))
@@ -162,7 +162,20 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "training.max_epochs": 150,
             },
         ),
-        Experiment("adk", "Adenylate kinase", {"name": "adk"}, "adk", step=4),
+        Experiment(
+            "adk",
+            "Adenylate kinase",
+            {"name": "adk"},
+            "adk",
+            step=4,
+            best={
+                **_BEST_TRAINING,
+                "training.ema_decay": 0.99,
+                "training.validate_every": 4,
+                "training.learning_rate": 2e-3,
+                "training.max_epochs": 60,
+            },
+        ),
     )
 }
 
@@ -208,7 +221,7 @@ class Job:
         if experiment.folder:
             section["folder"] = str(data / experiment.folder)
         recipe = Recipe(data=section, model={"operator": system.operator}, training={"seed": self.seed})
-        best = experiment.best or {} if self.preset == "best" else {}
+        best = experiment.best if self.preset == "best" else {}
         steps = "step" in operators.get(system.operator).options.model_fields
         own = {**({"model.step": experiment.step} if steps else {}), **system.settings}
         return overridden(recipe, {**experiment.cases[self.case], **best, **own, **self.settings})
@@ -228,7 +241,7 @@ def jobs(
     Raises
     ------
     UsageError
-        An unknown name, a system that the register does not have, or a preset that nobody has searched for.
+        An unknown name, or a system that the register does not have.
     """
     found = EXPERIMENTS[_known("experiment", experiment, EXPERIMENTS)]
     for name in systems:
@@ -237,12 +250,6 @@ def jobs(
         _known("case", name, found.cases)
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, found {seeds}")
-    if preset == "best" and found.best is None:
-        having = [name for name, other in EXPERIMENTS.items() if other.best is not None]
-        raise UsageError(
-            f"{experiment} has no preset 'best': it has not been searched for; those that have one: "
-            f"{', '.join(having) or 'none'}. Use --preset paper, and --set for settings of your own"
-        )
     return [
         Job(experiment, case, system, preset, seed, dict(settings or {}))
         for seed in range(seeds)
