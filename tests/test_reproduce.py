@@ -142,6 +142,29 @@ def test_medians_are_those_of_the_seeds_and_in_the_unit_of_the_table(tmp_path, d
     assert group.median("A-MSE") == pytest.approx(np.median([100 * result["test"]["A-MSE"] for result in results]))
 
 
+def test_cases_are_beside_one_another_with_the_lowest_error_in_bold(tmp_path, data):
+    (job,) = jobs("mocap-run", settings={**TINY, "training.learning_rate": 1e-5})
+    found = run_job(job, work=tmp_path / "one", data=data, progress=False)
+    work = tmp_path / "work" / "md17"
+    work.mkdir(parents=True)
+    errors = {"ethanol": (0.01, 0.02), "uracil": (0.04, 0.03), "toluene": (0.06, None)}
+    for case, pair in errors.items():
+        for system, error in zip(("egno", "egnn-s"), pair, strict=True):
+            test = error and {**found["test"], "F-MSE": error, "A-MSE": error / 2}
+            one = {**found, "experiment": "md17", "case": case, "system": system, "preset": "best", "test": test}
+            (work / f"{case}_{system}.json").write_text(json.dumps(one))
+    text = write_page(work.parent, tmp_path / "page.md")[0].read_text()
+    for line in (
+        "| F-MSE, preset best | egno | egnn-s |\n|---|---|---|\n",
+        "| A-MSE, preset best | egno | egnn-s |\n",
+        "| ethanol | **1** | 2 |\n",
+        "| uracil | 4 | **3** |\n",
+        "| toluene | **6** |  |\n",
+        "| uracil | 2 | **1.5** |\n",
+    ):
+        assert line in text
+
+
 def test_another_training_in_the_same_place_is_refused(tmp_path, data):
     (job,) = jobs("mocap-run", settings=TINY)
     run_job(job, work=tmp_path, data=data, progress=False)

@@ -116,6 +116,8 @@ def _section(experiment: str, groups: list[Group]) -> str:
     """The tables of one experiment, one for each case and set of data options."""
     parts = []
     keys = dict.fromkeys((group.case, _data(group)) for group in groups)
+    if len(keys) > 2:
+        parts += [_overview(groups, name) for name in _BOTH]
     for case, data in keys:
         own = [group for group in groups if (group.case, _data(group)) == (case, data)]
         title = ", ".join(part for part in (case, data) if part)
@@ -123,6 +125,27 @@ def _section(experiment: str, groups: list[Group]) -> str:
         parts.append(_table(experiment, case, own))
         parts.append("\nThe commands:\n\n```bash\n" + "".join(f"{_command(group)}\n" for group in own) + "```\n")
     return "".join(parts)
+
+
+def _overview(groups: list[Group], error: str) -> str:
+    """All cases of the preset `best` in one table, of each the lowest error in bold."""
+    best = [group for group in groups if group.preset == "best" and (error == "F-MSE" or not _one(group))]
+    systems = [name for name in SYSTEMS if any(group.system == name for group in best)]
+    rows = [f"\n| {error}, preset best | {' | '.join(systems)} |\n|---|{'---|' * len(systems)}\n"]
+    for case, data in dict.fromkeys((group.case, _data(group)) for group in best):
+        found = {group.system: group.median(error) for group in best if (group.case, _data(group)) == (case, data)}
+        lowest = min((x for x in found.values() if not np.isnan(x)), default=None)
+        cells = [_number(found.get(name, np.nan)) for name in systems]
+        cells = [
+            f"**{cell}**" if found.get(name) == lowest else cell for name, cell in zip(systems, cells, strict=True)
+        ]
+        rows.append(f"| {case} | {' | '.join(cells)} |\n")
+    return "".join(rows)
+
+
+def _one(group: Group) -> bool:
+    """Whether it knows one point of the window alone, the last."""
+    return group.runs[0]["recipe"]["window"]["n_times"] == 1
 
 
 def _data(group: Group) -> str:
@@ -163,8 +186,7 @@ def _own_row(group: Group) -> str:
         f"{run['epochs']} in {run['seconds'] / 60:.0f}" + ("" if run["device"] == "cpu" else f" on {run['device']}")
         for run in group.runs
     )
-    one = group.runs[0]["recipe"]["window"]["n_times"] == 1
-    averaged = "" if one else _number(group.median("A-MSE"))
+    averaged = "" if _one(group) else _number(group.median("A-MSE"))
     return f"| **{name}** | {_number(group.median('F-MSE'))} | {averaged} | {seeds} | {epochs} | here |\n"
 
 
@@ -206,28 +228,44 @@ def _missing(experiment: str, groups: list[Group]) -> str:
     return f"\n{' '.join(parts)}\n" if parts else ""
 
 
-def _figure(height: float = 3.2):
+def _figure(height: float = 3.2, rows: int = 1, columns: int = 1):
+    """A figure and its panels, (rows * columns,)."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingPackageError('the figures need matplotlib: pip install "egno_md[plot]"') from error
     figure = Figure(figsize=(7, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
 def _curves(groups: list[Group], path: Path) -> None:
-    """Validation F-MSE over epochs, a line for each run."""
-    figure, axes = _figure()
-    for k, group in enumerate(groups):
-        for run in group.runs:
-            if not run["validation"]:
+    """Validation F-MSE over epochs, a panel for each case and a line for each run."""
+    cases = list(dict.fromkeys(group.case for group in groups))
+    columns = min(len(cases), 4)
+    rows = -(-len(cases) // columns)
+    figure, panels = _figure(2.0 * rows + 1.2, rows, columns)
+    labels = list(dict.fromkeys((group.system, group.preset) for group in groups))
+    from matplotlib import colormaps
+
+    colours = colormaps["tab20"]
+    lines = {}
+    for axes, case in zip(panels, cases, strict=False):
+        for group in groups:
+            if group.case != case:
                 continue
-            epochs = [entry["epoch"] for entry in run["validation"]]
-            values = [entry["F-MSE"] for entry in run["validation"]]
-            label = " ".join(part for part in (group.case, group.system, group.preset) if part)
-            axes.plot(epochs, values, color=f"C{k % 10}", label=label if run is group.runs[0] else None, lw=1)
-    axes.set(xlabel="epoch", ylabel="validation F-MSE", yscale="log")
-    axes.legend(fontsize=7, frameon=False)
+            label = (group.system, group.preset)
+            for run in group.runs:
+                epochs = [entry["epoch"] for entry in run["validation"]]
+                values = [entry["F-MSE"] for entry in run["validation"]]
+                if epochs:
+                    (lines[label],) = axes.plot(epochs, values, color=colours(labels.index(label) % 20), lw=1)
+        axes.set(xlabel="epoch", yscale="log")
+        axes.set_title(case, fontsize=8)
+        axes.tick_params(labelsize=7, which="both")
+    panels[0].set_ylabel("validation F-MSE")
+    for axes in panels[len(cases) :]:
+        axes.set_axis_off()
+    figure.legend(lines.values(), map(" ".join, lines), fontsize=7, frameon=False, ncols=4, loc="outside lower center")
     figure.savefig(path, dpi=110)
 
 
@@ -260,7 +298,7 @@ def _zero_shot(found: dict[str, Any], picture: str) -> str:
 
 
 def _resolution(found: dict[str, Any], path: Path) -> None:
-    figure, axes = _figure()
+    figure, (axes,) = _figure()
     for line in found["readings"]:
         axes.plot(line["times"], line["errors"], "o-", ms=3, lw=1, label=f"{line['factor']} x the points")
     axes.plot(line["times"], line["spline_errors"], "k:", lw=1, label="spline of the coarse prediction")
