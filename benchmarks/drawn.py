@@ -2,7 +2,8 @@
 
     python -m benchmarks.drawn files --data DIR FOLDER
     egno-md train FOLDER/ala2.pdb FOLDER/run-[0-7].dcd --hold-out FOLDER/run-8.dcd --hold-out FOLDER/run-9.dcd \\
-        --set fractions=[0.9,0.1,0] --select heavy --operator flow --cutoff 2.7 --epochs 6 --set epoch_windows=6400 -o FLOW
+        --set fractions=[0.9,0.1,0] --select heavy --operator flow --cutoff 2.7 --epochs 6 \\
+        --set epoch_windows=6400 -o FLOW
     python -m benchmarks.drawn run FLOW --data DIR --json FILE
 
 Chains of 250 windows start in the two runs that are held out and are judged by the joint distribution of phi and psi in
