@@ -21,7 +21,7 @@ from openmm import app, unit
 
 from egno_md import EGNOSurrogate
 from egno_md.cli import main
-from egno_md.errors import DataError, ModelError, OutputError, UsageError
+from egno_md.errors import DataError, ModelError, OutputError, UnphysicalError, UsageError
 from egno_md.forecast.model import new_model
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run, TrajectoryWindows
@@ -32,6 +32,7 @@ from egno_md.propagator import (
     JumpLimits,
     add_guide,
     beads,
+    load_simulation,
     surrogate_simulation,
 )
 from egno_md.propagator import jump as jump_module
@@ -678,10 +679,19 @@ def test_a_forecast_is_followed_while_it_is_physical(dipeptide, monkeypatch):
     assert np.isnan(hybrid.jumps[1].work)
 
     def broken(*args, **kwargs):
-        raise ModelError("predicted coordinates that are not finite")
+        raise UnphysicalError("predicted coordinates that are not finite")
 
     monkeypatch.setattr(jump_module, "forecast", broken)
     assert hybrid.run(1, 50).rolled_back == {"forecast": 2}
+
+    def foreign(*args, **kwargs):
+        raise ModelError("this is none of them")
+
+    # Every jump would fail, so it is no jump that is rolled back.
+    monkeypatch.setattr(jump_module, "forecast", foreign)
+    with pytest.raises(ModelError, match="none of them"):
+        hybrid.run(1, 50)
+    assert simulation.context.getParameter(GUIDE) == 0
 
 
 def test_bonds_are_restored(dipeptide, monkeypatch):
@@ -855,6 +865,20 @@ def extend(folder, *arguments):
     common = ["--model", str(folder / "model.safetensors"), "--jumps", "2", "--md-steps", "100", "--lead-ps", "0.1"]
     common += ["--relax-ps", "0.1", "--report", "20", "--platform", "CPU", "-o", str(folder / "out.dcd")]
     return CliRunner().invoke(main, ["extend", str(folder / "ala2.pdb"), *common, *arguments])
+
+
+def test_atoms_keep_the_names_of_their_file(tmp_path):
+    # OpenMM calls the methyl of an NME C, and water HOH; a model was trained on the names of the file.
+    water = "HETATM   11  O   WAT A   4      25.500   8.400   8.300  1.00  0.00           O\n"
+    text = DIPEPTIDE.replace("  C   NME", "  CH3 NME").replace("END\n", f"{water}END\n")
+    (tmp_path / "own.pdb").write_text(text)
+    fields = ["amber14-all.xml", "amber14/tip3p.xml"]
+    simulation = load_simulation(tmp_path / "own.pdb", forcefields=fields, equilibrate_ps=0, platform="Reference")
+    heavy = [atom for atom in simulation.topology.atoms() if atom.element.symbol != "H"]
+    expected = mda.Universe(str(tmp_path / "own.pdb")).atoms
+    assert [atom.name for atom in heavy] == expected.names.tolist()
+    assert [atom.residue.name for atom in heavy] == expected.resnames.tolist()
+    assert simulation.topology.getNumBonds() == 21 + 2
 
 
 def test_extend_from_system_and_state(dipeptide_files):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import MDAnalysis as mda
+import numpy as np
 import openmm
 from openmm import app
 
 from ..errors import DataError, ModelError, OutputError, UsageError
+from .common import in_angstrom
 from .prepare import build_system
 
 
@@ -38,7 +42,7 @@ def load_simulation(
     Parameters
     ----------
     topology : path
-        PDB or PDBx/mmCIF.
+        PDB or PDBx/mmCIF. Atoms and residues of a PDB keep the names that they have in it.
     forcefields : sequence of str
         OpenMM force field files; ``("amber14-all.xml", "implicit/obc2.xml")`` where there are none and no System. PME
         where the topology has a box of solvent, no cutoff otherwise; bonds to hydrogen constrained. Where hydrogens
@@ -99,6 +103,8 @@ def load_simulation(
             f"the System has {built.getNumParticles()} particles, {path} has {n_atoms} atoms; give the topology that "
             "the System was made from"
         )
+    if reader is app.PDBFile:
+        _put_names_back(path, modeller)
     integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_fs / 1000)
     integrator.setRandomNumberSeed(seed)
     try:
@@ -131,6 +137,18 @@ def load_simulation(
     simulation.context.setTime(0.0)
     simulation.context.setStepCount(0)
     return simulation
+
+
+def _put_names_back(path: Path, modeller: app.Modeller) -> None:
+    """Call atoms and residues what they are called in a PDB file: OpenMM has other names for some, models do not."""
+    with warnings.catch_warnings(action="ignore"):
+        atoms = mda.Universe(str(path), topology_format="PDB", format="PDB", to_guess=()).atoms
+    places = np.rint(atoms.positions.astype(float) * 1000).astype(int).tolist()  # PDB has three decimals
+    known = dict(zip(map(tuple, places), zip(atoms.names, atoms.resnames, strict=True), strict=True))
+    places = np.rint(in_angstrom(modeller.positions) * 1000).astype(int).tolist()
+    for atom, place in zip(modeller.topology.atoms(), map(tuple, places), strict=True):
+        if place in known:
+            atom.name, atom.residue.name = known[place]
 
 
 def _parsed(path: str | os.PathLike, parse: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ import openmm
 from MDAnalysis import AtomGroup
 from numpy.typing import NDArray
 
-from ..errors import ModelError
+from ..errors import UnphysicalError
 from ..forecast.chain import forecast
 from ..forecast.generative import draws
 from ..forecast.model import Model
@@ -160,7 +160,7 @@ class Jumper:
                 device=self.device,
                 **drawn,
             )
-        except ModelError as error:
+        except UnphysicalError as error:
             raise _Unsound("forecast: not finite") from error
         path = path.reshape(self.horizon, -1, 3).astype(np.float64)  # (horizon, B, 3)
         # Where all beads go together is of no interest, a CMMotionRemover would fight it, and water would be stirred.
