@@ -156,10 +156,10 @@ def _numbers(found: dict[str, Any]) -> list[str]:
 
 def _coverage(found: dict[str, Any]) -> list[str]:
     files = found["suite"]["files"]
-    every = {"**all**": [sum(column) for column in zip(*files.values(), strict=True)]}
+    every = {"all": [sum(column) for column in zip(*files.values(), strict=True)]}
     rows = [
         [
-            name,
+            f"**{name}**" if name == "all" else f"`{name}`",
             lines,
             f"{100 * entered / max(lines, 1):.0f}",
             branches,
