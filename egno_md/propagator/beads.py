@@ -48,25 +48,23 @@ class _Window(NamedTuple):
 WORDS = 10
 
 
-def _words(generator: np.random.Generator) -> tuple[int, ...]:
-    """All of a PCG64's state in words that a double holds."""
-    state = generator.bit_generator.state
+def _words(streams: Streams) -> tuple[int, ...]:
+    """All of the state of one stream, a PCG64, in words that a double holds."""
+    (state,) = streams.state
     wide = [state["state"]["state"] >> 32 * k & 0xFFFFFFFF for k in range(4)]
     wide += [state["state"]["inc"] >> 32 * k & 0xFFFFFFFF for k in range(4)]
     return (*wide, state["has_uint32"], state["uinteger"])
 
 
-def _generator(words: tuple[int, ...]) -> np.random.Generator:
-    """The PCG64 whose state it is."""
+def _streams(words: tuple[int, ...]) -> Streams:
+    """The one stream whose state it is."""
     state, inc = (sum(word << 32 * k for k, word in enumerate(words[first : first + 4])) for first in (0, 4))
-    bits = np.random.PCG64()
-    bits.state = {
-        "bit_generator": "PCG64",
-        "state": {"state": state, "inc": inc},
-        "has_uint32": words[8],
-        "uinteger": words[9],
-    }
-    return np.random.Generator(bits)
+    numbers = {"state": state, "inc": inc}
+    streams = Streams([])
+    streams.state = [
+        {"bit_generator": "PCG64", "state": numbers, "has_uint32": words[8], "uinteger": words[9]},
+    ]
+    return streams
 
 
 class EGNOIntegrator(openmm.CustomIntegrator):
@@ -132,8 +130,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         self._context: weakref.ref[openmm.Context] | None = None
         self._memo: _Window | None = None
         self.addGlobalVariable("frame", -1)
-        (generator,) = Streams.of(seed, [number], 1).generators
-        for k, word in enumerate(_words(generator)):
+        for k, word in enumerate(_words(Streams.of(seed, [number], 1))):
             self.addGlobalVariable(f"random_{k}", word)
         for k in range(self._n_input):
             self.addPerDofVariable(f"past_{k}", 0)
@@ -254,12 +251,11 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         if known is not None and known.before == random and np.array_equal(known.past, past):
             if box is None or np.allclose(box, known.box, rtol=1e-6):
                 return known
-        generator = _generator(random)
-        streams = Streams([generator]) if self._forecaster.draws else None
-        predicted = self._forecaster.collect(past[None], self.model.window.n_times, generator=streams, boxes=[box])[
-            0, 0
-        ]  # (T, N, 3)
-        self._memo = _Window(past, box, random, np.concatenate([past, predicted]), _words(generator))
+        streams = _streams(random)
+        predicted = self._forecaster.collect(
+            past[None], self.model.window.n_times, generator=streams if self._forecaster.draws else None, boxes=[box]
+        )[0, 0]  # (T, N, 3)
+        self._memo = _Window(past, box, random, np.concatenate([past, predicted]), _words(streams))
         return self._memo
 
     def _put(self, context: openmm.Context, past: NDArray, random: tuple[int, ...], last: NDArray, done: int) -> None:

@@ -142,7 +142,7 @@ def load_simulation(
 def _put_names_back(path: Path, modeller: app.Modeller) -> None:
     """Call atoms and residues what they are called in a PDB file: OpenMM has other names for some, models do not."""
     with warnings.catch_warnings(action="ignore"):
-        atoms = mda.Universe(str(path), topology_format="PDB", format="PDB", to_guess=()).atoms
+        atoms = _parsed(path, lambda: mda.Universe(str(path), topology_format="PDB", format="PDB", to_guess=())).atoms
     places = np.rint(atoms.positions.astype(float) * 1000).astype(int).tolist()  # PDB has three decimals
     known = dict(zip(map(tuple, places), zip(atoms.names, atoms.resnames, strict=True), strict=True))
     places = np.rint(in_angstrom(modeller.positions) * 1000).astype(int).tolist()
