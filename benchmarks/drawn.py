@@ -6,15 +6,24 @@
         --set epoch_windows=6400 -o FLOW
     python -m benchmarks.drawn run FLOW --data DIR --json FILE
 
+    python -m benchmarks.drawn table FILE docs/real_runs.md
+
+``files --frames N`` leaves so much of one run to learn from (``--epochs`` 226, 87, 43, 22, 9 and 6 are as many steps
+with 200, 500, 1000, 2000, 5000 and 10000 frames as the command above takes), and ``run --frames N`` judges what it
+taught beside what is free of the same frames; ``run --steps K`` draws with another number of steps than the model's.
+
 Chains of 250 windows start in the two runs that are held out and are judged by the joint distribution of phi and psi in
 their last half, the memory of psi, and the changes between its basins; single windows by proper scores and calibration.
-The row has the same figures of the test runs themselves: what a chain of their frames would score.
+A row has the same figures of the test runs themselves: what a chain of their frames would score.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +47,10 @@ from egno_md.molecule.local import LocalGeometry
 
 from .free_forecasts import PAST, STEPS, alanine_parts
 from .proteins import alanine
+from .tables import put
 
+#: Runs to train on; the others are held out.
+N_TRAIN = 8
 #: Chains, windows of each, windows from which futures are drawn, and how many.
 CHAINS, WINDOWS, DRAWN, SAMPLES = 16, 250, 200, 16
 #: Heavy atoms of ACE-ALA-NME in their order: CH3 C O N CA CB C O N C.
@@ -111,13 +123,18 @@ def main() -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
-def files(folder: Path, data: Path) -> None:
+@click.option("--frames", type=int, help="To learn from: so many of the first run alone.")
+def files(folder: Path, data: Path, frames: int | None) -> None:
     """Write the ten runs as files to train on, with the topology beside them."""
     runs = np.load(data / "ala2" / "ala2_implicit_10x10ns_1ps.npz")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ala2.pdb").write_bytes((data / "ala2" / "ala2.pdb").read_bytes())
     universe, ends = mda.Universe(str(folder / "ala2.pdb")), runs["offsets"]
     for k, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        if frames is not None and k < N_TRAIN:
+            last = first + (0 if k else frames)
+        if last == first:
+            continue
         with mda.Writer(str(folder / f"run-{k}.dcd"), universe.atoms.n_atoms, dt=float(runs["dt_ps"])) as writer:
             for frame in runs["positions"][first:last]:
                 universe.atoms.positions = frame
@@ -129,12 +146,17 @@ def files(folder: Path, data: Path) -> None:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
 @click.option("--json", "target", type=click.Path(path_type=Path), required=True, help="Rows; those in it are kept.")
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
-def run(model: str, data: Path, target: Path, seed: int) -> None:
+@click.option("--steps", type=int, help="Of the sampler.  [default: the model's]")
+@click.option("--frames", type=int, help="Of the first run, from which all have learned.")
+def run(model: str, data: Path, target: Path, seed: int, steps: int | None, frames: int | None) -> None:
     """Measure a model that draws, the Gaussian process and analogues."""
-    loaded, source, parts = load_model(model), alanine(data), alanine_parts(data)
-    builder = GraphBuilder(select_atoms(source.universe, "heavy"), loaded.graph)
+    loaded, source = load_model(model), alanine(data, frames)
+    if steps is not None:
+        options = {**loaded.spec.options, "steps": steps}
+        loaded = dataclasses.replace(loaded, spec=loaded.spec.model_copy(update={"options": options}))
+    parts, builder = alanine_parts(source), GraphBuilder(select_atoms(source.universe, "heavy"), loaded.graph)
     own = [Part(Run(part.run.positions, builder, name=part.run.name), part.starts, part.known) for part in parts]
-    shortest = min(map(len, [*source.train, *source.test]))
+    shortest = min(map(len, source.test))
     real = np.stack([x[:shortest] for x in source.test])  # (R, F, N, 3)
     geometry = LocalGeometry.fit(source.train, builder.bonds)
     forecasters: dict[str, Chained] = {"model": ModelForecaster(loaded, builder)}
@@ -143,26 +165,86 @@ def run(model: str, data: Path, target: Path, seed: int) -> None:
         forecasters[name] = Chained(Restored(free, lambda frames, start: geometry.project(frames)), STEPS)
     row: dict[str, Any] = {
         "model": loaded.name,
+        "trunk": loaded.spec.options["trunk"],
+        "steps": loaded.spec.options["steps"],
+        "frames": sum(map(len, source.train)),
         "seed": seed,
         "training": loaded.provenance.get("training"),
         "chains": {},
     }
     for name, forecaster in forecasters.items():
-        frames, seconds = chained(forecaster, own, seed)
+        chains, seconds = chained(forecaster, own, seed)
         row["chains"][name] = {
-            **figures(frames, real, builder.bonds), "ms_per_frame": 1e3 * seconds / (CHAINS * WINDOWS * len(STEPS)),
+            **figures(chains, real, builder.bonds), "ms_per_frame": 1e3 * seconds / (CHAINS * WINDOWS * len(STEPS)),
         }  # fmt: skip
         click.echo(f"{name}: {row['chains'][name]}")
+    known = min(map(len, source.train))
     row["chains"]["test runs"] = figures(real, real, builder.bonds)
-    row["chains"]["training runs"] = figures(np.stack([x[:shortest] for x in source.train]), real, builder.bonds)
-    steps = np.asarray(STEPS)
-    row["windows"] = calibrate(own, steps, steps * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
+    row["chains"]["training runs"] = figures(np.stack([x[:known] for x in source.train]), real, builder.bonds)
+    times = np.asarray(STEPS)
+    row["windows"] = calibrate(own, times, times * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
     rows = json.loads(target.read_text()) if target.exists() else []
-    rows = [other for other in rows if (other["model"], other["seed"]) != (row["model"], row["seed"])]
     numbers = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
-    target.write_text(json.dumps([*rows, numbers], indent=1))
+    target.write_text(json.dumps([*(other for other in rows if _key(other) != _key(numbers)), numbers], indent=1))
     for name, found in numbers["windows"]["superposed"].items():
         click.echo(f"{name}: spread over error {found['spread_over_error']}, window score {found['window_score']}")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one row from another."""
+    return row["model"], row["trunk"], row["steps"], row["frames"], row["seed"]
+
+
+HEAD = (
+    "| drawn futures of alanine dipeptide | seeds | frames to learn from | divergence of phi and psi (nats) | basins "
+    "weighed as in the test runs | memory of psi (frames) | changes of basin per window | spread over error, 1st and "
+    "8th frame | energy score of a window (A) | ms a frame |"
+)
+
+
+def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each forecaster with the same to learn from: medians over seeds, and their range."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in results:
+        groups[-row["frames"], row["trunk"], row["steps"]].append(row)
+    last = None
+    for (frames, trunk, steps), rows in sorted(groups.items()):
+        name = f"flow{', trunk of EGHNO' if trunk == 'eghno' else ''}, {steps} step{'s' * (steps > 1)}"
+        yield _line(name, -frames, rows, "model")
+        if frames != last:
+            for free in ("Gaussian process", "analogues", "test runs", "training runs"):
+                yield _line(f"the {free}, last halves" if free.endswith("runs") else free, -frames, rows[:1], free)
+        last = frames
+
+
+def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:
+    chains = [row["chains"][who] for row in rows]
+    windows = [row["windows"]["superposed"][who] for row in rows if who in row["windows"]["superposed"]]
+
+    def shown(values: list[float], digits: int) -> str:
+        middle = f"{np.median(values):.{digits}f}"
+        ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+        return middle if len(values) == 1 else f"{middle} ({ends})"
+
+    def of(key: str, digits: int) -> str:
+        values = [chain[key] for chain in chains if chain.get(key) is not None]
+        return shown(values, digits) if values else ""
+
+    cells = [
+        of("divergence", 3), of("divergence_basins_weighed", 3), of("psi_time_frames", 0),
+        of("basin_changes_per_window", 3),
+        " and ".join(shown([w["spread_over_error"][k] for w in windows], 2) for k in (0, -1)) if windows else "",
+        shown([w["window_score"] for w in windows], 4) if windows else "", of("ms_per_frame", 2),
+    ]  # fmt: skip
+    return f"| {name} | {len(rows)} | {frames} | {' | '.join(cells)} |"
+
+
+@main.command()
+@click.argument("results", type=click.Path(path_type=Path, exists=True))
+@click.argument("page", type=click.Path(path_type=Path, exists=True))
+def table(results: Path, page: Path) -> None:
+    """Write the table of all rows into a page."""
+    put(page, HEAD, _rows(json.loads(results.read_text())))
 
 
 if __name__ == "__main__":

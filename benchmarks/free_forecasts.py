@@ -33,7 +33,7 @@ from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.local import LocalGeometry
 from egno_md.specs import GraphSpec, WindowSpec
 
-from .proteins import alanine
+from .proteins import Source, alanine
 
 STEPS, SHOWN, SEEDS = tuple(range(1, 9)), (1, 2, 4, 8), (0, 1, 2)
 #: Windows whose mean forecasts are judged, of them those from which futures are drawn, and how many.
@@ -63,9 +63,8 @@ SYSTEMS = {
 ALANINE = "ala2, heavy, 1 ps"
 
 
-def alanine_parts(data: Path) -> list[Part]:
-    """The test runs, with what is fitted to the eight others."""
-    source = alanine(data)
+def alanine_parts(source: Source) -> list[Part]:
+    """The test runs of alanine dipeptide, with what is fitted to the others."""
     spec = GraphSpec(select="heavy", node_features=("speed",))
     builder = GraphBuilder(select_atoms(source.universe, "heavy"), spec)
     known = Known(source.train, STEPS)
@@ -181,7 +180,7 @@ def main() -> None:
 def run(names: tuple[str, ...], data: Path, target: Path) -> None:
     """Measure systems, all of them if none is named."""
     results = json.loads(target.read_text()) if target.exists() else {}
-    makers: dict[str, Callable[[], list[Part]]] = {ALANINE: lambda: alanine_parts(data)}
+    makers: dict[str, Callable[[], list[Part]]] = {ALANINE: lambda: alanine_parts(alanine(data))}
     makers |= {name: lambda system=system: halves(system, data) for name, system in SYSTEMS.items()}
     strides = {ALANINE: 1.0, **{name: system.stride_ps for name, system in SYSTEMS.items()}}
     folders = {ALANINE: "ala2", **{name: system.folder for name, system in SYSTEMS.items()}}

@@ -60,14 +60,15 @@ class Source:
     dt: float
 
 
-def alanine(folder: Path) -> Source:
-    """Heavy atoms of alanine dipeptide."""
+def alanine(folder: Path, n_frames: int | None = None) -> Source:
+    """Heavy atoms of alanine dipeptide; to train on, the first eight runs, or so many frames of the first one."""
     data = np.load(folder / "ala2" / "ala2_implicit_10x10ns_1ps.npz")
     universe = mda.Universe(str(folder / "ala2" / "ala2.pdb"))
     heavy = select_atoms(universe, "heavy")
     frames, ends = data["positions"][:, heavy.indices], data["offsets"]
     runs = [frames[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    return Source(universe, runs[:8], runs[8:], float(data["dt_ps"]))
+    train = runs[:8] if n_frames is None else [runs[0][:n_frames]]
+    return Source(universe, train, runs[8:], float(data["dt_ps"]))
 
 
 def chignolin(folder: Path, select: str) -> Source:

@@ -25,8 +25,9 @@ from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.graph import collate
 from egno_md.graph.windows import Run, TrajectoryWindows, split_blocks
 from egno_md.nn import operators
-from egno_md.nn.captured import Captured
-from egno_md.nn.flow import FlowOptions, Numbers, draw
+from egno_md.nn.captured import RECORDABLE, Captured
+from egno_md.nn.flow import FlowOptions, HierarchicalFlow, Numbers, draw
+from egno_md.nn.testing import check_operator
 from egno_md.propagator import surrogate_simulation
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import System, load_data
@@ -92,6 +93,8 @@ KINDS = {
     "any": {"base": "any", "handed": True},
     "any, history": {"base": "any", "history": 3},
     "any, strides": {"base": "any", "history": 2, "stride_range": (1.0, 4.0)},
+    "hierarchical": {"trunk": "eghno", "clusters": 3},
+    "any, hierarchical": {"trunk": "eghno", "clusters": 3, "base": "any", "history": 3},
 }
 
 
@@ -164,7 +167,7 @@ def test_a_longer_edge_is_seen_in_units_of_the_spread(size):
         torch.testing.assert_close(attr[:, -1], stretched * length / size, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["canonical", "any, history"])
+@pytest.mark.parametrize("kind", ["canonical", "any, history", "hierarchical"])
 def test_members_do_not_depend_on_each_other(kind, monkeypatch):
     model, builder, frames, *_ = flow_model(**KINDS[kind])
     past = starts_of(frames, 20, 90, 150, back=model.window.history)
@@ -275,7 +278,7 @@ def test_positions_from_outside_are_followed_by_another_future(flow):
         surrogate_simulation(universe, flow[0], seed=-1)
 
 
-@pytest.mark.parametrize("kind", ["history", "any, strides"])
+@pytest.mark.parametrize("kind", ["history", "any, strides", "hierarchical"])
 def test_untrained_a_window_is_one_of_the_base(kind):
     """Of the frames before the start as well: the mean of a network that says nothing is that of the base."""
     model, builder, frames, *_ = flow_model(scale=0.0, **KINDS[kind])
@@ -303,7 +306,7 @@ def test_the_mean_is_no_draw(flow):
     np.testing.assert_allclose(out.pos.reshape(4, 2, -1, 3).swapaxes(0, 1), mean, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["canonical", "any, strides"])
+@pytest.mark.parametrize("kind", ["canonical", "any, strides", "hierarchical", "any, hierarchical"])
 def test_the_loss_of_a_graph_is_its_own(kind):
     """Whoever shares its batch, and whichever process has it."""
     model, _, _, train, _ = flow_model(**KINDS[kind])
@@ -314,6 +317,56 @@ def test_the_loss_of_a_graph_is_its_own(kind):
         assert term[1] == sum(count for _, count in parts)
         mean = sum(float(value.detach()) * count for value, count in parts) / term[1]
         assert float(term[0].detach()) == pytest.approx(mean, rel=1e-4)
+
+
+@pytest.mark.parametrize("handed", [False, True])
+@pytest.mark.parametrize("base", ["own", "any"])
+def test_with_clusters_the_contract_is_kept(base, handed):
+    options = {"trunk": "eghno", "clusters": 3, "hidden": 8, "layers": 2, "time_embedding": 8}
+    check_operator(
+        dataclasses.replace(operators.get("flow"), reads=("local_index",)),
+        options={**options, "base": base, "canonical": False, "handed": handed},
+    )
+
+
+@pytest.mark.parametrize("base", ["own", "any"])
+def test_clusters_are_made_of_bonds_and_told_of_all_atoms(base):
+    """An atom without neighbours hears of another through their clusters alone; bonds decide the clusters."""
+    model, builder, frames, train, _ = flow_model(trunk="eghno", clusters=3, base=base, canonical=False)
+    assert type(model.network) is HierarchicalFlow and HierarchicalFlow not in RECORDABLE
+    graph = graphs(model, [builder], starts_of(frames, 50))
+    none = graph._replace(edge_index=graph.edge_index[:, :0], edge_attr=graph.edge_attr[:0])
+    paths = torch.zeros(4, graph.n_nodes, 3) + graph.pos
+    moved = paths.clone()
+    moved[2, 0] += 0.5
+
+    def answers(path, network=model.network, local=graph.local_index):
+        with torch.no_grad():
+            return network(
+                none.x, path, none.vel.expand_as(path), none.edge_index, none.edge_attr, start=graph.pos,
+                **({"local_index": local} if local is not None else {}),
+            )  # fmt: skip
+
+    plain = flow_model(base=base, canonical=False)[0].network
+    for network, heard in ((plain, False), (model.network, True)):
+        local = graph.local_index if network is model.network else None
+        change = answers(moved, network, local).pos[:, 1:] - answers(paths, network, local).pos[:, 1:]
+        assert (change.abs().max() > 1e-6) == heard
+    bonded, loose = answers(paths), answers(paths, local=graph.local_index[:, :0])
+    assert bonded.assignment.shape == (graph.n_nodes, 3)
+    torch.testing.assert_close(bonded.assignment.sum(1), torch.ones(graph.n_nodes))
+    assert (bonded.assignment - loose.assignment).abs().max() > 1e-6
+    losses = {
+        weight: drawn_loss(
+            dataclasses.replace(model, spec=model.spec.model_copy(update={"options": {
+                **model.spec.options, "cut_weight": weight
+            }})), collate([train[3], train[60]]), Numbers((1,), range(2), 2),
+        )
+        for weight in (0.0, 0.1, 0.3)
+    }  # fmt: skip
+    assert len(losses[0.0]) == len(losses[0.1]) - 1 and losses[0.1][-1][1] == 2
+    torch.testing.assert_close(losses[0.3][-1][0], 3 * losses[0.1][-1][0])
+    assert 0 < float(losses[0.1][-1][0].detach()) < 0.1 * 3
 
 
 def test_strata_fill_the_interval():
@@ -348,7 +401,7 @@ def test_training_is_resumed_to_the_same_weights_and_learns(tmp_path, flow):
         assert torch.equal(value, rest.network.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("kind", ["canonical", "any, strides"])
+@pytest.mark.parametrize("kind", ["canonical", "any, strides", "hierarchical"])
 def test_a_checkpoint_draws_the_same(tmp_path, kind):
     model, builder, frames, *_ = flow_model(**KINDS[kind])
     path = model.save(tmp_path / "flow.safetensors")

@@ -75,7 +75,14 @@ OPTIONS = {
         "placement": st.sampled_from(["before", "end"]),
         "handed": FLAGS,
     },
-    "flow": {"canonical": st.just(False), "handed": FLAGS, "informed": FLAGS, "base": st.sampled_from(["own", "any"])},
+    "flow": {
+        "canonical": st.just(False),
+        "handed": FLAGS,
+        "informed": FLAGS,
+        "base": st.sampled_from(["own", "any"]),
+        "trunk": st.sampled_from(["egno", "eghno"]),
+        "clusters": st.integers(1, 4),
+    },
 }
 
 
@@ -85,6 +92,7 @@ class Asked:
     def __init__(self, name, options, n_times, seed):
         self.operator = operators.get(name)
         chosen = self.operator.options(hidden=8, layers=2, time_embedding=8, modes=min(2, n_times // 2 + 1), **options)
+        self.reads = ("local_index",) if options.get("trunk") == "eghno" else self.operator.reads
         self.mirrored = self.operator.symmetry(chosen) == "E(3)"
         torch.manual_seed(seed)
         self.network = self.operator.build(2, 2, n_times, chosen).double().eval()
@@ -94,7 +102,7 @@ class Asked:
         self.times = torch.arange(n_times).double() + torch.rand(n_times, dtype=torch.float64)
 
     def __call__(self, system, times=None, **how):
-        reads = {name: getattr(system, name) for name in self.operator.reads}
+        reads = {name: getattr(system, name) for name in self.reads}
         with torch.no_grad():
             return self.network(*system[:5], times=self.times if times is None else times, **reads, **how)
 
