@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import eigh, solve_triangular
+from scipy.linalg import cho_solve, eigh, solve_triangular
 
 from ..errors import UsageError
 
@@ -128,6 +129,25 @@ class Noise:
         single = single - single @ self.outside @ self.outside.T
         in_space = rest[..., :-n_space] @ self.space + single  # (C, T, D)
         return first.reshape(in_space.shape) + self.time @ in_space
+
+    def towards(self, ends: np.ndarray) -> NDArray[np.float64]:
+        """What is to be expected of paths (C, T, D) that end there (C, D): their regression on the last step."""
+        rows = self.rows.reshape(len(self.rows), len(self.time), -1)  # (R, T, D)
+        last, time = rows[:, -1], self.time @ self.time[-1]  # (R, D), (T,)
+        factor, middle = self._last
+        weights = cho_solve((factor, True), ends.T).T  # (C, D)
+        along = np.einsum("cr,rtd->ctd", weights @ last.T, rows, optimize=True)
+        return along + time[:, None] * (weights @ middle)[:, None]
+
+    @functools.cached_property
+    def _last(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lower triangle of the covariance of the last step (D, D), and that of the product's space (D, D)."""
+        inside = np.eye(len(self.single)) - self.outside @ self.outside.T
+        middle = self.space.T @ self.space + inside @ (self.single[:, None] ** 2 * inside)
+        last = self.rows.reshape(len(self.rows), len(self.time), -1)[:, -1]  # (R, D)
+        whole = last.T @ last + (self.time[-1] @ self.time[-1]) * middle
+        whole += (1e-6 * np.trace(whole) / len(whole) + 1e-30) * np.eye(len(whole))
+        return np.linalg.cholesky(whole), middle
 
 
 def _factor(rows: np.ndarray) -> np.ndarray:

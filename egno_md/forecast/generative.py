@@ -11,7 +11,7 @@ import torch
 from ..errors import ModelError, counted
 from ..graph.graph import Graph
 from ..nn import operators
-from ..nn.flow import ABOUT, Body, Numbers
+from ..nn.flow import ABOUT, Body, End, Numbers
 from .drawn import GaussianProcess, Seen, apart, in_body, moved
 from .gaussian import Between
 from .model import Model
@@ -51,17 +51,25 @@ class Bodies:
         return tensor.detach().cpu().double().numpy() * self.scale
 
     def base(
-        self, start: torch.Tensor, vel: torch.Tensor, generators: Sequence[np.random.Generator] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, start: torch.Tensor, vel: torch.Tensor, generators: Sequence[np.random.Generator] | None,
+        end: End | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """Mean and one path (T, N, 3) of the base of each graph, see :data:`egno_md.nn.flow.Base`."""
         mean = np.empty((len(self.times), self.n_nodes, 3))
         path = np.empty_like(mean)
-        self._paths(self._array(start), self._array(vel), generators, mean, path)
-        return self._tensor(mean), self._tensor(mean if generators is None else path)
+        known = _Known(np.zeros(self.n_graphs, bool), np.empty((self.n_nodes, 3)))
+        if end is not None:
+            known = _Known(end.ended.cpu().numpy(), self._array(end.pos))
+        self._paths(self._array(start), self._array(vel), generators, known, mean, path)
+        mean, path = self._tensor(mean), self._tensor(mean if generators is None else path)
+        if end is not None:
+            there = end.ended[self.body.batch]  # (N,)
+            mean[-1, there] = path[-1, there] = end.pos[there]
+        return mean, path
 
     def _paths(
-        self, start: np.ndarray, vel: np.ndarray, generators: Sequence[np.random.Generator] | None, mean: np.ndarray,
-        path: np.ndarray,
+        self, start: np.ndarray, vel: np.ndarray, generators: Sequence[np.random.Generator] | None, known: _Known,
+        mean: np.ndarray, path: np.ndarray,
     ) -> None:  # fmt: skip
         """Fill in the means and, with generators, the paths (T, N, 3) in Angstrom."""
         raise NotImplementedError
@@ -70,10 +78,22 @@ class Bodies:
         """Frames (N, T, 3) that followed, superposed on their starts (T, N, 3), in the network's unit."""
         raise NotImplementedError
 
+    def placed(self, paths: torch.Tensor) -> np.ndarray:
+        """Paths (T, N, 3) of the body in the frame of reference of the laboratory, superposed on their starts, in
+        Angstrom."""
+        raise NotImplementedError
+
     def back(self, paths: torch.Tensor, generators: Sequence[np.random.Generator] | None) -> np.ndarray:
         """Paths (T, N, 3) of the body in the frame of reference of the laboratory, in Angstrom; turned and moved as a
         whole as the last strides tell and, with generators, at random."""
         raise NotImplementedError
+
+
+class _Known(NamedTuple):
+    """Ends of windows (N, 3) in Angstrom, and of which graphs they are known (B,)."""
+
+    ended: np.ndarray
+    pos: np.ndarray
 
 
 class _Group(NamedTuple):
@@ -122,7 +142,7 @@ class OwnBodies(Bodies):
             turn[rows] = seen.rotation
         self._set(graph, (start, velocity, reference), turn)
 
-    def _paths(self, start, vel, generators, mean, path):
+    def _paths(self, start, vel, generators, known, mean, path):
         for process, rows, nodes, seen, n_past, older in self.groups:
             here, way = start[nodes], vel[nodes]  # (B, N, 3)
             was = process.mean + seen.features[:, 0]  # (B, N, 3), without the noise of a training
@@ -130,11 +150,18 @@ class OwnBodies(Bodies):
             features = np.stack([here - process.mean, way, smoothed], axis=1)  # (B, 3, N, 3)
             between = Between.of(self.times, process.knots, process.noise.across, process.name)
             shape = (len(rows), len(self.times), *here.shape[1:])
-            middle = here[:, None] + between(process.moves(features)).reshape(shape)  # (B, T, N, 3)
+            moves, ended = process.moves(features), known.ended[rows]  # (B, K, 3 N), (B,)
+            if ended.any():
+                ends = (known.pos[nodes] - here)[ended].reshape(-1, moves.shape[-1])  # (C, 3 N)
+                moves[ended] += process.noise.towards(ends - moves[ended, -1])
+            middle = here[:, None] + between(moves).reshape(shape)  # (B, T, N, 3)
             mean[:, nodes] = middle.swapaxes(0, 1)
             if generators is not None:
                 numbers = np.stack([generators[row].standard_normal(process.noise.n_numbers) for row in rows])
-                noise = between(process.noise.paths(numbers)) * between.stretch[:, None]  # (B, T, 3 N)
+                paths = process.noise.paths(numbers)  # (B, K, 3 N)
+                if ended.any():
+                    paths[ended] -= process.noise.towards(paths[ended, -1])
+                noise = between(paths) * between.stretch[:, None]  # (B, T, 3 N)
                 path[:, nodes] = (middle + noise.reshape(shape)).swapaxes(0, 1)
 
     def targets(self, y):
@@ -146,6 +173,13 @@ class OwnBodies(Bodies):
             start = process.mean + seen.features[:, 0]
             out[:, nodes] = (apart(frames, start)[0]).swapaxes(0, 1)
         return self._tensor(out)
+
+    def placed(self, paths):
+        frames = self._array(paths)
+        out = np.empty_like(frames)
+        for _, _, nodes, seen, *_ in self.groups:
+            out[:, nodes] = seen.back(frames[:, nodes].swapaxes(0, 1)).swapaxes(0, 1)
+        return out
 
     def back(self, paths, generators):
         frames = self._array(paths)
@@ -167,6 +201,7 @@ class _Start(NamedTuple):
     nodes: slice
     placed: Placed
     modes: Modes
+    stride: float
     grid: Conditional
     whole: Conditional
     spread: np.ndarray  # (T, N)
@@ -204,7 +239,7 @@ class AnyBodies(Bodies):
                 placed, (grid, whole) = Placed.of(frames, past.shape[1]), grids[stride]
                 modes = Modes.of(placed.start[0])
                 spread = self.network.given(modes, placed.before[0], grid).spread
-                seen[key] = _Start(nodes, placed, modes, grid, whole, spread)
+                seen[key] = _Start(nodes, placed, modes, stride, grid, whole, spread)
             self.starts.append(seen[key]._replace(nodes=nodes))
             placed, spread = seen[key].placed, seen[key].spread
             size[b] = max(np.sqrt(np.mean(spread**2)), 1e-6)
@@ -216,15 +251,23 @@ class AnyBodies(Bodies):
         further = {"size": self._tensor(size), "about": torch.as_tensor(about).to(self.like)}
         self._set(graph, (start, velocity, start), turn, **further)
 
-    def _paths(self, start, vel, generators, mean, path):
-        for b, (nodes, placed, modes, grid, *_) in enumerate(self.starts):
+    def _paths(self, start, vel, generators, known, mean, path):
+        between: dict[float, Conditional] = {}
+        for b, (nodes, placed, modes, stride, grid, *_) in enumerate(self.starts):
             before = placed.before[0] + placed.start[0] - start[nodes]  # (P, N, 3), with the noise of a training
             before[-1] = -vel[nodes]
+            free = slice(None)
+            if known.ended[b]:
+                if stride not in between:
+                    between[stride] = self.network.conditional(len(before), self.times, stride, ended=True)[0]
+                before, grid = np.concatenate([before, (known.pos - start)[None, nodes]]), between[stride]
+                free = slice(-1)  # what is known stays as it is, and is put in afterwards
+                mean[-1, nodes] = path[-1, nodes] = known.pos[nodes]
             given = self.network.given(modes, before, grid)
-            mean[:, nodes] = start[nodes] + given.mean
+            mean[free, nodes] = start[nodes] + given.mean
             if generators is not None:
                 numbers = generators[b].standard_normal((len(self.times), *start[nodes].shape))
-                path[:, nodes] = mean[:, nodes] + given.path(numbers)
+                path[free, nodes] = mean[free, nodes] + given.path(numbers[free])
 
     def targets(self, y):
         y = y.detach().cpu().double().numpy()
@@ -234,10 +277,17 @@ class AnyBodies(Bodies):
             out[:, nodes] = apart(frames[None], placed.start)[0][0]
         return self._tensor(out)
 
+    def placed(self, paths):
+        frames = self._array(paths)
+        out = np.empty_like(frames)
+        for nodes, placed, *_ in self.starts:
+            out[:, nodes] = placed.back(frames[None, :, nodes])[0]
+        return out
+
     def back(self, paths, generators):
         frames = self._array(paths)
         out = np.empty_like(frames)
-        for b, (nodes, placed, _, _, whole, _) in enumerate(self.starts):
+        for b, (nodes, placed, _, _, _, whole, _) in enumerate(self.starts):
             motion = self.network.drift(placed, whole)  # (1, T, 6)
             if generators is not None and self.network.rigid:
                 numbers = generators[b].standard_normal((2, len(self.times), 3))
@@ -291,6 +341,38 @@ def drawn_window(
         max_memory=None if max_memory == "auto" else max_memory,
     )  # fmt: skip
     return bodies.back(paths, generators)
+
+
+def filled_window(
+    model: Model, graph: Graph, ends: np.ndarray, generators: Sequence[np.random.Generator] | None = None
+) -> np.ndarray:
+    """One path of each graph from its start to an end, or without generators the mean of all of them.
+
+    Parameters
+    ----------
+    model : Model
+    graph : Graph
+        Of the starts, and what came before them.
+    ends : ndarray, shape (N, 3)
+        The last frames of the windows, in Angstrom.
+    generators : sequence of B numpy.random.Generator, optional
+
+    Returns
+    -------
+    ndarray, shape (T, N, 3)
+        Superposed on their starts, float64, Angstrom; the last frame is the end.
+
+    Raises
+    ------
+    UsageError
+        A model that was trained without ends.
+    ModelError
+        A molecule that the model does not know.
+    """
+    operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
+    bodies = bodies_of(model, graph)
+    end = bodies.targets(torch.as_tensor(ends)[:, None])[0]  # (N, 3)
+    return bodies.placed(operator.drawing.draw(model.network, bodies.body, bodies.base, generators, options, end=end))
 
 
 def drawn_loss(

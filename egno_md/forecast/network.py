@@ -320,7 +320,9 @@ class ElasticNetwork:
         """From what :meth:`arrays` gave."""
         return cls(**{name: np.asarray(value, np.float64) for name, value in arrays.items()})
 
-    def conditional(self, n_before: int, times: ArrayLike, stride: float | None = None) -> tuple[Conditional, ...]:
+    def conditional(
+        self, n_before: int, times: ArrayLike, stride: float | None = None, *, ended: bool = False
+    ) -> tuple[Conditional, ...]:
         """Of the motion in modes of :data:`GRID` stiffnesses, and of the two rigid motions.
 
         Parameters
@@ -329,9 +331,14 @@ class ElasticNetwork:
             Frames before the start that are known, one stride apart.
         times : array_like, shape (T,)
             Strides after it.
+        stride : float, optional
+        ended : bool
+            The last of these frames is known, the last of those "before": what lies between is left.
         """
         stride = self.stride if stride is None else stride
         past, times = stride * np.arange(-n_before, 0.0), stride * np.asarray(times, float)
+        if ended:
+            past, times = np.append(past, times[-1]), times[:-1]
         grid = np.linspace(self.knots[0], self.knots[-1], GRID)
         amplitude = np.stack([np.interp(grid, self.knots, column) for column in self.amplitude.T], axis=1)
         amplitude *= np.exp(-grid)[:, None]

@@ -26,7 +26,7 @@ RECORDABLE = (EGNO, Flow)
 #: The axis of the nodes, of the edges, or of the graphs, of the arguments that have one.
 _NODES = {"h": 0, "pos": -2, "vel": -2, "batch": 0, "start": 0, "reference": 0, "mean": -2, "about": 0}
 _EDGES = {"edge_index": 1, "edge_attr": 0, "edge_shift": 0}
-_GRAPHS = {"level": 0, "size": 0}
+_GRAPHS = {"level": 0, "size": 0, "ended": 0}
 #: Capacity over the number of edges at the time of recording, and what it is rounded up to a multiple of.
 _HEADROOM, _STEP = 1.1, 256
 #: Rows, edges x time points, above which the network runs as it is: arithmetic, more of it by the padding, then takes

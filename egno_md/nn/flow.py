@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from .egnn import reduce_to
 from .flow_network import ABOUT, LEAST, Flow, FlowOptions, FlowOutput, HierarchicalFlow, flow_network
 from .operators import Drawing, Operator, register
 
 __all__ = [
-    "ABOUT", "Body", "Flow", "FlowOptions", "FlowOutput", "HierarchicalFlow", "Numbers", "OPERATOR", "draw",
-    "flow_loss",
+    "ABOUT", "Body", "Flow", "FlowOptions", "FlowOutput", "End", "HierarchicalFlow", "Numbers", "OPERATOR",
+    "draw", "flow_loss",
 ]  # fmt: skip
 
 
@@ -93,8 +94,16 @@ class Numbers(NamedTuple):
         return (order[list(self.places)] + np.array([g.random() for g in generators])) / self.whole  # (B,)
 
 
-#: From start and velocity (N, 3) to the mean of the base (T, N, 3); and, with generators, one path for each graph.
-Base = Callable[[Tensor, Tensor, Sequence[np.random.Generator] | None], tuple[Tensor, Tensor]]
+class End(NamedTuple):
+    """The last frame of some windows, where it is known."""
+
+    ended: Tensor  # (B,), whether it is
+    pos: Tensor  # (N, 3)
+
+
+#: From start and velocity (N, 3) to the mean of the base (T, N, 3); and, with generators, one path for each graph. Of
+#: those that lead to the end where one is known.
+Base = Callable[[Tensor, Tensor, Sequence[np.random.Generator] | None, End | None], tuple[Tensor, Tensor]]
 
 
 def _predicted(network: nn.Module, body: Body, mean: Tensor, pos: Tensor, level: Tensor, **further: Any) -> Any:
@@ -106,9 +115,12 @@ def _predicted(network: nn.Module, body: Body, mean: Tensor, pos: Tensor, level:
     )  # fmt: skip
 
 
-def _bonds(body: Body, options: FlowOptions) -> dict[str, Tensor]:
-    """What clusters are made by, where there are any."""
-    return {} if options.trunk == "egno" or body.local_index is None else {"local_index": body.local_index}
+def _further(body: Body, end: End | None, options: FlowOptions) -> dict[str, Tensor]:
+    """What clusters are made by, where there are any, and which ends are known."""
+    further = {} if end is None else {"ended": end.ended.to(body.start)}
+    if options.trunk == "eghno" and body.local_index is not None:
+        further["local_index"] = body.local_index
+    return further
 
 
 def flow_loss(
@@ -134,11 +146,18 @@ def flow_loss(
         parts = [_noise(g, size, options) for g, size in zip(generators, sizes, strict=True)]
         noise = unit[..., None] * torch.as_tensor(np.concatenate(parts)).to(target)  # (N, 2, 3)
         body = body._replace(start=body.start + noise[:, 0], vel=body.vel + noise[:, 1])
-    mean, path = base(body.start, body.vel, generators)  # (T, N, 3) both
+    end = None
+    if options.ends:
+        ended = torch.as_tensor([g.random() < options.ends for g in generators], device=target.device)  # (B,)
+        end = End(ended, target[-1])
+    mean, path = base(body.start, body.vel, generators, end)  # (T, N, 3) both
     at = level[body.batch][:, None]  # (N, 1)
     pos = (1 - at) * path + at * target
-    out = _predicted(network, body, mean, pos, level, **_bonds(body, options))
+    out = _predicted(network, body, mean, pos, level, **_further(body, end, options))
     error = (out.pos - target) / ((1 - at).clamp_min(LEAST) * unit)  # (T, N, 3)
+    if end is not None:  # nothing is asked of what is known
+        known = end.ended[body.batch][:, None]  # (N, 1)
+        error = torch.cat([error[:-1], error[-1:].masked_fill(known, 0.0)])
     terms = [(error.square().mean(), error.shape[1])]
     if options.bond_weight and body.local_index is not None:
         row, col = body.local_index[:, body.local_index[0] < body.local_index[1]]
@@ -173,6 +192,7 @@ def draw(
     base: Base,
     generators: Sequence[np.random.Generator] | None,
     options: FlowOptions,
+    end: Tensor | None = None,
     **how: Any,
 ) -> Tensor:
     """One future for each graph (T, N, 3), or the mean of all of them where there are no generators.
@@ -182,13 +202,31 @@ def draw(
     network, body, base, options
         As of :func:`flow_loss`.
     generators : sequence of B numpy.random.Generator, optional
+    end : Tensor (N, 3), optional
+        Where all of them lead.
     **how
         ``max_memory`` of :meth:`Flow.forward`.
+
+    Raises
+    ------
+    UsageError
+        An end, of a network that was trained without.
     """
-    mean, path = base(body.start, body.vel, generators)  # (T, N, 3) both
-    how = {**_bonds(body, options), **how}
+    if end is not None and not options.ends:
+        raise UsageError(
+            "this model draws what follows a frame and not what lies between two: train one that knows both ends of "
+            "some windows (egno-md train ... --operator flow --set ends=0.5)"
+        )
+    last = None if end is None else End(torch.ones(body.n_graphs, dtype=torch.bool, device=end.device), end)
+    mean, path = base(body.start, body.vel, generators, last)  # (T, N, 3) both
+    how = {**_further(body, last, options), **how}
+
+    def predicted(pos: Tensor, level: Tensor) -> Tensor:
+        pos = _predicted(network, body, mean, pos, level, **how).pos  # (T, N, 3)
+        return pos if end is None else torch.cat([pos[:-1], end[None]])
+
     if generators is None:
-        return _predicted(network, body, mean, mean, mean.new_zeros(body.n_graphs), **how).pos
+        return predicted(mean, mean.new_zeros(body.n_graphs))
     y = path - mean  # (T, N, 3)
     angles = np.linspace(0, math.pi / 2, options.steps + 1)
     for angle, after in zip(angles[:-1], angles[1:], strict=True):
@@ -196,7 +234,7 @@ def draw(
         level = sin / (sin + cos)
         radius = math.hypot(level, 1 - level)
         at = mean.new_full((body.n_graphs,), level)
-        there = _predicted(network, body, mean, mean + radius * y, at, **how).pos - mean
+        there = predicted(mean + radius * y, at) - mean
         y = y + (after - angle) / cos * (there - sin * y)  # cos x1' - sin z', with z' = (y - sin x1') / cos
     return mean + y
 

@@ -67,6 +67,9 @@ class FlowOptions(Spec):
         A window's start is learned with noise: in this share of them, of a standard deviation that is uniform up to
         twice `noise` (in the unit of the network, usually Angstrom, or with the base "any" of its spread). The model is
         then robust to its own output.
+    ends : float
+        Share of the training windows whose last frame is known as well: with some of them, the model fills in what
+        lies between two frames (:class:`egno_md.Interpolated`).
     bond_weight, pair_weight : float
         Weights in the loss of the differences of the velocity's error along bonds, and between all pairs.
     clusters, pooling_layers, decoder_layers : int
@@ -87,6 +90,7 @@ class FlowOptions(Spec):
     steps: int = Field(5, ge=1)
     noise: float = Field(0.04, ge=0)
     noise_share: float = Field(0.7, ge=0, le=1)
+    ends: float = Field(0.0, ge=0, le=1)
     bond_weight: float = Field(0.5, ge=0)
     pair_weight: float = Field(0.05, ge=0)
     clusters: int = Field(8, ge=1)
@@ -215,6 +219,8 @@ class Flow(Level):
             zero_last(self.head)
         if self.any:
             self.about = mlp(ABOUT, hidden, hidden)
+        if options.ends:
+            self.end = nn.Parameter(torch.zeros(2, hidden))
         self.add_layers(layers, hidden, in_edge + OWN_EDGE, self.channels, options.modes, handed=self.handed)
 
     def told(self, step: int, h: Tensor, seen: Seen) -> Tensor:
@@ -243,6 +249,7 @@ class Flow(Level):
         mean: Tensor | None = None,
         size: Tensor | None = None,
         about: Tensor | None = None,
+        ended: Tensor | None = None,
         **further: Tensor | None,
     ) -> FlowOutput:
         """The window that is predicted.
@@ -267,6 +274,8 @@ class Flow(Level):
             Spread of the base; by default 1.
         about : Tensor (N, 5), optional
             What else is known of the nodes, with the base of any molecule; by default 1.
+        ended : Tensor (B,), optional
+            1 where the last frame of the window is known, and x_tau that frame at every tau; by default 0.
         **further
             What :meth:`levels` takes.
 
@@ -295,6 +304,9 @@ class Flow(Level):
             h = h + self.atom(_waves(reference)) + self.coordinates(known)
         if self.any:
             h = h + self.about(pos.new_ones(len(start), ABOUT) if about is None else about)
+        if ended is not None:
+            last = (torch.arange(len(times), device=pos.device) == len(times) - 1)[:, None, None]  # (T, 1, 1)
+            h = h + ended[index][:, None] * (self.end[0] + last * self.end[1])
         length_unit = LONG if self.any else 1.0
         seen = Seen(
             edge_index, self.edges(edge_index, edge_attr, edge_shift, pos, start, unit),

@@ -52,8 +52,8 @@ class Drawing(NamedTuple):
         ``loss(network, body, base, target (T, N, 3), numbers, options) -> [(Tensor (), count)]``: terms of the training
         loss that add up, and over how many things each is a mean.
     draw : callable
-        ``draw(network, body, base, generators, options, max_memory=) -> (T, N, 3)``: one future of each graph, or
-        without generators the mean of all of them.
+        ``draw(network, body, base, generators, options, end=, max_memory=) -> (T, N, 3)``: one future of each graph, or
+        without generators the mean of all of them; where an `end` (N, 3) is given, of those that lead there.
     """
 
     loss: Callable[..., list[tuple[Tensor, int]]]
