@@ -1,8 +1,9 @@
 """What frames filled in between saved ones are worth, judged by the frames that were left out.
 
-    python -m benchmarks.interpolate --data DIR [NAME ...]
+    python -m benchmarks.interpolate --data DIR [--model FILE] [NAME ...]
 
-Of every run each eighth frame is kept, the others are filled in and compared with what they were. The rows go to
+The model is for alanine dipeptide and is trained as ``benchmarks/drawn.py`` says, with ``--set ends=0.5``. Of every
+run each eighth frame is kept, the others are filled in and compared with what they were. The rows go to
 ``docs/performance/interpolate.json``, the tables into ``docs/interpolate.md``. A system that is not there is skipped.
 """
 
@@ -21,6 +22,11 @@ from scipy.interpolate import CubicSpline
 from egno_md import sample
 from egno_md.evaluation.result import plain
 from egno_md.forecast.bridge import FAST, Bridge
+from egno_md.forecast.filled import NetworkBridge, check_fills
+from egno_md.forecast.model import load_model
+from egno_md.forecast.operator import OperatorWindow
+from egno_md.graph.builder import GraphBuilder
+from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.checks import check_frames
 from egno_md.molecule.geometry import bond_lengths, rmsd, superposed_rmsd
 from egno_md.molecule.local import LocalGeometry
@@ -29,6 +35,7 @@ from egno_md.trajectory.universe import open_universe
 
 from .proteins import alanine
 
+ALANINE = "alanine dipeptide, 8 ps kept of 1 ps"
 FACTOR, DRAWS, FRAMES = 8, 8, 8001
 #: Time constant of the fast motion of proteins in water in ps, which the frames kept do not tell.
 TRUE_FAST_PS = 0.5
@@ -42,17 +49,18 @@ FILE = Path(__file__).parents[1] / "docs" / "performance" / "interpolate.json"
 class Left(NamedTuple):
     """A run of which each eighth frame is kept.
 
-    `kept`: stretches (F, N, 3) of them; `true`: what lies between, (F - 1, FACTOR - 1, N, 3) for each stretch, NaN
-    where the run itself has no frame; `spacing_ps` of the run.
+    `atoms` as the run has them; `kept`: stretches (F, N, 3) of them; `true`: what lies between, (F - 1, FACTOR - 1, N,
+    3) for each stretch, NaN where the run itself has no frame; `spacing_ps` of the run.
     """
 
+    atoms: mda.AtomGroup
     molecule: Molecule
     kept: list[np.ndarray]
     true: list[np.ndarray]
     spacing_ps: float
 
 
-def left_out(universe: mda.Universe, frames: np.ndarray, times: np.ndarray, spacing_ps: float) -> Left:
+def left_out(atoms: mda.AtomGroup, frames: np.ndarray, times: np.ndarray, spacing_ps: float) -> Left:
     """Of frames (F, N, 3) at times (F,) that may have gaps."""
     steps = np.rint((times - times[0]) / spacing_ps).astype(int)
     place = np.full(steps[-1] + 1, -1)
@@ -66,21 +74,21 @@ def left_out(universe: mda.Universe, frames: np.ndarray, times: np.ndarray, spac
         kept.append(frames[place[stretch * FACTOR]])
         between = place[stretch[:-1, None] * FACTOR + np.arange(1, FACTOR)]  # (F - 1, J)
         true.append(np.where((between >= 0)[..., None, None], frames[between], np.nan))
-    return Left(Molecule.of(universe.atoms), kept, true, spacing_ps)
+    return Left(atoms, Molecule.of(atoms), kept, true, spacing_ps)
 
 
 def of_files(topology: Path, trajectory: Path, spacing_ps: float) -> Left:
     """Of a run in files; molecules whole."""
     universe = open_universe(topology, [trajectory])
     found = [(ts.time, universe.atoms.positions.copy()) for ts in universe.trajectory]
-    return left_out(universe, np.array([x for _, x in found]), np.array([t for t, _ in found]), spacing_ps)
+    return left_out(universe.atoms, np.array([x for _, x in found]), np.array([t for t, _ in found]), spacing_ps)
 
 
 def of_alanine(data: Path) -> Left:
     """The beginning of the first run of alanine dipeptide."""
     source = alanine(data)
     frames = np.asarray(source.test[0][:FRAMES])
-    return left_out(source.universe, frames, np.arange(len(frames), dtype=float), 1.0)
+    return left_out(select_atoms(source.universe, "heavy"), frames, np.arange(len(frames), dtype=float), 1.0)
 
 
 def linear(kept: np.ndarray) -> np.ndarray:
@@ -134,7 +142,7 @@ def calibration(left: Left, draws: list[list[np.ndarray]]) -> float:
     return float(np.sqrt(np.mean(np.var(members, axis=0, ddof=1)[known]) * (1 + 1 / len(members)) / error))
 
 
-def rows(name: str, left: Left) -> list[dict[str, Any]]:
+def rows(name: str, left: Left, model: str | None = None) -> list[dict[str, Any]]:
     """One for each way to fill in."""
     found = []
     base = {"system": name, "atoms": len(left.molecule), "kept": sum(map(len, left.kept))}
@@ -148,9 +156,17 @@ def rows(name: str, left: Left) -> list[dict[str, Any]]:
     for way, function in (("linear", linear), ("cubic spline", spline)):
         began = time.process_time()
         add(way, [function(kept) for kept in left.kept], began)
-    for fast in (FAST, TRUE_FAST_PS / (FACTOR * left.spacing_ps)):
-        bridge = Bridge.fit(left.kept, left.molecule.bonds, FACTOR, fast=fast)
-        label = "" if fast == FAST else f", --fast-ps {TRUE_FAST_PS:g}"
+    bridges = {
+        label: Bridge.fit(left.kept, left.molecule.bonds, FACTOR, fast=fast)
+        for label, fast in (
+            ("", FAST), (f", --fast-ps {TRUE_FAST_PS:g}", TRUE_FAST_PS / (FACTOR * left.spacing_ps)),
+        )
+    }  # fmt: skip
+    if model is not None:
+        loaded = check_fills(load_model(model), FACTOR, FACTOR * left.spacing_ps)
+        builder = GraphBuilder(left.atoms, loaded.graph)
+        bridges[", --model"] = NetworkBridge.of(bridges[""], OperatorWindow(loaded, builder))
+    for label, bridge in bridges.items():
         began = time.process_time()
         add(f"path{label}", [np.concatenate(list(bridge.fill(kept))) for kept in left.kept], began)
         began = time.process_time()
@@ -178,7 +194,7 @@ def systems(data: Path) -> dict[str, Any]:
         name: (lambda some=some: of_files(*some)) for name, some in files.items() if Path(some[1]).exists()
     }
     if (data / "ala2").exists():
-        found["alanine dipeptide, 8 ps kept of 1 ps"] = lambda: of_alanine(data)
+        found[ALANINE] = lambda: of_alanine(data)
     return found
 
 
@@ -209,14 +225,17 @@ def tables(found: list[dict[str, Any]]) -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--data", type=click.Path(path_type=Path), default=Path("../shared/data"), show_default=True)
+@click.option("--model", help="For alanine dipeptide, with ends that are known.")
 @click.option("--json", "file", type=click.Path(path_type=Path), default=FILE)
 @click.option("--page", type=click.Path(path_type=Path), default=PAGE)
-def main(names: tuple[str, ...], data: Path, file: Path, page: Path) -> None:
+def main(names: tuple[str, ...], data: Path, model: str | None, file: Path, page: Path) -> None:
     """Fill in, judge, and write the rows and the tables of the page; NAMES: beginnings of systems."""
     known = json.loads(file.read_text()) if file.exists() else []
     for name, load in systems(data).items():
         if not names or any(name.startswith(some) for some in names):
-            known = [row for row in known if row["system"] != name] + rows(name, load())
+            known = [row for row in known if row["system"] != name] + rows(
+                name, load(), model if name == ALANINE else None
+            )
     file.write_text(json.dumps(plain(known), indent=1) + "\n")
     before, rest = page.read_text().split(BEGIN)
     page.write_text(before + BEGIN + tables(known) + "\n" + END + rest.split(END)[1])

@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
@@ -33,6 +33,10 @@ from egno_md.trajectory.writer import FrameWriter, require_targets, write_topolo
 
 from .errors import DataError, OutputError, UsageError, counted
 
+if TYPE_CHECKING:
+    from .forecast.model import Model
+    from .forecast.operator import OperatorWindow
+
 #: Separate molecules up to which they are one system, whose rotation as a whole means something.
 MOLECULES = 20
 
@@ -48,8 +52,9 @@ class Interpolated:
 
     Saved frames stay what they are, but for whole widths of the box: where the box cut a molecule, or it jumped through
     it, it is put together. What lies between them is the mean path of a Gaussian process given the saved frames on both
-    sides, or paths drawn from it, brought to the local geometry of the run (:class:`~egno_md.forecast.bridge.Bridge`).
-    Where saved frames do not follow one another by the spacing of the run, nothing is filled in.
+    sides, or paths drawn from it, brought to the local geometry of the run (:class:`~egno_md.forecast.bridge.Bridge`);
+    or the paths of a model (:class:`~egno_md.forecast.filled.NetworkBridge`). Where saved frames do not follow one
+    another by the spacing of the run, nothing is filled in.
 
     Parameters
     ----------
@@ -57,7 +62,10 @@ class Interpolated:
     factor : int
         Frames that each saved one becomes: 8 puts seven between it and the next.
     select : str, optional
-        MDAnalysis selection, or ``"ca"``, ``"backbone"``, ``"heavy"``; all atoms by default.
+        MDAnalysis selection, or ``"ca"``, ``"backbone"``, ``"heavy"``; all atoms by default, with a model its atoms.
+    model : Model, str or path-like, optional
+        One that knows both ends of a window (``egno-md train ... --operator flow --set ends=0.5``) and this molecule;
+        its window has `factor` steps, each the spacing of the run over `factor`.
     samples : int, optional
         K paths to draw, a file for each; the mean path when None.
     seed : int
@@ -88,7 +96,7 @@ class Interpolated:
     results.error : dict or None
         Frames of the run that were left out and filled in again from those twice as far apart: RMSD in Angstrom, each
         frame superposed on the true one, of the path (``"path"``), of straight lines (``"linear"``), and how many
-        frames (``"frames"``). None where the run is too short.
+        frames (``"frames"``). None where the run is too short, and with a model.
     results.notes : list of str
         What is worth knowing: gaps, too few frames, molecules that were put together.
     results.files : list of Path
@@ -101,6 +109,8 @@ class Interpolated:
     ------
     UsageError
         An argument that cannot be right.
+    ModelError
+        A model that knows no ends, another molecule, or another spacing.
     DataError
         No two frames that follow one another, positions that are not finite, or a selection that is no molecule.
     OutputError
@@ -113,6 +123,7 @@ class Interpolated:
         factor: int = 8,
         select: str | None = None,
         *,
+        model: Model | str | os.PathLike | None = None,
         samples: int | None = None,
         seed: int = 0,
         fast_ps: float | None = None,
@@ -128,7 +139,12 @@ class Interpolated:
             raise UsageError(f"fast_ps={fast_ps}: a time constant in ps must be above 0")
         check_seed(seed)
         self.factor, self.samples, self.seed, self.force, self.verbose = int(factor), samples, seed, force, verbose
-        self.subject = Subject.of(universe_or_atomgroup, None, select=select)
+        if model is not None and fast_ps is not None:
+            raise UsageError(
+                "fast_ps (--fast-ps) is what a path without a model begins with: leave it out, or the model"
+            )
+        loaded = _loaded(model)
+        self.subject = Subject.of(universe_or_atomgroup, None if loaded is None else loaded.graph, select=select)
         self.atoms = self.subject.atoms
         clock = self.subject.clock
         if clock.usable.sum() < 2:
@@ -137,6 +153,12 @@ class Interpolated:
                 "lie between"
             )
         self.spacing = clock.spacing / self.factor
+        self._window: OperatorWindow | None = None
+        if loaded is not None:
+            from .forecast.filled import check_fills
+            from .forecast.operator import OperatorWindow
+
+            self._window = OperatorWindow(check_fills(loaded, self.factor, clock.spacing), self.subject.builder)
         self._fast = FAST if fast_ps is None else fast_ps / clock.spacing
         self.filename = None if filename is None else Path(filename)
         self.results = Results()
@@ -202,16 +224,21 @@ class Interpolated:
         results.notes = []
         runs, boxes = self._read(stretches, molecule, folder)
         bridge = Bridge.fit(runs, molecule.bonds, self.factor, fast=self._fast)
+        if self._window is not None:
+            from .forecast.filled import NetworkBridge
+
+            bridge = NetworkBridge.of(bridge, self._window)
         gaps = len(stretches) - 1
         if gaps:
             results.notes.append(
                 f"{counted(gaps, 'gap')} of the run left as found: nothing is known of what lies there"
             )
-        if bridge.memory is None:
+        if bridge.memory is None and self._window is None:
             results.notes.append(
                 f"fewer than {FEWEST_PAIRS} pairs of frames that follow one another: displacements go in straight lines"
             )
-        results.error = self._error(runs, molecule)
+        # A model makes steps of one length: frames twice as far apart are none of its business.
+        results.error = self._error(runs, molecule) if self._window is None else None
         clock, steps = self.subject.clock, np.arange(self.factor) / self.factor
         times, saved = [], []
         for numbers in stretches:
@@ -339,6 +366,14 @@ class Interpolated:
         wanted = np.concatenate(true)
         errors = (float(np.sqrt(np.mean(superposed_rmsd(found, wanted) ** 2))) for found in (path, linear))
         return {"path": next(errors), "linear": next(errors), "frames": len(wanted)}
+
+
+def _loaded(model: Model | str | os.PathLike | None) -> Model | None:
+    if model is None or not isinstance(model, (str, os.PathLike)):
+        return model
+    from .forecast.model import load_model
+
+    return load_model(model)
 
 
 def _whole(positions: np.ndarray, molecule: Molecule, box: np.ndarray | None, last: np.ndarray | None) -> np.ndarray:

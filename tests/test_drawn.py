@@ -232,3 +232,23 @@ def test_what_atoms_do_in_proportion_to_a_feature_is_found(feature):
     moves = factor * features[:, feature, None]  # (M, T, N, 3)
     for pulled in (False, True):
         np.testing.assert_allclose(Local.fit(features, moves, pulled)(features), moves, atol=1e-6)
+
+
+def test_paths_that_end_somewhere_are_those_of_the_covariance():
+    """Their mean is linear in where they end, with the covariance that the noise says it has."""
+    rng = np.random.default_rng(0)
+    for count in (30, 400):  # fewer windows than numbers, and more
+        residuals = np.cumsum(rng.normal(size=(count, 4, 5)), axis=1) @ rng.normal(size=(5, 5))
+        noise = Noise.fit(residuals - residuals.mean(axis=0))
+        middle = noise.space.T @ noise.space + np.diag(noise.single**2)
+        whole = noise.rows.T @ noise.rows + np.kron(noise.time @ noise.time.T, middle)  # (T D, T D)
+        ends = rng.normal(size=(3, 5))
+        exact = (whole[:, -5:] @ np.linalg.solve(whole[-5:, -5:], ends.T)).T.reshape(3, 4, 5)
+        np.testing.assert_allclose(noise.towards(ends), exact, rtol=1e-3, atol=1e-3 * np.abs(ends).max())
+        # What is left of random paths has no share in the end, and the variance that conditioning leaves.
+        paths = noise.paths(rng.standard_normal((20000, noise.n_numbers)))
+        left = paths - noise.towards(paths[:, -1])
+        assert np.abs(left[:, -1]).max() < 1e-3 * np.abs(paths[:, -1]).max()
+        given = whole - whole[:, -5:] @ np.linalg.solve(whole[-5:, -5:], whole[-5:])
+        found = left[:, :-1].reshape(20000, -1)
+        np.testing.assert_allclose(found.T @ found / 20000, given[:15, :15], atol=0.05 * given.max())

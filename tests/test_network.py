@@ -221,3 +221,13 @@ def test_numbers_survive_a_checkpoint():
     past = pasts(frames, [100])
     drawn = [net(past, STEPS, 2, np.random.default_rng(0)) for net in (found, again)]
     np.testing.assert_allclose(*drawn, atol=1e-4)
+
+
+def test_with_the_end_known_diffusion_is_a_bridge():
+    """Straight to the end, with the variance of a walk between two places, whatever came before."""
+    taus, times = np.array([1.0, 50.0]), np.array([1.0, 2, 3, 4])
+    network = ElasticNetwork(taus, np.zeros(2), np.eye(5)[[4, 4]], np.zeros((2, 5)), np.array([1.0, 4.0]))
+    found = network.conditional(2, times, ended=True)[0]
+    np.testing.assert_allclose(found.response[0] @ [5.0, -3.0, 1.0], [0.25, 0.5, 0.75], atol=1e-6)
+    between = 0.02 * np.minimum.outer([1, 2, 3], [1, 2, 3]) - 0.02 * np.outer([1, 2, 3], [1, 2, 3]) / 4
+    np.testing.assert_allclose(found.factor[0] @ found.factor[0].T, between, atol=1e-6)

@@ -16,6 +16,7 @@ from ..errors import counted
 @click.argument("trajectory", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--factor", default=8, show_default=True, help="Frames that each saved one becomes.")
 @click.option("--select", help="ca, backbone, heavy or an MDAnalysis selection. Default: all atoms.")
+@click.option("--model", help="A model that knows both ends of a window. Default: a Gaussian process of the run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC; default: <trajectory>_x<factor>.")
 @click.option("--start", type=int, help="First frame of the run (counted from 0; negative: from the end).")
 @click.option("--stop", type=int, help="Frame of the run to end before.")
@@ -32,6 +33,7 @@ def interpolate(
     trajectory: tuple[Path, ...],
     factor: int,
     select: str | None,
+    model: str | None,
     output: Path | None,
     start: int | None,
     stop: int | None,
@@ -66,6 +68,7 @@ def interpolate(
         universe,
         factor,
         select,
+        model=model,
         samples=samples,
         seed=seed,
         fast_ps=fast_ps,

@@ -19,7 +19,7 @@ from ..nn import operators
 from ..nn.captured import RECORDABLE, Captured
 from ..nn.edges.products import has_fast_bf16
 from .device import check_precision, in_precision, resolve_device
-from .generative import drawn_window, draws
+from .generative import drawn_window, draws, filled_window
 from .model import Model
 from .streams import each_of
 
@@ -236,6 +236,18 @@ class OperatorWindow:
                 )  # (T, R * N, 3)
             out[rows] = frames.reshape(-1, len(rows), n_atoms, 3).swapaxes(0, 1)[:, chosen]
         return out.reshape(n_starts, samples, *out.shape[1:])
+
+    def between(self, past: np.ndarray, end: np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """A path from the last of some frames (n_past, N, 3) to an end (N, 3), or without a generator the mean of all.
+
+        Returns
+        -------
+        ndarray, shape (T, N, 3)
+            Superposed on the start, Angstrom; the last frame is the end.
+        """
+        graph = graphs(self.model, [self.builder], [past.astype(np.float32)]).to(self.device)
+        with torch.inference_mode(), in_precision(self.precision, self.device):
+            return filled_window(self.model, graph, end, None if generator is None else [generator])
 
 
 def _recordable(model: Model, device: torch.device, n_windows: int) -> Captured | None:
