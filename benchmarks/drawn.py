@@ -31,6 +31,7 @@ import click
 import MDAnalysis as mda
 import numpy as np
 
+from egno_md.errors import counted
 from egno_md.evaluation.calibration import calibrate
 from egno_md.evaluation.result import plain
 from egno_md.evaluation.score import Part
@@ -57,6 +58,8 @@ CHAINS, WINDOWS, DRAWN, SAMPLES = 16, 250, 200, 16
 PHI, PSI, CENTRE = (1, 3, 4, 6), (3, 4, 6, 8), (4, 3, 5, 6)
 #: Cells of a torsion, and the ends of the basin of psi that is that of helices, in rad.
 CELLS, HELIX = 36, (-2.0, 0.9)
+#: What is kept of the scores of single windows.
+SCORES = ("energy_score", "crps", "window_score", "spread_over_error")
 #: Frames up to which the memory of psi is added up, or five times what it is by then.
 LONGEST = 400
 
@@ -182,11 +185,13 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     row["chains"]["test runs"] = figures(real, real, builder.bonds)
     row["chains"]["training runs"] = figures(np.stack([x[:known] for x in source.train]), real, builder.bonds)
     times = np.asarray(STEPS)
-    row["windows"] = calibrate(own, times, times * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
+    single = calibrate(own, times, times * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
+    row["windows"] = {name: {key: found[key] for key in SCORES} for name, found in single["superposed"].items()}
     rows = json.loads(target.read_text()) if target.exists() else []
     numbers = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
-    target.write_text(json.dumps([*(other for other in rows if _key(other) != _key(numbers)), numbers], indent=1))
-    for name, found in numbers["windows"]["superposed"].items():
+    rows = [*(other for other in rows if _key(other) != _key(numbers)), numbers]
+    target.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
+    for name, found in numbers["windows"].items():
         click.echo(f"{name}: spread over error {found['spread_over_error']}, window score {found['window_score']}")
 
 
@@ -206,10 +211,11 @@ def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each forecaster with the same to learn from: medians over seeds, and their range."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in results:
-        groups[-row["frames"], row["trunk"], row["steps"]].append(row)
+        groups[-row["frames"], row["trunk"], row["training"]["max_epochs"], row["steps"]].append(row)
     last = None
-    for (frames, trunk, steps), rows in sorted(groups.items()):
-        name = f"flow{', trunk of EGHNO' if trunk == 'eghno' else ''}, {steps} step{'s' * (steps > 1)}"
+    for (frames, trunk, epochs, steps), rows in sorted(groups.items()):
+        how = f"{counted(epochs, 'epoch')}, {counted(steps, 'step')}"
+        name = f"flow{', trunk of EGHNO' if trunk == 'eghno' else ''}, {how}"
         yield _line(name, -frames, rows, "model")
         if frames != last:
             for free in ("Gaussian process", "analogues", "test runs", "training runs"):
@@ -219,7 +225,7 @@ def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
 
 def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:
     chains = [row["chains"][who] for row in rows]
-    windows = [row["windows"]["superposed"][who] for row in rows if who in row["windows"]["superposed"]]
+    windows = [row["windows"][who] for row in rows if who in row["windows"]]
 
     def shown(values: list[float], digits: int) -> str:
         middle = f"{np.median(values):.{digits}f}"

@@ -20,7 +20,7 @@ from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
 from egno_md.forecast.written import Written
-from egno_md.hindcast.choose import cannot_draw, check_adapt, check_samples, choose_engine, model_of_one_frame, wanted
+from egno_md.hindcast.choose import cannot_draw, check_adapt, check_one_frame, check_samples, choose_engine, wanted
 from egno_md.hindcast.engine import PAST, Engine, ModelEngine
 from egno_md.hindcast.learned import Learned
 from egno_md.hindcast.material import Material
@@ -236,8 +236,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             self._select = select
             self.subject = Subject.plain(universe_or_atomgroup, select, every=1 if every is None else every)
             if self.subject.clock.usable.sum() < 2 and self._free is None:
-                self.model = model_of_one_frame(self.subject)
-                self.decisions.append(f"{self.model.name}: made for any protein; one frame tells nothing of its motion")
+                check_one_frame(self.subject)
         if self.model is not None:
             who = f"model {self.model.name!r}"
             self.subject = Subject.of(

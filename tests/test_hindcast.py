@@ -20,6 +20,7 @@ from egno_md.forecast.subject import Subject
 from egno_md.hindcast.choose import choose, free_named
 from egno_md.hindcast.engine import FreeEngine
 from egno_md.hindcast.material import Judged, Material
+from egno_md.hindcast.proteins import NAME
 from egno_md.molecule.geometry import superposed_rmsd
 from egno_md.trajectory import stream
 
@@ -162,7 +163,7 @@ class TestOddRuns:
         u = mda.Universe(TOPOLOGY)
         with pytest.warns(UserWarning, match="one frame"):
             done = EGNOSurrogate(u, horizon=2).run()
-        assert done.engine.name == "ca-1ps" and done.results.hindcast is None
+        assert done.engine.name == NAME and done.results.hindcast is None
 
     @pytest.mark.parametrize("n_frames", [2, 3, 5, 10, 25])
     def test_few_frames(self, n_frames):

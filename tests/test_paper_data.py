@@ -163,7 +163,8 @@ def test_other_files_and_splits_that_overlap_are_refused(tmp_path):
         loaded("mocap", folder=write_mocap(tmp_path / "a", positions=np.zeros((10, 30, 3))))
     with pytest.raises(DataError, match="train and test share 1 trials"):
         loaded("mocap", folder=write_mocap(tmp_path / "b", test_case=np.array([2, 4])))
-    with pytest.raises(DataError, match="start in frames 0 to 33, those of 30 frames can in 0 to 21"):
+    words = "start in frames 0 to 33, those of 30 frames that read 0 before them can in 0 to 21"
+    with pytest.raises(DataError, match=words):
         loaded("mocap", folder=write_mocap(tmp_path / "c", test_start=np.array([[3, 0, 9, 33]] * 2)))
     broken = mocap_arrays()["positions"]
     broken[5, 3, 1] = np.nan

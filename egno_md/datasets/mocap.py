@@ -159,7 +159,8 @@ def load(options: MocapOptions, graph: GraphSpec, window: WindowSpec) -> Split:
             if some.min() < first or some.max() > last:
                 raise DataError(
                     f"{motion.path}: windows of trial {trial} start in frames {some.min()} to {some.max()}, those of "
-                    f"{window.span} frames can in {first} to {last}: this is another recording, or a longer window"
+                    f"{window.span} frames that read {first} before them can in {first} to {last}: this is another "
+                    "recording, a longer window, or a history for which the published starts come too early"
                 )
             every = options.every_start and part == "train"
             chosen[trial] = list(range(first, last + 1)) if every else some.tolist()

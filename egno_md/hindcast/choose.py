@@ -17,14 +17,19 @@ from .engine import Engine, FreeEngine
 from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
 from .learned import NAME as LEARNED
 from .learned import Learned
-from .material import Judged, Material
+from .material import WINDOW, Judged, Material
 from .networks import bundled
+from .proteins import NAME as PROTEINS
+from .proteins import OfProteins, content, not_for
 
 #: From the simplest to the most involved; what is not here comes after them, networks last.
 SIMPLEST_FIRST = (
     "static", "mean structure", "linear", "smoothed history", "AR(1)", "regression", "ensemble of the run", "analogues",
     "elastic network", "Gaussian process",
 )  # fmt: skip
+
+#: Windows of a run that tell who is better than the elastic network of proteins, which was fitted to more.
+FEWEST_JUDGED = 4
 
 #: The most futures from one start.
 MOST_SAMPLES = 10_000
@@ -38,8 +43,11 @@ REACH = 16
 
 def free_named(name: str) -> type[FreeForecast] | None:
     """A free forecast by its name, whatever its case; None where no free forecast is called so."""
-    wanted = " ".join(name.replace("_", " ").replace("-", " ").lower().split())
-    return next((cls for own, cls in free_forecasts().items() if own.lower().replace("-", " ") == wanted), None)
+    return next((cls for own, cls in free_forecasts().items() if _plain(own) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
 class Choice(NamedTuple):
@@ -82,8 +90,8 @@ def choose(
     Returns
     -------
     Choice
-        Where the run is too short to judge anybody, without a hindcast: the ensemble of the run where it can be fitted,
-        else the standing frame.
+        Where the run is too short to judge anybody, without a hindcast: the elastic network of proteins if it is among
+        the others, the ensemble of the run where it can be fitted, else the standing frame.
 
     Raises
     ------
@@ -117,6 +125,10 @@ def choose(
     else:
         if not fits:
             raise _nobody_draws(material)
+        if PROTEINS in fits and hindcast.n_windows < FEWEST_JUDGED:
+            few = counted(hindcast.n_windows, "window")
+            said = (f"{PROTEINS}: fitted to published runs of proteins; {few} of this one cannot tell who is better",)
+            return Choice(PROTEINS, dataclasses.replace(hindcast, chosen=PROTEINS), said)
         kind = 1 if as_mean else 0
         best = min(fits, key=lambda name: scores[name][kind].mean())
         chosen, tied = best, []
@@ -170,9 +182,13 @@ def _unjudged(material: Material, makers: Mapping[str, Any], only: str | None, d
     if only is not None:
         makers[only](known)  # or the error that says what it needs
         return Choice(only, None, (f"no hindcast: {why}",))
-    for name in (RunEnsemble.name,) if drawing else (RunEnsemble.name, Static.name):
-        if _can_be_fitted(makers[name], known):
-            what = "frames of the run" if name == RunEnsemble.name else "the last frame, standing"
+    whats = {
+        PROTEINS: "fitted to published runs of proteins",
+        RunEnsemble.name: "frames of the run",
+        Static.name: "the last frame, standing",
+    }
+    for name, what in whats.items():
+        if name in makers and not (drawing and name == Static.name) and _can_be_fitted(makers[name], known):
             return Choice(name, None, (f"no hindcast, for {why}", f"{name}: {what}; nothing else could be judged"))
     raise _nobody_draws(material)
 
@@ -253,11 +269,13 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     if model is None:
         return None, None
     if isinstance(model, str) and model not in bundled_models() and not os.path.isfile(model):
+        if _plain(model) == PROTEINS:
+            return None, PROTEINS
         free = free_named(model)
         if free is None:
             raise ModelError(
                 f"no model {model!r}: neither a file nor a bundled model nor a free forecast; bundled are "
-                f"{', '.join(bundled_models())}; free forecasts are {', '.join(free_forecasts())}"
+                f"{', '.join(bundled_models())}; free forecasts are {', '.join([*free_forecasts(), PROTEINS])}"
             )
         return None, free.name
     from ..forecast.model import load_model
@@ -265,25 +283,19 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     return load_model(model), None
 
 
-def model_of_one_frame(subject: Subject) -> Any:
-    """The default model, where it knows the atoms of a subject.
+def check_one_frame(subject: Subject) -> None:
+    """Refuse a single frame of atoms of which nothing is known but that.
 
     Raises
     ------
     DataError
-        It does not: nobody can forecast them from one frame.
+        It is not of the C-alpha atoms of proteins.
     """
-    from ..forecast.model import load_model
-
-    model = load_model(None)
-    try:
-        Subject.of(subject.atoms, model.graph, model.window)
-    except (ModelError, DataError) as error:
+    if OfProteins.of(subject, content()["strides_ps"][0]) is None:
         raise DataError(
             f"{subject.clock.name} has one frame with positions, which tells nothing of how these atoms move: give the "
             "trajectory as well (egno-md predict TOPOLOGY TRAJECTORY), or simulate from it (egno-md extend)"
-        ) from error
-    return model
+        )
 
 
 def choose_engine(
@@ -296,12 +308,19 @@ def choose_engine(
 ) -> tuple[Engine, Hindcast | None, tuple[str, ...]]:
     """:func:`choose`, among the bundled models that fit and what was learned from the run as well; a free forecast that
     is the choice is fitted to all of the run."""
+    proteins = OfProteins.of(material.subject, material.stride_ps)
+    if proteins is None and only == PROTEINS:
+        raise not_for(material.subject, material.stride_ps)
+    others: dict[str, Any] = {} if proteins is None else {PROTEINS: proteins}
     networks: dict[str, Any] = {**bundled(material, drawing_only=not as_mean)}
     if learned is not None:
         networks[LEARNED] = learned
-    choice = choose(material, networks, as_mean=as_mean, only=only, **options)
+    choice = choose(material, {**others, **networks}, as_mean=as_mean, only=only, **options)
     if learned is not None and choice.name != LEARNED:
         choice = choice._replace(said=(*choice.said, _not_learned(choice.hindcast)))
     if choice.name in networks:
         return networks[choice.name].engine, choice.hindcast, choice.said
-    return FreeEngine(choice.name, material, free_forecasts()[choice.name].fitted), choice.hindcast, choice.said
+    if choice.name in others:  # it needs no windows of the run to be fitted to: its own are as long as any
+        material = dataclasses.replace(material, steps=tuple(range(1, WINDOW + 1)))
+    make = others.get(choice.name) or free_forecasts()[choice.name].fitted
+    return FreeEngine(choice.name, material, make), choice.hindcast, choice.said

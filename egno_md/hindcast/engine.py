@@ -129,7 +129,8 @@ class FreeEngine:
     name : str
     material : Material
     make : callable
-        The forecast, given what may be known.
+        The forecast, given what may be known. It may bring a geometry of its own, ``geometry(segments, bonds)``, and
+        the fingerprint of what it knows beside the run.
     """
 
     def __init__(self, name: str, material: Material, make: Callable[[Known], Forecaster]) -> None:
@@ -142,7 +143,7 @@ class FreeEngine:
     @property
     def fingerprint(self) -> str:
         """Of its name, of all frames that it may be fitted to, and of the steps."""
-        about = f"{self.name} {self.material.steps} {self.material.every}"
+        about = f"{self.name} {self.material.steps} {self.material.every}{getattr(self.make, 'fingerprint', '')}"
         return hash_of(about, (run.positions for run in self.material.runs))
 
     def check(self, horizon: int, substeps: int) -> None:
@@ -202,5 +203,5 @@ class FreeEngine:
         bonds = self.material.subject.builder.bonds
         if isinstance(made, Static) or not len(bonds):
             return one
-        geometry = LocalGeometry.fit(known.segments, bonds)
+        geometry = getattr(self.make, "geometry", LocalGeometry.fit)(known.segments, bonds)
         return Restored(one, lambda frames, start: geometry.project(frames))

@@ -70,8 +70,11 @@ class Material:
 
     @property
     def stride_ps(self) -> float:
-        """Time between two predicted frames."""
-        return self.subject.clock.spacing * self.every
+        """Time between two predicted frames; of a single frame what its reader says, 1 ps where it says nothing."""
+        clock = self.subject.clock
+        if clock.spacing:
+            return clock.spacing * self.every
+        return (float(self.subject.atoms.universe.trajectory.ts.data.get("dt", 0.0)) or 1.0) * self.every
 
     def some(self, count: int) -> NDArray[np.float32]:
         """Frames (F, N, 3) that are evenly spread over the run, `count` at most."""
@@ -154,8 +157,8 @@ class Judged:
         total = sum(len(starts) for _, starts, _ in windows)
         if not total:
             raise DataError(
-                f"{sum(lengths)} frames hold no window of {material.steps[-1]} strides in their last part to judge a "
-                "forecast by"
+                f"the last part of {counted(sum(lengths), 'frame')} has no window of "
+                f"{counted(material.steps[-1], 'stride')} to judge a forecast by"
             )
         thin = -(-total // at_most)
         every_nth, seen = [], 0
