@@ -102,6 +102,22 @@ def test_slow_changes_of_the_score_leave_fewer_independent_blocks():
     assert blocks(np.repeat([1, 5, 1, 5], 150)[:, None, None]) < blocks(1) / 5
 
 
+def test_the_stretches_of_one_file_are_no_more_independent_for_their_gaps():
+    """What changes slowly from stretch to stretch is seen where they are one series alone."""
+    builder = GraphBuilder(universe_of(np.zeros((1, 10, 3))).atoms, make_model(Ballistic(4)).graph)
+    noise = autoregression(600, 10, 0.0)
+    frames = noise.mean(axis=0) + np.repeat([1, 5, 1, 5], 150)[:, None, None] * (noise - noise.mean(axis=0))
+    known = Known([frames], (1,))
+    vars(known)["baselines"] = SimpleNamespace(forecasts={})
+
+    def blocks(source):
+        starts = range(0, 600, 10)
+        parts = [Part(Run(frames[k : k + 10], builder), np.arange(9), known, source.format(k)) for k in starts]
+        return calibrate(parts, np.array([1]), np.array([1.0]), 4).n_blocks
+
+    assert blocks("run.xtc") < 20 < blocks("run-{}.xtc")
+
+
 def test_scores_are_proper():
     right = Drawn.of(*ensemble())
     for wrong in (ensemble(0.6), ensemble(1.6), ensemble(1.0, 0.5), ensemble(0.0)):

@@ -17,7 +17,7 @@ from ..errors import DataError, UsageError
 from ..forecast.drawn import NoisyStart
 from ..forecast.forecasters import Forecaster
 from ..molecule.geometry import aligned
-from .statistics import block_bootstrap, independent_blocks, integrated_time
+from .statistics import block_bootstrap, independent_blocks, integrated_time, series_of
 
 if TYPE_CHECKING:
     from ..forecast.model import Model
@@ -278,17 +278,15 @@ def calibrate(
         raise DataError("there is no window to evaluate")
     thin = -(-total // max_windows)
     sums: dict[str, dict[str, list[_Sums]]] = {"superposed": {}, "laboratory": {}}
-    groups: list[int] = []
     spacings: list[int] = []
     names: list[str] | None = None
     generators: dict[str, np.random.Generator] = {}
-    for number, part in enumerate(parts):
+    for part in parts:
         run, starts = part.run, np.asarray(part.starts)[::thin]
         if not len(starts):
             continue
         drawing = _who_draws(part, model, device)
         names = list(drawing) if names is None else [name for name in names if name in drawing]
-        groups += [number] * len(starts)
         spacings += list(np.diff(starts))
         chunk = max(1, _CHUNK_NUMBERS // (samples * len(steps) * (3 * run.builder.n_atoms + 2 * samples)))
         for first in range(0, len(starts), chunk):
@@ -311,7 +309,7 @@ def calibrate(
         )
     windows = {name: np.concatenate([s.energy[:, -1] for s in sums["superposed"][name]]) for name in names}
     between = float(np.median(spacings)) if spacings else 1.0
-    group_of = np.asarray(groups)
+    group_of = series_of([(part.series, len(part.starts[::thin])) for part in parts])
     series = [windows[names[0]][group_of == g] for g in np.unique(group_of)]
     block = max(1, int(np.ceil(max(steps) * parts[0].run.every / between)) + int(np.ceil(integrated_time(series))))
     n_blocks = independent_blocks(group_of, block)
@@ -326,7 +324,7 @@ def calibrate(
                 ends = np.quantile(drawn, [OUTSIDE / 2, 1 - OUTSIDE / 2])
             apart[name] = (float(difference.mean()), float(ends[0]), float(ends[1]))
     kinds = {kind: {name: Drawn._of(found[name]) for name in names} for kind, found in sums.items()}
-    return Calibration(samples, len(groups), np.asarray(times, float), **kinds, apart=apart, n_blocks=n_blocks)
+    return Calibration(samples, len(group_of), np.asarray(times, float), **kinds, apart=apart, n_blocks=n_blocks)
 
 
 def _who_draws(part: Any, model: Model | None, device: str) -> dict[str, Forecaster]:

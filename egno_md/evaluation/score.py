@@ -13,7 +13,7 @@ from ..forecast.forecasters import Forecaster, Known
 from ..graph.windows import Run, frames_back
 from .errors import both_errors, skill
 from .result import MIN_BLOCKS, Evaluation, Scores
-from .statistics import block_bootstrap, independent_blocks, integrated_time
+from .statistics import block_bootstrap, independent_blocks, integrated_time, series_of
 
 if TYPE_CHECKING:
     from ..forecast.model import Model
@@ -50,6 +50,11 @@ class Part:
     def origin(self) -> str | int:
         """The same for the stretches of one file."""
         return self.source or id(self.run)
+
+    @property
+    def series(self) -> tuple[str | int, int]:
+        """The same for the stretches of one file that are judged by the same known runs: they are one series."""
+        return self.origin, id(self.known)
 
 
 def score(
@@ -100,14 +105,9 @@ def score(
     free, notes = _common([part.known for part in parts])
     one_window = horizon <= window.n_times
     errors: dict[str, list[np.ndarray]] = {}
-    groups, spacings = [], []
-    before = None
+    spacings: list[int] = []
     for part in parts:
         run, starts = part.run, np.asarray(part.starts)[::thin]
-        # Stretches that follow each other in one file are one series.
-        series = (part.origin, id(part.known))
-        groups += [(groups[-1] + (series != before)) if groups else 0] * len(starts)
-        before = series
         spacings += list(np.diff(starts))
         forecaster = ModelForecaster(model, run.builder, device=device)
         bare = forecaster.as_predicted if one_window else None
@@ -134,7 +134,7 @@ def score(
     beside = [name for name in ("as predicted", "prior", "network") if name in errors]
     names = ranked + beside
     values = np.stack([np.concatenate(errors[name]) for name in names], axis=1)  # (S, K, 2, T)
-    group_of = np.asarray(groups)
+    group_of = series_of([(part.series, len(part.starts[::thin])) for part in parts])
     every = parts[0].run.every
     between = float(np.median(spacings)) if spacings else 1.0  # frames between two windows
     length = int(np.ceil((frames_back(window) + steps[-1]) * every / between))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,6 +116,21 @@ def block_bootstrap(
         drawn = rng.integers(len(values), size=n_blocks)
         out[k] = block_sums[drawn].sum(axis=0) / block_sizes[drawn].sum()
     return out
+
+
+def series_of(parts: Iterable[tuple[Hashable, int]]) -> NDArray[np.int64]:
+    """Numbers of the series that windows belong to, of parts that are told by a key and so many windows of each.
+
+    Parts with one key that follow each other are one series: a gap in a run makes it no more independent.
+    """
+    numbers: list[int] = []
+    before, number = None, -1
+    for key, count in parts:
+        if count:
+            number += key != before or number < 0
+            numbers += [number] * count
+            before = key
+    return np.asarray(numbers, np.int64)
 
 
 def independent_blocks(groups: ArrayLike, length: int) -> int:
