@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import MDAnalysis as mda
 import pytest
+
+from egno_md import load_model, sample
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: What each script leaves in its folder.
@@ -66,8 +69,9 @@ def test_the_short_notebook(tmp_path_factory):
     assert len(figure) > 50_000
     # What was taken is the best by its energy score, and errs less than the standing frame.
     lines = output(cells[3]).splitlines()
-    rows = {line[2:24].strip(): line[24:].split() for line in lines if re.match(r"[* ] \w.* \d", line)}
-    (taken,) = (line[2:24].strip() for line in lines if line.startswith("* "))
+    found = [re.match(r"([* ]) (\w.*?) +(\d.*)", line) for line in lines]
+    rows = {row[2]: row[3].split() for row in found if row}
+    (taken,) = (row[2] for row in found if row and row[1] == "*")
     assert float(rows[taken][0]) == min(float(row[0]) for row in rows.values()) < 0.8 * float(rows["static"][0])
     assert taken in output(cells[1]) and "against" in lines[-1]
     (work,) = temporary.glob("egno_md_*")
@@ -118,3 +122,42 @@ def test_notebook_writes_nothing_beside_its_folder(notebook):
     forecast = mda.Universe(str(work / "extended.pdb"), str(work / "extended.dcd"))
     assert (forecast.trajectory.n_frames, forecast.atoms.n_atoms) == (8, 10)
     assert (work / "chignolin-ca.safetensors").stat().st_size > 10_000
+
+
+PAGES = sorted([*(EXAMPLES.parent / "docs").glob("*.md"), EXAMPLES.parent / "README.md"])
+#: Names that are no modules: groups of entry points.
+GROUPS = {"egno_md.operators", "egno_md.forecasters", "egno_md.formats", "egno_md.datasets"}
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    """Modules, classes and functions by their full names, and what the code of a page imports."""
+    wanted = set(re.findall(r"\begno_md(?:\.[A-Za-z_]\w*)+", page.read_text())) - GROUPS
+    for module, names in re.findall(r"^from (egno_md[\w.]*) import ([\w, ]+)$", "\n".join(blocks(page)), re.MULTILINE):
+        wanted |= {f"{module}.{name.strip()}" for name in names.split(",")}
+    missing = []
+    for name in sorted(wanted):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            missing.append(name)
+    assert not missing
+
+
+def test_the_page_of_models_trains_one(tmp_path, monkeypatch, one_thread):
+    """Its code, on the bundled run and for one epoch."""
+    (code,) = (block for block in blocks(EXAMPLES.parent / "docs" / "models.md") if "fit(" in block)
+    topology, trajectory = map(str, sample())
+    for before, after in (
+        ('"protein.pdb", "run.xtc"', f"{topology!r}, {trajectory!r}"),
+        ("max_epochs=20", "max_epochs=1"),
+    ):
+        assert code.count(before) == 1
+        code = code.replace(before, after)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "models.md", "exec"), {})
+    assert load_model("mine.safetensors").window.n_times == 8

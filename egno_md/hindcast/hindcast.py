@@ -160,11 +160,11 @@ class Hindcast:
         """Lines for people: every candidate, the best first."""
         steps = [k for k in (0, 1, 3, 7) if k < len(self.times)]
         heads = "".join(f"{self.times[k]:>8g}" for k in steps)
-        width = 9 + 8 * len(steps)
+        width, names = 9 + 8 * len(steps), max(map(len, self.entries))
         lines = [
             f"hindcast   {self.n_windows} windows, {self.n_blocks} independent; energy score, RMSD of the mean "
             "forecast, spread over error; A, at t/ps",
-            f"{'':<22}{'energy':>8}{heads}{'RMSD':>8}{heads}{'s/e':>8}{heads}",
+            f"{'':<{names + 2}}{'energy':>8}{heads}{'RMSD':>8}{heads}{'s/e':>8}{heads}",
         ]
         for name, one in sorted(self.entries.items(), key=lambda item: item[1].score):
             ratio = one.spread_over_error
@@ -172,7 +172,7 @@ class Hindcast:
             cells.append(f"{one.error.mean():>8.3f}" + "".join(f"{one.error[k]:>8.3f}" for k in steps))
             cells.append(f"{'':>8}" + "".join(f"{ratio[k]:>8.2f}" for k in steps) if ratio is not None else "")
             mark = "*" if name == self.chosen else " "
-            lines.append(f"{mark} {name:<20}" + "".join(f"{cell:<{width - 1}}" for cell in cells).rstrip())
+            lines.append(f"{mark} {name:<{names}}" + "".join(f"{cell:<{width - 1}}" for cell in cells).rstrip())
         return lines + [f"  {name}: {why}" for name, why in self.left_out.items()]
 
 
