@@ -8,9 +8,10 @@
 
     python -m benchmarks.drawn table FILE docs/real_runs.md
 
-``files --frames N`` leaves so much of one run to learn from (``--epochs`` 226, 87, 43, 22, 9 and 6 are as many steps
-with 200, 500, 1000, 2000, 5000 and 10000 frames as the command above takes), and ``run --frames N`` judges what it
-taught beside what is free of the same frames; ``run --steps K`` draws with another number of steps than the model's.
+The model of the longest training has ``--epochs 24``. ``files --frames N`` leaves so much of one run to learn from
+(``--epochs`` 226, 87, 43, 22, 9 and 6 are as many steps with 200, 500, 1000, 2000, 5000 and 10000 frames as the
+command above takes), and ``run --frames N`` judges what it taught beside what is free of the same frames; ``run --steps
+K`` draws with another number of steps than the model's.
 
 Chains of 250 windows start in the two runs that are held out and are judged by the joint distribution of phi and psi in
 their last half, the memory of psi, and the changes between its basins; single windows by proper scores and calibration.
@@ -24,6 +25,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -211,16 +213,16 @@ def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each forecaster with the same to learn from: medians over seeds, and their range."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in results:
-        groups[-row["frames"], row["trunk"], row["training"]["max_epochs"], row["steps"]].append(row)
-    last = None
-    for (frames, trunk, epochs, steps), rows in sorted(groups.items()):
-        how = f"{counted(epochs, 'epoch')}, {counted(steps, 'step')}"
-        name = f"flow{', trunk of EGHNO' if trunk == 'eghno' else ''}, {how}"
-        yield _line(name, -frames, rows, "model")
-        if frames != last:
-            for free in ("Gaussian process", "analogues", "test runs", "training runs"):
-                yield _line(f"the {free}, last halves" if free.endswith("runs") else free, -frames, rows[:1], free)
-        last = frames
+        trunk = "" if row["trunk"] == "egno" else ", trunk of EGHNO"
+        groups[-row["frames"], trunk, -row["training"]["max_epochs"], -row["steps"]].append(row)
+    whole = min(frames for frames, *_ in groups)
+    yield _line("the test runs, last halves", -whole, results[:1], "test runs")
+    for length, same in groupby(sorted(groups.items()), lambda item: item[0][0]):
+        for (_, trunk, epochs, steps), rows in same:
+            name = f"flow{trunk}, {counted(-epochs, 'epoch')}, {counted(-steps, 'step')}"
+            yield _line(name, -length, rows, "model")
+        for free in ("Gaussian process", "analogues", "training runs"):
+            yield _line(f"the {free}, last halves" if free.endswith("runs") else free, -length, rows[:1], free)
 
 
 def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:

@@ -87,7 +87,7 @@ class FlowOptions(Spec):
     canonical: bool = True
     informed: bool = True
     handed: bool = False
-    steps: int = Field(5, ge=1)
+    steps: int = Field(3, ge=1)
     noise: float = Field(0.04, ge=0)
     noise_share: float = Field(0.7, ge=0, le=1)
     ends: float = Field(0.0, ge=0, le=1)
