@@ -1,6 +1,6 @@
 """The elastic network of proteins: what it is fitted to, and from what length of a run on its own forecasts are better.
 
-    python -m benchmarks.of_proteins fit --data DIR      # writes egno_md/models/proteins-ca.json
+    python -m benchmarks.of_proteins fit --data DIR      # writes egno_md/models/proteins.json
     python -m benchmarks.of_proteins judge --data DIR    # writes docs/performance/of_proteins.json and a table
 
 Judged are pieces of runs, from anywhere in them and of several lengths, by the 8 frames that follow: 16 futures of the
@@ -22,8 +22,8 @@ import numpy as np
 from egno_md import EGNOSurrogate, sample
 from egno_md.evaluation.calibration import energy_score
 from egno_md.forecast.network import ElasticNetwork, Sample
-from egno_md.graph.windows import Run
 from egno_md.hindcast import choose, proteins
+from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.geometry import rmsd, superposition
 
 from .free_forecasts import SYSTEMS, halves
@@ -36,15 +36,21 @@ PUBLISHED = {
 }
 #: Own run of a small protein in implicit solvent, in the package.
 CHIGNOLIN = "chignolin, ca, 1 ps"
+HEAVY = tuple(name.replace("ca,", "heavy,") for name in PUBLISHED)
 #: Who the network is fitted to where a protein is judged; chignolin has the only other run with frames 1 ps apart.
 OTHERS = {
     "ubiquitin, ca, 1 ps": ("bpti, ca, 10 ps", CHIGNOLIN),
     "bpti, ca, 10 ps": ("ubiquitin, ca, 1 ps",),
     CHIGNOLIN: tuple(PUBLISHED),
+    "bpti, heavy, 10 ps": HEAVY[:1],
+    "chignolin, heavy, 1 ps": HEAVY,
+    "ala2, heavy, 75 ps": HEAVY,
 }
 LENGTHS, PLACES, AHEAD, SAMPLES = (1, 2, 5, 10, 20, 40, 80, 160, 320), 16, 8, 16
-#: The longest pieces that two halves of a run have, where it is short or has gaps.
-LONGEST = {"ubiquitin, ca, 1 ps": 10, "bpti, ca, 10 ps": 160}
+#: Those of heavy atoms, which take longer.
+HEAVY_LENGTHS = (1, 5, 20, 80)
+#: The longest pieces that two halves of a run have, where it is short or has gaps; or that there was time for.
+LONGEST = {"ubiquitin, ca, 1 ps": 10, "bpti, ca, 10 ps": 160, "bpti, heavy, 10 ps": 20}
 #: Spacings in ps that the network is offered for; eight strides are seen in its runs.
 STRIDES = (1.0, 100.0)
 ROOT = Path(__file__).parents[1]
@@ -54,18 +60,15 @@ RESULTS, PAGE = ROOT / "docs" / "performance" / "of_proteins.json", ROOT / "docs
 
 def stretches(name: str, data: Path) -> tuple[mda.Universe, list[np.ndarray], float]:
     """Atoms, frames (F, N, 3) without a gap, and their spacing in ps."""
-    if name == CHIGNOLIN:
-        universe, spacing = mda.Universe(*map(str, sample("chignolin"))), 1.0
-        atoms = universe.select_atoms("name CA")
-        return mda.Merge(atoms), [np.stack([atoms.positions.copy() for _ in universe.trajectory])], spacing
-    system = SYSTEMS[name]
+    of, select, _ = name.split(", ")
+    if of == "chignolin":
+        universe = mda.Universe(*map(str, sample("chignolin")))
+        atoms = select_atoms(universe, select)
+        return mda.Merge(atoms), [np.stack([atoms.positions.copy() for _ in universe.trajectory])], 1.0
+    system = next(one for other, one in SYSTEMS.items() if other.startswith(of))._replace(select=select)
     runs = {id(part.run): part.run for part in halves(system, data)}.values()
     universe = mda.Universe(str(data / system.folder / system.topology))
-    return mda.Merge(universe.select_atoms("protein and name CA")), _joined(list(runs)), system.stride_ps
-
-
-def _joined(runs: list[Run]) -> list[np.ndarray]:
-    return [np.asarray(run.positions) for run in runs]
+    return mda.Merge(select_atoms(universe, select)), [np.asarray(run.positions) for run in runs], system.stride_ps
 
 
 def fitted(names: tuple[str, ...], data: Path) -> ElasticNetwork:
@@ -89,18 +92,21 @@ DATA = click.option("--data", type=click.Path(path_type=Path, exists=True), requ
 def fit(data: Path) -> None:
     """Fit it to the published runs, and write its numbers into the package."""
     numbers = {
-        name: json.loads(json.dumps(value.tolist()), parse_float=lambda x: float(f"{float(x):.5g}"))
-        for name, value in fitted(tuple(PUBLISHED), data).arrays().items()
+        kind: {
+            name: json.loads(json.dumps(value.tolist()), parse_float=lambda x: float(f"{float(x):.5g}"))
+            for name, value in fitted(names, data).arrays().items()
+        }
+        for kind, names in (("ca", tuple(PUBLISHED)), ("heavy", HEAVY))
     }
-    TARGET.write_text(
-        json.dumps({"strides_ps": STRIDES, "fitted_to": list(PUBLISHED.values()), "numbers": numbers}, indent=1) + "\n"
-    )
+    said = {"strides_ps": STRIDES, "fitted_to": list(PUBLISHED.values()), "numbers": numbers}
+    TARGET.write_text(json.dumps(said) + "\n")
 
 
 def judged(name: str, length: int, data: Path) -> dict[str, Any]:
     """Energy scores of the choice, the network and the standing frame, means over pieces of a run."""
     universe, frames, spacing = stretches(name, data)
     numbers = {key: value.tolist() for key, value in fitted(OTHERS[name], data).arrays().items()}
+    kind = name.split(", ")[1]
     places = [(x, k) for x in frames for k in range(len(x) - length - AHEAD + 1)]
     places = [places[k] for k in np.unique(np.linspace(0, len(places) - 1, PLACES).astype(int))] if places else []
     scores: dict[str, list[float]] = {
@@ -110,7 +116,7 @@ def judged(name: str, length: int, data: Path) -> dict[str, Any]:
         "standing frame": [],
     }
     spread, error, who = [], [], []
-    with mock.patch.object(proteins, "content", lambda: {"strides_ps": STRIDES, "numbers": numbers}):
+    with mock.patch.object(proteins, "content", lambda: {"strides_ps": STRIDES, "numbers": {kind: numbers}}):
         for x, k in places:
             universe.load_new(x[k : k + length], dt=spacing)
             true = x[k + length : k + length + AHEAD]
@@ -148,12 +154,12 @@ def _score(
     """Energy score of 16 futures or, of who knows one, its RMSD, superposed on the start; the futures; and who."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        surrogate = EGNOSurrogate(universe, model, horizon=AHEAD).run()
+        surrogate = EGNOSurrogate(universe, model, select="all", horizon=AHEAD).run()
         who, true = surrogate.engine.name, _superposed(true, start)
         if not surrogate.engine.draws:
             path = _superposed(np.asarray(surrogate.results.positions[0], float), start)
             return float(rmsd(path, true).mean()), path[None], who
-        ensemble = EGNOSurrogate(universe, who, horizon=AHEAD, samples=SAMPLES).run().results.ensemble[0]
+        ensemble = EGNOSurrogate(universe, who, select="all", horizon=AHEAD, samples=SAMPLES).run().results.ensemble[0]
     futures = _superposed(np.asarray(ensemble, float), start)  # (K, T, N, 3)
     return float(energy_score(futures[None], true[None])[0, :-1].mean()), futures, who
 
@@ -186,7 +192,7 @@ def judge(data: Path, target: Path, page: Path, only: str) -> None:
     cases = [
         (f"{name}: {length}", lambda name=name, length=length: judged(name, length, data))
         for name in OTHERS
-        for length in LENGTHS
+        for length in (HEAVY_LENGTHS if "heavy" in name else LENGTHS)
         if length <= LONGEST.get(name, max(LENGTHS))
     ]
     results = kept(target, cases, _row, only)

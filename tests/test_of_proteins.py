@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import MDAnalysis as mda
 import numpy as np
@@ -17,10 +18,12 @@ from egno_md.errors import DataError, StoppedError, UsageError
 from egno_md.forecast.forecasters import Known
 from egno_md.hindcast import proteins
 from egno_md.hindcast.proteins import NAME, OfProteins
+from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.geometry import bond_lengths, superposed_rmsd
 from egno_md.trajectory import stream
 
 TOPOLOGY, TRAJECTORY = map(str, sample())
+ALA2 = Path(__file__).parents[2] / "shared" / "data" / "ala2" / "ala2.pdb"
 pytestmark = pytest.mark.filterwarnings("ignore:the trajectory has one frame")
 
 
@@ -69,7 +72,7 @@ def test_a_run_too_short_to_tell_is_forecast_by_it(n_frames, mean):
     if done.results.hindcast is None:
         assert n_frames == 2
     else:
-        assert done.results.hindcast.n_windows < 4 and done.results.hindcast.chosen == NAME
+        assert done.results.hindcast.n_windows < 3 and done.results.hindcast.chosen == NAME
         assert any("cannot tell who is better" in line for line in done.decisions)
 
 
@@ -92,7 +95,7 @@ def test_it_draws_better_than_the_standing_frame_and_is_calibrated():
 
 
 def test_nothing_of_the_run_is_fitted_and_a_turned_start_gives_the_turned_future():
-    made = OfProteins(1.0)
+    made = OfProteins("ca", 1.0)
     one, other = (
         made(Known([x], (1, 2))) for x in (np.zeros((1, 3, 3)), np.random.default_rng(0).normal(size=(9, 4, 3)))
     )
@@ -102,7 +105,7 @@ def test_nothing_of_the_run_is_fitted_and_a_turned_start_gives_the_turned_future
     times = np.arange(1, 9)
     plain, turned = (one(x, times, 2, np.random.default_rng(1)) for x in (past, past @ turn.T))
     np.testing.assert_allclose(turned, plain @ turn.T, atol=1e-5)
-    assert OfProteins(2.0).fingerprint != made.fingerprint
+    assert OfProteins("ca", 2.0).fingerprint != made.fingerprint
 
 
 @pytest.mark.parametrize("stride", [0.1, 0.9, 101.0, 1000.0])
@@ -115,12 +118,30 @@ def test_strides_that_it_was_not_fitted_to_are_not_its(stride):
 
 def test_other_atoms_are_not_its_and_the_cure_works(tmp_path):
     arguments = ["predict", TOPOLOGY, "--model", "elastic-network_of proteins", "-o", str(tmp_path / "out.dcd")]
-    wrong = CliRunner().invoke(main, [*arguments, "--select", "heavy"])
-    assert wrong.exit_code == 1 and "(--select ca)" in wrong.output and not list(tmp_path.iterdir())
-    right = CliRunner().invoke(main, [*arguments, "--select", "ca"])
-    assert right.exit_code == 0, right.output
+    wrong = CliRunner().invoke(main, [*arguments, "--select", "backbone"])
+    assert wrong.exit_code == 1 and "(--select ca, --select heavy)" in wrong.output and not list(tmp_path.iterdir())
+    for select in ("ca", "heavy"):
+        right = CliRunner().invoke(main, [*arguments, "--select", select, "--force"])
+        assert right.exit_code == 0, right.output
     with pytest.raises(DataError, match="one frame.*egno-md extend"):
         EGNOSurrogate(mda.Universe(TOPOLOGY), select="name CA and resid 1:40")  # part of a protein
+
+
+def test_all_heavy_atoms_of_a_structure_keep_bonds_angles_and_hands():
+    """Of a peptide without further ado, of a protein when asked for; ligands, beads and parts are no proteins."""
+    chignolin = mda.Universe(*map(str, sample("chignolin")[:1]))
+    done = EGNOSurrogate(chignolin, select="heavy", horizon=8, samples=8).run()
+    assert done.engine.name == NAME and len(done.atoms) == 93
+    assert all(tally.ok for tally in done.results.checks)
+    ensemble, start = done.results.ensemble[0], done.atoms.positions
+    moved = superposed_rmsd(ensemble, np.broadcast_to(start, ensemble.shape)).mean(axis=0)
+    assert 0.4 < moved[0] < 1.2 and moved[-1] > moved[0]
+    for part in ("heavy and not resid 1", "name CA C N O", "heavy and backbone"):
+        assert proteins.kind_of(select_atoms(chignolin, part.replace("heavy", "group heavy"))) is None
+    assert proteins.kind_of(select_atoms(chignolin, "heavy")) == "heavy"
+    caps = mda.Universe(str(ALA2)) if ALA2.exists() else None
+    if caps is not None:
+        assert proteins.kind_of(select_atoms(caps, "heavy")) == "heavy"
 
 
 def test_a_long_chain_from_one_frame_stays_that_protein():
@@ -140,16 +161,17 @@ def test_other_numbers_do_not_go_on_with_a_forecast(tmp_path, monkeypatch):
     with pytest.raises(StoppedError, match="--resume"):
         stopped.run()
     content = proteins.content()
-    numbers = {**content["numbers"], "turning": (2 * np.asarray(content["numbers"]["turning"])).tolist()}
-    monkeypatch.setattr(proteins, "content", lambda: {**content, "numbers": numbers})
+    numbers = {**content["numbers"]["ca"], "turning": (2 * np.asarray(content["numbers"]["ca"]["turning"])).tolist()}
+    monkeypatch.setattr(proteins, "content", lambda: {**content, "numbers": {"ca": numbers}})
     with pytest.raises(UsageError, match="cannot be gone on with"):
         forecast(resume=True).run()
 
 
-def test_its_numbers_are_those_of_variograms():
+@pytest.mark.parametrize("kind", ["ca", "heavy"])
+def test_its_numbers_are_those_of_variograms(kind):
     content = proteins.content()
     assert content["strides_ps"] == [1.0, 100.0] and len(content["fitted_to"]) == 2
-    network = OfProteins(1.0)(Known([], (1,)))
+    network = OfProteins(kind, 1.0)(Known([], (1,)))
     assert (network.amplitude >= 0).all() and (network.turning >= 0).all() and network.span[1] >= 800
     slow = dataclasses.replace(network, stride=10.0)
     assert (slow.conditional(0, [1.0])[0].factor > network.conditional(0, [1.0])[0].factor).all()

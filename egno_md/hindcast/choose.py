@@ -29,7 +29,7 @@ SIMPLEST_FIRST = (
 )  # fmt: skip
 
 #: Windows of a run that tell who is better than the elastic network of proteins, which was fitted to more.
-FEWEST_JUDGED = 4
+FEWEST_JUDGED = 3
 
 #: The most futures from one start.
 MOST_SAMPLES = 10_000
