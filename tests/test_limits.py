@@ -97,11 +97,12 @@ def test_a_device_without_numbers_is_refused():
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "x" * 300 + ".dcd", "out.dcd/", "out"])
-def test_names_that_cannot_be_are_refused_before_the_work(tmp_path, name):
+def test_names_that_cannot_be_are_refused_before_the_work(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
     make_universe().atoms.write(str(tmp_path / "a.pdb"))
     done = CliRunner().invoke(main, ["predict", str(tmp_path / "a.pdb"), "--model", "static", "-o", name])
     assert done.exit_code in (1, 2) and done.output.splitlines()[-1].startswith("Error: ")
-    assert isinstance(done.exception, SystemExit)
+    assert isinstance(done.exception, SystemExit) and [path.name for path in tmp_path.iterdir()] == ["a.pdb"]
 
 
 def test_a_name_that_is_not_utf8_is_refused_and_a_link_helps(tmp_path):

@@ -14,6 +14,7 @@ from MDAnalysis.transformations import unwrap
 import egno_md
 from egno_md import EGNOSurrogate
 from egno_md.errors import DataError
+from egno_md.hindcast.proteins import kind_of
 from egno_md.molecule.atoms import matching_atoms, select_atoms
 from egno_md.molecule.checks import check_frames
 from egno_md.molecule.molecule import Molecule
@@ -93,6 +94,9 @@ def test_the_cure_for_alternate_locations_keeps_every_residue(tmp_path: Path, se
     assert Molecule.of(kept).bonds.tolist() == Molecule.of(select_atoms(whole, select)).bonds.tolist()
     model = EGNOSurrogate(universe, select=cure(error)) if select == "ca" else None
     assert model is None or len(model.atoms) == 10
+    kind = select if select in ("ca", "heavy") else None
+    assert kind_of(kept) == kind
+    assert kind_of(kept[1:]) is None and kind_of(select_atoms(whole, select)) == kind
 
 
 def test_chains_without_a_name_are_not_twice_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import click
 
 from ..errors import UsageError
 from .completion import models_and_files
-from .output import as_text
+from .output import OutputFile, as_text
 
 
 @click.command()
@@ -48,9 +48,7 @@ from .output import as_text
     "--seed", default=0, show_default=True, help="Of the thermostat and of drawn futures; 0: another one each time."
 )
 @click.option("--report", default=500, show_default=True, help="Steps between two frames of the output.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC. Default: <topology>_extended.dcd here."
-)
+@click.option("-o", "--output", type=OutputFile(), help="DCD or XTC. Default: <topology>_extended.dcd here.")
 @click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu or cuda.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import counted
+from .output import OutputFile
 
 
 @click.command()
@@ -17,7 +18,7 @@ from ..errors import counted
 @click.option("--factor", default=8, show_default=True, help="Frames that each saved one becomes.")
 @click.option("--select", help="ca, backbone, heavy or an MDAnalysis selection. Default: all atoms.")
 @click.option("--model", help="A model that knows both ends of a window. Default: a Gaussian process of the run.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC; default: <trajectory>_x<factor>.")
+@click.option("-o", "--output", type=OutputFile(), help="DCD or XTC; default: <trajectory>_x<factor>.")
 @click.option("--start", type=int, help="First frame of the run (counted from 0; negative: from the end).")
 @click.option("--stop", type=int, help="Frame of the run to end before.")
 @click.option("--mean", is_flag=True, help="The mean path; so it is without --samples.")

@@ -1,10 +1,28 @@
-"""What commands print for programs."""
+"""What commands write: names of files, and what they print for programs."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any
+
+import click
+
+
+class OutputFile(click.Path):
+    """The name of a file; one that ends in a slash names a folder, which ``pathlib`` would not see."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = os.fsdecode(value)
+        if text.endswith(("/", os.sep)) and text.strip("/" + os.sep):
+            bare = text.rstrip("/" + os.sep)
+            self.fail(f"{text!r} names a folder, and a file was expected: {bare!r}, or a file in it", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def as_text(content: Any) -> str:

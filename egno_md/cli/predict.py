@@ -9,7 +9,7 @@ import click
 
 from ..errors import UnphysicalError
 from .completion import models_and_files
-from .output import as_text
+from .output import OutputFile, as_text
 
 
 @click.command()
@@ -29,7 +29,7 @@ from .output import as_text
 )
 @click.option("--from-frame", type=int, help="Start frame (counted from 0; negative: from the end). Default: the last.")
 @click.option("--from-frames", help="Several start frames: START:STOP:STEP as in Python, or numbers with commas.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="DCD or XTC; default: <trajectory>_forecast.dcd.")
+@click.option("-o", "--output", type=OutputFile(), help="DCD or XTC; default: <trajectory>_forecast.dcd.")
 @click.option("--with-input", is_flag=True, help="Begin the file with the frames up to the start.")
 @click.option(
     "--stride",

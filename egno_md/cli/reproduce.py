@@ -10,6 +10,7 @@ import click
 
 from ..errors import UsageError, nearest
 from .completion import EXPERIMENTS, SYSTEMS, one_of
+from .output import OutputFile
 
 #: What is no experiment, but is made of their runs.
 OTHERS = ("zero-shot", "page")
@@ -37,7 +38,7 @@ OTHERS = ("zero-shot", "page")
     "--work", type=click.Path(path_type=Path), default="reproduced", show_default=True, help="Folder of all runs."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="page, zero-shot: the file to write.")
+@click.option("-o", "--output", type=OutputFile(), help="page, zero-shot: the file to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was found as JSON.")
 def reproduce(experiment, systems, cases, preset, seeds, budget, settings, data, work, device, output, as_json) -> None:
     """Run an EXPERIMENT of the EGNO paper: nbody, mocap-walk, mocap-run, md17 or adk.

@@ -12,12 +12,12 @@ import click
 
 from ..errors import UsageError
 from .completion import models_and_files
-from .output import as_text
+from .output import OutputFile, as_text
 
 
 @click.command()
 @click.argument("files", type=click.Path(path_type=Path), nargs=-1, metavar="RECIPE | TOPOLOGY TRAJECTORY...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The model: a .safetensors file.")
+@click.option("-o", "--output", type=OutputFile(), help="The model: a .safetensors file.")
 @click.option("--print-recipe", is_flag=True, help="Print the complete recipe of what would be done, and stop.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any setting of the recipe; repeat.")
 @click.option("--hold-out", type=click.Path(path_type=Path), multiple=True, help="Run kept whole for the test; repeat.")

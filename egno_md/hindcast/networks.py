@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import DataError, EGNOError, ModelError
 from ..forecast.forecasters import Forecaster, Known
 from ..models import bundled_models
 from ..models.header import read_header
-from ..molecule.atoms import matching_atoms
+from ..molecule.atoms import are_all, matching_atoms
 from .engine import ModelEngine
 from .material import Material
 
@@ -75,7 +73,7 @@ def bundled(material: Material, *, drawing_only: bool) -> dict[str, Network]:
         if abs(content["window"]["stride_ps"] - material.stride_ps) > 1e-3 * material.stride_ps:
             continue
         try:
-            same = np.array_equal(matching_atoms(atoms.universe, content["graph"]["select"]).indices, atoms.indices)
+            same = are_all(atoms, matching_atoms(atoms.universe, content["graph"]["select"]))
         except EGNOError:
             continue
         if same:

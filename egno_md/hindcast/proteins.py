@@ -16,7 +16,7 @@ from ..errors import DataError, EGNOError
 from ..forecast.forecasters import Known
 from ..forecast.network import MOST_ATOMS, ElasticNetwork
 from ..forecast.subject import Subject
-from ..molecule.atoms import matching_atoms
+from ..molecule.atoms import are_all, matching_atoms
 from ..molecule.default import CAPS
 from ..molecule.local import LocalGeometry
 
@@ -49,14 +49,14 @@ def kind_of(atoms: AtomGroup) -> Literal["ca", "heavy"] | None:
     universe = atoms.universe
     try:
         ca = matching_atoms(universe, "ca")
-        if np.array_equal(ca.indices, atoms.indices):
+        if are_all(atoms, ca):
             return "ca"
         residues = universe.residues
         known = np.isin(residues.ix, ca.residues.ix) | np.isin(residues.resnames.astype(str), CAPS)
         heavy = matching_atoms(universe, "heavy")
     except EGNOError:
         return None
-    return "heavy" if np.array_equal(heavy.indices[known[heavy.resindices]], atoms.indices) else None
+    return "heavy" if are_all(atoms, heavy[known[heavy.resindices]]) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,6 +106,16 @@ def matching_atoms(source: Any, select: str) -> AtomGroup:
         ) from error
 
 
+def are_all(atoms: AtomGroup, wanted: AtomGroup) -> bool:
+    """Whether atoms are all of those that are wanted, of alternate locations one each."""
+    if np.array_equal(atoms.indices, wanted.indices):
+        return True
+    if not hasattr(atoms, "names") or not np.isin(atoms.indices, wanted.indices).all():
+        return False
+    own, all_of_them = (list(zip(group.resindices, group.names, strict=True)) for group in (atoms, wanted))
+    return len(set(own)) == len(own) and set(own) == set(all_of_them)
+
+
 def _matching(atoms: AtomGroup, select: str) -> AtomGroup:
     if select == "heavy":
         return _heavy(atoms)
