@@ -127,6 +127,15 @@ def test_other_atoms_are_not_its_and_the_cure_works(tmp_path):
         EGNOSurrogate(mda.Universe(TOPOLOGY), select="name CA and resid 1:40")  # part of a protein
 
 
+def test_a_spacing_that_it_is_not_for_is_refused_for_a_structure(tmp_path):
+    arguments = ["predict", TOPOLOGY, "-o", str(tmp_path / "out.dcd")]
+    wrong = CliRunner().invoke(main, [*arguments, "--dt", "1000"])
+    assert wrong.exit_code == 1 and "1 to 100 ps apart; found 76 atoms and frames 1000 ps apart" in wrong.output
+    assert "another --dt" in wrong.output and not list(tmp_path.iterdir())
+    right = CliRunner().invoke(main, [*arguments, "--dt", "100"])
+    assert right.exit_code == 0 and "with elastic network of proteins" in right.output
+
+
 def test_all_heavy_atoms_of_a_structure_keep_bonds_angles_and_hands():
     """Of a peptide without further ado, of a protein when asked for; ligands, beads and parts are no proteins."""
     chignolin = mda.Universe(*map(str, sample("chignolin")[:1]))

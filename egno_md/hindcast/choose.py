@@ -17,7 +17,7 @@ from .engine import Engine, FreeEngine
 from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
 from .learned import NAME as LEARNED
 from .learned import Learned
-from .material import WINDOW, Judged, Material
+from .material import WINDOW, Judged, Material, stride_of
 from .networks import bundled
 from .proteins import NAME as PROTEINS
 from .proteins import OfProteins, content, not_for
@@ -289,13 +289,15 @@ def check_one_frame(subject: Subject) -> None:
     Raises
     ------
     DataError
-        It is not of the C-alpha atoms of proteins.
+        It is of none of the atoms that the elastic network of proteins is for, or another spacing is asked for.
     """
     if OfProteins.of(subject, content()["strides_ps"][0]) is None:
         raise DataError(
             f"{subject.clock.name} has one frame with positions, which tells nothing of how these atoms move: give the "
             "trajectory as well (egno-md predict TOPOLOGY TRAJECTORY), or simulate from it (egno-md extend)"
         )
+    if OfProteins.of(subject, stride_of(subject)) is None:
+        raise not_for(subject, stride_of(subject))
 
 
 def choose_engine(

@@ -70,11 +70,8 @@ class Material:
 
     @property
     def stride_ps(self) -> float:
-        """Time between two predicted frames; of a single frame what its reader says, 1 ps where it says nothing."""
-        clock = self.subject.clock
-        if clock.spacing:
-            return clock.spacing * self.every
-        return (float(self.subject.atoms.universe.trajectory.ts.data.get("dt", 0.0)) or 1.0) * self.every
+        """Time between two predicted frames."""
+        return stride_of(self.subject)
 
     def some(self, count: int) -> NDArray[np.float32]:
         """Frames (F, N, 3) that are evenly spread over the run, `count` at most."""
@@ -90,6 +87,12 @@ class Material:
                 keep &= (run.numbers < low) | (run.numbers >= high)
             pieces += _pieces(run.positions, keep)
         return Known(pieces, self.steps, self.every)
+
+
+def stride_of(subject: Subject) -> float:
+    """Time between two predicted frames in ps; of a single frame what its reader says, 1 ps where it says nothing."""
+    spacing = subject.clock.spacing or float(subject.atoms.universe.trajectory.ts.data.get("dt", 0.0))
+    return (spacing or 1.0) * subject.every
 
 
 def _pieces(positions: NDArray, keep: NDArray[np.bool_]) -> list[NDArray]:

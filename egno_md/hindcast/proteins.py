@@ -124,5 +124,5 @@ def not_for(subject: Subject, stride_ps: float) -> DataError:
     return DataError(
         f"the {NAME} is for all C-alpha or all heavy atoms of proteins (--select ca, --select heavy) and frames "
         f"{least:g} to {most:g} ps apart; found {len(subject.atoms)} atoms and frames {stride_ps:g} ps apart: choose "
-        "these atoms, another --stride, or leave out --model (model)"
+        "these atoms, another --stride (of a single frame another --dt), or leave out --model (model)"
     )
