@@ -101,11 +101,16 @@ def measured(case: Case, folder: Path, options: tuple[str, ...] = ()) -> dict[st
         said = done.stderr.strip().splitlines()[-1]
         if "--dt" in said and not options:  # a file without times: what the message asks for
             return {**measured(case, folder, ("--dt", "1")), "given": "--dt 1"}
-        for path in (case.topology, case.trajectory):
-            said = said.replace(path, Path(path).name)
-        return {**found, "refused": said}
-    told = json.loads(done.stdout)
+        return {**found, "refused": _named(said, case)}
+    told = json.loads(_named(done.stdout, case))
     return {**found, **{key: told[key] for key in ("model", "atoms", "decisions", "hindcast", "checks")}}
+
+
+def _named(text: str, case: Case) -> str:
+    """With the names of the files, and not where they lie on this machine."""
+    for path in (case.topology, case.trajectory):
+        text = text.replace(path, Path(path).name)
+    return text
 
 
 def row(name: str, one: dict[str, Any]) -> str:

@@ -83,7 +83,8 @@ def run_job(
     except ModelError as error:
         if "diverged" not in str(error):
             raise
-        diverged, model = str(error), _best_so_far(whole, folder, job.label)
+        # Without the cure, which names folders of this machine.
+        diverged, model = str(error).partition(";")[0], _best_so_far(whole, folder, job.label)
         if model is not None:
             found = source_of(recipe).load(model.graph, model.window, folder=folder)
             errors = score_windows(model, found.train, found.test, device=device).errors
