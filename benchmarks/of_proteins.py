@@ -24,7 +24,7 @@ from egno_md.evaluation.calibration import energy_score
 from egno_md.forecast.network import ElasticNetwork, Sample
 from egno_md.hindcast import choose, proteins
 from egno_md.molecule.atoms import select_atoms
-from egno_md.molecule.geometry import rmsd, superposition
+from egno_md.molecule.geometry import aligned, rmsd
 
 from .free_forecasts import SYSTEMS, halves
 from .tables import kept, put
@@ -130,10 +130,10 @@ def judged(name: str, length: int, data: Path) -> dict[str, Any]:
                 scores[way].append(found)
                 if way == "network":
                     spread.append(futures.var(axis=0, ddof=1).mean())
-                    error.append(np.mean((futures.mean(axis=0) - _superposed(true, start)) ** 2))
+                    error.append(np.mean((futures.mean(axis=0) - aligned(true, start)) ** 2))
                 else:
                     who.append(chosen)
-            still = rmsd(_superposed(start[None], start), _superposed(true, start))
+            still = rmsd(aligned(start[None], start), aligned(true, start))
             scores["standing frame"].append(float(still.mean()))
     return {
         "pieces": len(places),
@@ -143,11 +143,6 @@ def judged(name: str, length: int, data: Path) -> dict[str, Any]:
     }
 
 
-def _superposed(frames: np.ndarray, start: np.ndarray) -> np.ndarray:
-    turn, centre = superposition(frames, np.asarray(start, float))
-    return (frames - centre) @ turn
-
-
 def _score(
     universe: mda.Universe, model: str | None, start: np.ndarray, true: np.ndarray
 ) -> tuple[float, np.ndarray, str]:
@@ -155,12 +150,12 @@ def _score(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         surrogate = EGNOSurrogate(universe, model, select="all", horizon=AHEAD).run()
-        who, true = surrogate.engine.name, _superposed(true, start)
+        who, true = surrogate.engine.name, aligned(true, start)
         if not surrogate.engine.draws:
-            path = _superposed(np.asarray(surrogate.results.positions[0], float), start)
+            path = aligned(np.asarray(surrogate.results.positions[0], float), start)
             return float(rmsd(path, true).mean()), path[None], who
         ensemble = EGNOSurrogate(universe, who, select="all", horizon=AHEAD, samples=SAMPLES).run().results.ensemble[0]
-    futures = _superposed(np.asarray(ensemble, float), start)  # (K, T, N, 3)
+    futures = aligned(np.asarray(ensemble, float), start)  # (K, T, N, 3)
     return float(energy_score(futures[None], true[None])[0, :-1].mean()), futures, who
 
 

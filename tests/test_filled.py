@@ -17,7 +17,7 @@ from egno_md.forecast.generative import drawn_loss
 from egno_md.forecast.model import new_model
 from egno_md.forecast.operator import OperatorWindow
 from egno_md.graph.graph import collate
-from egno_md.molecule.geometry import superposed_rmsd, superposition
+from egno_md.molecule.geometry import aligned, superposed_rmsd
 from egno_md.nn.flow import Numbers
 from egno_md.specs import ModelSpec
 
@@ -40,8 +40,7 @@ TURN = Rotation.from_rotvec([0.3, -1.0, 0.4]).as_matrix()
 
 
 def superposed_on(frame, start):
-    turn, centre = superposition(frame, start)
-    return (frame - centre) @ turn + start.mean(axis=0)
+    return aligned(frame, start) + start.mean(axis=0)
 
 
 @pytest.mark.parametrize("kind", ENDED)

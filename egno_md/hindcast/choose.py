@@ -291,13 +291,14 @@ def check_one_frame(subject: Subject) -> None:
     DataError
         It is of none of the atoms that the elastic network of proteins is for, or another spacing is asked for.
     """
+    if OfProteins.of(subject, stride_of(subject)) is not None:
+        return
     if OfProteins.of(subject, content()["strides_ps"][0]) is None:
         raise DataError(
             f"{subject.clock.name} has one frame with positions, which tells nothing of how these atoms move: give the "
             "trajectory as well (egno-md predict TOPOLOGY TRAJECTORY), or simulate from it (egno-md extend)"
         )
-    if OfProteins.of(subject, stride_of(subject)) is None:
-        raise not_for(subject, stride_of(subject))
+    raise not_for(subject, stride_of(subject))
 
 
 def choose_engine(
