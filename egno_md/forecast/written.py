@@ -43,16 +43,31 @@ class Written:
                 target = self.subject.clock.shifted(frame, ahead)
                 if target is not None:
                     wanted.setdefault(target, []).append((i, k))
+        came: list[np.ndarray] = []
+        where: list[tuple[int, int]] = []
+        together = max(1, ROOM // (24 * len(self.atoms)))  # frames that are compared at once
         for target in sorted(wanted):
             try:
                 true = self.subject.positions(target)  # (N, 3)
             except DataError as error:  # the forecast itself does not need the frame
                 warnings.warn(f"not compared: {error}", stacklevel=2)
                 continue
-            for i, k in wanted[target]:
-                for name, frame in (("rmsd", results.positions[i, k]), ("rmsd_static", self._history[i][-1])):
-                    results[name][i, k] = rmsd(frame, true)
-                    results[f"{name}_superposed"][i, k] = superposed_rmsd(frame, true)
+            came += [true] * len(wanted[target])
+            where += wanted[target]
+            if len(came) >= together:
+                self._held_against(came, where)
+                came, where = [], []
+        if came:
+            self._held_against(came, where)
+
+    def _held_against(self, came: list[np.ndarray], where: list[tuple[int, int]]) -> None:
+        """Fill the four kinds of `rmsd` where frames (N, 3) came: at which start and step."""
+        results, true = self.results, np.stack(came)  # (W, N, 3)
+        rows, columns = np.array(where).T  # (W,)
+        starts = np.stack([self._history[i][-1] for i in rows])  # (W, N, 3)
+        for name, frames in (("rmsd", results.positions[rows, columns]), ("rmsd_static", starts)):
+            results[name][rows, columns] = rmsd(frames, true)
+            results[f"{name}_superposed"][rows, columns] = superposed_rmsd(frames, true)
 
     def _follow(self) -> None:
         """Fill `results.course`, of forecasts longer than a window: do they go on as the run did?"""

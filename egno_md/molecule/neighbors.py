@@ -174,14 +174,16 @@ def contacts(
     distances : ndarray (P,)
         Angstrom.
     """
+    if box_vectors(box) is None:
+        pairs = cKDTree(positions).query_pairs(cutoff, output_type="ndarray").astype(np.int64)  # (P, 2)
+        pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        return pairs, np.linalg.norm(np.subtract(*np.asarray(positions, np.float64)[pairs.T]), axis=1)
     edges, shift = radius_graph(positions, cutoff, box)
     once = edges[0] < edges[1]
     pairs = edges[:, once].T  # (P', 2)
-    delta = np.asarray(positions, np.float64)[pairs[:, 0]] - np.asarray(positions, np.float64)[pairs[:, 1]]  # (P', 3)
-    if shift is not None:
-        delta = delta - shift[once]
+    delta = np.subtract(*np.asarray(positions, np.float64)[pairs.T]) - shift[once]  # (P', 3)
     distances = np.linalg.norm(delta, axis=1)  # (P',)
-    if shift is None or not len(pairs):
+    if not len(pairs):
         return pairs, distances
     starts = np.flatnonzero(np.append(True, (np.diff(pairs, axis=0) != 0).any(axis=1)))  # one for each pair
     return pairs[starts], np.minimum.reduceat(distances, starts)
