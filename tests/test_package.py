@@ -71,7 +71,7 @@ ONLY_IN = {
         "propagator",
     ],
     "openmm": ["propagator"],
-    "lightning": ["training/loop.py"],
+    "lightning": ["training/epochs.py", "training/loop.py"],
     "mdtraj": ["trajectory/mdtraj.py"],
     "torch_geometric": ["graph/graph.py", "nn/systems"],
     "e3nn": ["nn/systems/tensors.py"],

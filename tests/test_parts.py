@@ -21,7 +21,7 @@ from egno_md.training.states import LAST, callback_state, read_state
 
 
 def history(folder):
-    return callback_state(read_state(folder / LAST), "_Epochs")["history"]
+    return callback_state(read_state(folder / LAST), "Epochs")["history"]
 
 
 def same(a, b):

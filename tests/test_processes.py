@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import Ballistic, make_model, make_universe
+from MDAnalysis.analysis import rms
+from scipy.spatial.transform import Rotation
 from test_training import SMALL, called, harmonic_windows, write_runs
 
 from egno_md import EGNOSurrogate, evaluate, load_model, sample
@@ -27,7 +29,7 @@ from egno_md.specs import TrainSpec
 from egno_md.training.loop import _freeze_unreached, _Module, fit
 from egno_md.training.order import Batches, Varied
 from egno_md.training.process import check_processes
-from egno_md.training.reference import learned, reference_errors
+from egno_md.training.reference import learned, reference_errors, standing_shape
 
 PLAIN = ["--batch-size", 7, "--set", "noise=0.05", "--epochs", 3]
 #: Every batch is one window: one of two processes has no share in any of them.
@@ -221,3 +223,31 @@ def test_errors_without_a_network_stand_beside_the_validation_error(tmp_path, ca
     reached = fitted.provenance["training"]
     assert reached["validation_f_mse_without_network"] == {"static": round(expected, 5)}
     assert learned(0.5, {"static": 2.0, "regression": 1.0}).endswith("50.0% below regression")
+
+
+def test_the_shape_is_judged_beside_where_a_molecule_stands(tmp_path, capsys):
+    """One that turns and swings a little: most of the error is the turning, which a squared error is trained on."""
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+    for run in {id(run): run for run in (*train.runs, *validation.runs)}.values():
+        turned = Rotation.from_rotvec(np.outer(np.arange(len(run.positions)), [0.0, 0.0, 0.2])).as_matrix()
+        run.positions[:] = run.positions @ turned
+    frames = validation.runs[0].positions.astype(float)
+    expected = np.mean([
+        rms.rmsd(frames[start], frames[start + 4], center=True, superposition=True) ** 2 / 3
+        for _, start in validation.index
+    ])  # fmt: skip
+    assert standing_shape(validation) == pytest.approx(expected, rel=1e-4)
+    fitted = fit(model, train, validation, TrainSpec(batch_size=8, max_epochs=1, learning_rate=1e-9), work_dir=tmp_path)
+    shown, reached = capsys.readouterr().err, fitted.provenance["training"]
+    assert reached["validation_superposed"] == pytest.approx(expected, rel=1e-3)
+    assert reached["validation_superposed_static"] == pytest.approx(expected, rel=1e-3)
+    assert shown.count(f"; superposed {expected:.4g} (standing still {expected:.4g})") == 2
+    assert reached["validation_f_mse"] > 3 * expected
+    assert learned(0.5, {"static": 1.0}, (0.3, 0.2)).endswith("(standing still 0.2): nothing was learned that standing "
+                                                               "still does not give without a network")  # fmt: skip
+
+    bare = [[windows[k] for k in range(len(windows))] for windows in (train, validation)]  # of no trajectories
+    fitted = fit(model, *bare, TrainSpec(batch_size=8, max_epochs=1), work_dir=tmp_path / "bare")
+    assert "superposed" not in capsys.readouterr().err
+    assert "validation_superposed" not in fitted.provenance["training"]

@@ -464,6 +464,7 @@ def test_presets_and_options(tmp_path):
         ({"a.dcd": 90}, ["--stride", 0.7], 1, ["a.dcd", "1 ps", "0.7 ps"]),
         ({"a.dcd": 90}, ["--stride", 2, "--every", 2], 2, ["--stride", "--every"]),
         ({"a.dcd": 90}, ["--split", 0.5, 0.1, 0.1], 2, ["sum to 1"]),
+        ({"a.dcd": 90}, ["--set", "fractions=[0.8,0.2,0]"], 2, ["nothing to judge the model by", "--hold-out"]),
         ({"a.dcd": 90}, ["--hidden", 0], 2, ["hidden"]),
         ({"a.dcd": 90}, ["--set", "noise"], 2, ["NAME=VALUE", "noise"]),
         ({"a.dcd": 90}, ["--set", "noises=1"], 2, ["no setting noises", "noise", "handed"]),
@@ -485,6 +486,14 @@ def test_bad_input(tmp_path, monkeypatch, files, options, code, words):
     assert done.exit_code == code and done.stdout == "" and isinstance(done.exception, SystemExit), done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_a_held_out_run_is_enough_to_judge_by(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 90, "b.dcd": 40})
+    options = ["--set", "fractions=[0.8,0.2,0]", "--hold-out", tmp_path / "b.dcd", "--epochs", 1]
+    done = called(top, tmp_path / "a.dcd", *SMALL, *options, "-o", tmp_path / "m.safetensors")
+    assert done.exit_code == 0, done.stderr
+    assert load_model(tmp_path / "m.safetensors").provenance["test"]["windows"] > 0
 
 
 def test_files_of_different_spacing_are_both_named(tmp_path):

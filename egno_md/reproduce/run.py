@@ -88,7 +88,7 @@ def run_job(
         if model is not None:
             found = source_of(recipe).load(model.graph, model.window, folder=folder)
             errors = score_windows(model, found.train, found.test, device=device).errors
-    history = callback_state(read_state(folder / LAST), "_Epochs")["history"] if (folder / LAST).exists() else []
+    history = callback_state(read_state(folder / LAST), "Epochs")["history"] if (folder / LAST).exists() else []
     saved = {
         **{name: getattr(job, name) for name in ("experiment", "case", "system", "preset", "seed")},
         "settings": dict(job.settings),

@@ -185,6 +185,8 @@ class Files:
         ------
         DataError
             Too few frames (the message says how many are needed), or files that do not fit.
+        UsageError
+            No run to train on.
         """
         options = self.options
         shares = options.fractions

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..errors import MissingPackageError, ModelError, OutputError, StoppedError, UsageError
 from ..forecast.chain import restored
@@ -23,6 +21,7 @@ from ..forecast.generative import drawn_loss
 from ..forecast.model import Model
 from ..forecast.operator import apply_operator, graphs
 from ..graph.graph import Graph, collate
+from ..graph.windows import TrajectoryWindows
 from ..nn import operators
 from ..nn.captured import RECORDABLE, CapturedTraining
 from ..nn.flow import Numbers
@@ -30,12 +29,13 @@ from ..specs import TrainSpec
 from .alike import Alike, as_batch
 from .order import Batches, Varied
 from .process import check_processes, process_rank, unchanged_process
-from .reference import learned, listed, reference_errors
+from .reference import learned, reference_errors, standing_shape, static_errors, superposed_squares
 from .states import (
     BEST,
     LAST,
     PREVIOUS,
     best_score,
+    callback_state,
     moved,
     newest_state,
     own_folder,
@@ -47,10 +47,12 @@ from .states import (
 
 try:
     import lightning.pytorch as pl
-    from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+    from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
     from lightning.pytorch.plugins.io import TorchCheckpointIO
     from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from .epochs import SHAPE, Epochs
 except ImportError as error:
     raise MissingPackageError(
         f"training needs lightning 2.6 or newer, which cannot be imported ({error}): pip install 'lightning>=2.6'"
@@ -84,59 +86,6 @@ class _Whole(TorchCheckpointIO):
         return moved(super().load_checkpoint(path, *args, **options), Path(path).parent)
 
 
-class _Epochs(Callback):
-    """What every look at the validation windows found, a line of it on stderr, and the end of the time that was given.
-
-    Beside the validation error stand those of forecasts without a network: a loss that falls is no sign that anything
-    was learned. The loss of an operator that draws has no such measure. The first process alone speaks, with a bar
-    inside the epoch where someone watches.
-    """
-
-    def __init__(self, references: Mapping[str, float], judged: str, progress: bool, minutes: float | None) -> None:
-        self.judged, self.beside = judged, f"; {listed(references)}" if judged == "F-MSE" else ""
-        self.progress, self.minutes = progress, math.inf if minutes is None else minutes
-        self.history: list[dict[str, float]] = []
-        self.began = self.part = time.monotonic()
-        self.before, self.spent = 0.0, False  # seconds of earlier parts; whether the time is up
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
-        quiet = not (self.progress and trainer.is_global_zero and sys.stderr.isatty())
-        self.bar = tqdm(total=trainer.num_training_batches, unit="batch", leave=False, disable=quiet)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.loss, self.seen = self.loss + module.last_loss, self.seen + 1
-        self.bar.update()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.bar.close()
-        if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
-            return
-        now = time.monotonic()
-        found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        entry = {"epoch": trainer.current_epoch + 1, "seconds": round(self.before + now - self.part, 3), **found}
-        self.history.append(entry)
-        # The state of this epoch is saved by a later callback.
-        self.spent = now - self.part > 60 * self.minutes
-        trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop or self.spent, all=False)
-        if trainer.is_global_zero and self.progress:
-            best = min(entry[self.judged] for entry in self.history)
-            print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss / max(self.seen, 1):.4g}  "
-                f"validation {self.judged} {found[self.judged]:.4g} (best {best:.4g}{self.beside})  "
-                f"{now - self.began:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"history": self.history}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.history = list(state["history"])
-        self.before = self.history[-1]["seconds"] if self.history else 0.0
-
-
 class _Module(pl.LightningModule):
     """Loss, optimiser and schedule; the mean squared error over t, nodes and coordinates (section 4.4)."""
 
@@ -153,12 +102,13 @@ class _Module(pl.LightningModule):
             )
         weights = torch.ones(model.window.n_times)  # (T,)
         if spec.step_weights == "static":
-            weights = 1 / _static_errors(train).clamp(min=1e-8)  # (T,)
+            weights = 1 / static_errors(train).clamp(min=1e-8)  # (T,)
         self.register_buffer("step_weights", weights / weights.mean(), persistent=False)
         self.recorded: CapturedTraining | None = None
         self.last_loss = math.nan  # of the last batch, all processes together
         self.validation_windows = 0  # of all processes
         self.validation_share = True  # whether the validation windows of this process are its own
+        self.molecules = False  # whether the windows are those of trajectories
 
     def on_fit_start(self) -> None:
         """On one GPU, the steps of small graphs are launched as a whole."""
@@ -246,7 +196,8 @@ class _Module(pl.LightningModule):
         return last._replace(y=torch.cat(targets).to(device))  # (N, T, 3)
 
     def on_validation_epoch_start(self) -> None:
-        self.sums = torch.zeros(self.model.window.n_times + 1, dtype=torch.float64)  # errors at every step, and nodes
+        # Errors at every step, superposed ones at the last step, and nodes.
+        self.sums = torch.zeros(self.model.window.n_times + 2, dtype=torch.float64)
 
     def validation_step(self, batch: Graph, number: int) -> None:
         if self.operator.drawing is not None:
@@ -262,8 +213,10 @@ class _Module(pl.LightningModule):
                 self.sums[-1] += batch.n_graphs
             return
         if self.validation_share:
-            per_step = self._errors(batch)[1]  # (T,)
-            self.sums[:-1] += per_step.double().cpu() * batch.n_nodes
+            out, per_step = self._errors(batch)
+            self.sums[:-2] += per_step.double().cpu() * batch.n_nodes
+            if self.molecules:
+                self.sums[-2] += superposed_squares(out.pos[-1], batch.y[:, -1], [0, *np.cumsum(batch.sizes).tolist()])
             self.sums[-1] += batch.n_nodes
 
     def on_validation_epoch_end(self) -> None:
@@ -275,11 +228,14 @@ class _Module(pl.LightningModule):
             self._require_finite(loss, "the validation loss")
             self.log(DRAWN, loss.to(self.device), sync_dist=True)
             return
-        per_step = (sums[:-1] / sums[-1]).float()  # (T,)
+        *per_step, shape = (sums[:-1] / sums[-1]).float()
+        per_step = torch.stack(per_step)  # (T,)
         self._require_finite(per_step.mean(), "the validation error")
         # The same number in every process already.
         self.log("F-MSE", per_step[-1].to(self.device), sync_dist=True)
         self.log("A-MSE", per_step.mean().to(self.device), sync_dist=True)
+        if self.molecules:
+            self.log(SHAPE, shape.to(self.device), sync_dist=True)
 
     def _require_finite(self, value: torch.Tensor, what: str) -> None:
         if not torch.isfinite(value):
@@ -302,13 +258,6 @@ class _Module(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _static_errors(windows: Dataset, at_most: int = 256) -> torch.Tensor:
-    """Mean squared error of the standing start frame at every step (T,), in evenly spread windows."""
-    length = len(windows)  # type: ignore[arg-type]
-    chosen = [windows[k] for k in range(0, length, -(-length // at_most))]
-    return torch.stack([(data.y - data.pos[:, None]).square().mean(dim=(0, 2)) for data in chosen]).mean(0)  # (T,)
 
 
 def _pair_error(predicted: torch.Tensor, true: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
@@ -458,12 +407,15 @@ def _fit(
         frozen = _freeze_unreached(module, validation) if devices * nodes > 1 else []
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
-            epochs = _Epochs(references, judged, progress, minutes)
+            standing = standing_shape(validation) if judged == "F-MSE" else None
+            epochs = Epochs(references, standing, judged, progress, minutes)
             try:
                 trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             except ValueError as error:  # a device that is none
                 raise UsageError(f"device={device!r}: {error}; use device='auto' or 'cpu'") from error
-            if not (last and stopped_early(last)):
+            if last and stopped_early(last):
+                epochs.load_state_dict(callback_state(read_state(last), type(epochs).__name__))
+            else:
                 _run(trainer, module, windows, validation, last)
                 going_on = trainer.current_epoch < spec.max_epochs and not stopped_early(work_dir / LAST)
                 if epochs.spent and going_on and not enough:
@@ -497,7 +449,7 @@ def _fit(
     if progress and trainer.is_global_zero and own_loss:
         print(f"trained    best validation loss {best_score(state):.4g} of futures drawn", file=sys.stderr, flush=True)
     elif progress and trainer.is_global_zero:
-        print(learned(best_score(state), references), file=sys.stderr, flush=True)
+        print(learned(best_score(state), references, epochs.shape), file=sys.stderr, flush=True)
     training = {
         **spec.model_dump(),
         "windows": len(train),  # type: ignore[arg-type]
@@ -506,6 +458,10 @@ def _fit(
         "validation_loss" if own_loss else "validation_f_mse": round(best_score(state), 5),
         "validation_f_mse_without_network": {name: round(float(value), 5) for name, value in references.items()},
     }
+    if epochs.shape is not None:
+        training["validation_superposed"], training["validation_superposed_static"] = (
+            round(value, 5) for value in epochs.shape
+        )
     provenance = {**model.provenance, "training": training}
     return dataclasses.replace(trained, network=trained.network.cpu().eval(), provenance=provenance)
 
@@ -518,7 +474,7 @@ def _trainer(
     nodes: int,
     precision: str,
     judged: str,
-    epochs: _Epochs,
+    epochs: Epochs,
     state: Path | None,
 ) -> pl.Trainer:
     whole = _Whole()
@@ -564,6 +520,7 @@ def _run(trainer: pl.Trainer, module: _Module, windows: Varied, validation: Data
     own = range(rank, len(validation), world)  # type: ignore[arg-type]
     module.validation_windows = len(validation)  # type: ignore[arg-type]
     module.validation_share = bool(own)
+    module.molecules = isinstance(validation, TrajectoryWindows)
     loaders = (
         # With generators of their own, for a loader draws from torch's even where nothing is drawn.
         DataLoader(windows, batch_sampler=order, collate_fn=as_batch, generator=torch.Generator()),

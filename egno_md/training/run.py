@@ -71,8 +71,14 @@ def train(
     Raises
     ------
     UsageError
-        A resumed training with other settings or files.
+        A resumed training with other settings or files, or nothing to judge the model by.
     """
+    n_test = len(data.test) if isinstance(data.test, TrajectoryWindows) else sum(len(p.starts) for p in data.test)
+    if not n_test:
+        raise UsageError(
+            f"fractions={data.record.get('fractions')} leave nothing to judge the model by: give the test a share, the "
+            "third one (--set fractions=[0.8,0.1,0.1]), or a run of its own (--hold-out)"
+        )
     work_dir = Path(work_dir)
     rank = process_rank(devices, nodes)
     with own_folder(work_dir, rank):
