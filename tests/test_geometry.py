@@ -196,7 +196,7 @@ def swept_by_numpy(monkeypatch):
 
     def run(project):
         with monkeypatch.context() as patch:
-            patch.setattr(local, "_kernel", lambda: None)
+            patch.setattr(local, "_kernel", lambda bounds: None)
             return project()
 
     return run
@@ -224,7 +224,7 @@ def test_the_kernel_has_the_digits_of_numpy(swept_by_numpy, monkeypatch, noise, 
     ]
     for case in cases:
         expected = swept_by_numpy(case)
-        monkeypatch.setattr(local, "_kernel", lambda: sweep)
+        monkeypatch.setattr(local, "_kernel", lambda bounds: sweep)
         found = case()
         assert found.dtype == dtype
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 if dtype is np.float64 else 0)
@@ -259,6 +259,14 @@ local.keep_bonds(rng.normal(size=(4, 3, 3)), bonds, lengths)
 print("numba" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "True"]
+    # At once where a single call has that many bounds.
+    large = code.replace("local._swept.total = local.COMPILED_AFTER", "").replace(
+        "(4, 3, 3)), bonds, lengths)\nprint(\"numba\" in sys.modules)",
+        "(local.COMPILED_AFTER // (2 * local.FEW_SWEEPS), 3, 3)), bonds, lengths)\nprint(\"numba\" in sys.modules)",
+    )
+    assert large.count("FEW_SWEEPS") == 1
+    done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "True"]
 
 

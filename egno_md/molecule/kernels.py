@@ -25,9 +25,14 @@ def _larger(known, found):
 
 
 @njit(**_EXACT)
-def _volumes(x, corners, lower, upper, gradients, lack, size):
-    """Gradients of the volumes by their corners (Q, 4, 3), what each is out of its bounds by, their squares (Q,)."""
+def _volumes(x, corners, lower, upper, gradients, lack, size, moved):
+    """Gradients of the volumes by their corners (Q, 4, 3), what each is out of its bounds by, their squares (Q,).
+
+    Of those with an atom that moved since the last time, (N,); the others are what they were.
+    """
     for q in range(len(corners)):
+        if not (moved[corners[q, 0]] or moved[corners[q, 1]] or moved[corners[q, 2]] or moved[corners[q, 3]]):
+            continue
         g = gradients[q]
         for k in range(1, 4):
             # The gradient by a corner is the cross product of the other two edges.
@@ -48,6 +53,17 @@ def _volumes(x, corners, lower, upper, gradients, lack, size):
             squares += part
         lack[q] = volume - _clipped(volume, lower[q], upper[q])
         size[q] = squares if not squares < 1e-6 else 1e-6
+    moved[:] = False
+
+
+@njit(**_EXACT)
+def _moved(x, move, by_pairs, by_corners):
+    """Take `move` (N, 3) off the atoms, and note which of them it moves."""
+    for k in range(len(x)):
+        if move[k, 0] != 0 or move[k, 1] != 0 or move[k, 2] != 0:
+            by_pairs[k] = by_corners[k] = True
+            for c in range(3):
+                x[k, c] -= move[k, c]
 
 
 @compiled(_EXACT)
@@ -60,24 +76,29 @@ def sweep(frames, pairs, lower, upper, corners, volume_lower, volume_upper, swee
     apart, length, excess = np.empty((n_pairs, 3)), np.empty(n_pairs), np.empty(n_pairs)
     gradients, lack, size = np.empty((n_corners, 4, 3)), np.empty(n_corners), np.empty(n_corners)
     busy, move = np.empty(n_atoms), np.empty((n_atoms, 3))
+    # Atoms that moved since the distances, and since the volumes, were computed: few, after some sweeps.
+    by_pairs, by_corners = np.empty(n_atoms, np.bool_), np.empty(n_atoms, np.bool_)
     for f in range(len(frames)):
         x = frames[f]  # (N, 3)
+        by_pairs[:] = by_corners[:] = True
         row = f if len(lower) > 1 else 0
         for _ in range(sweeps):
             worst = 0.0
             for p in range(n_pairs):
                 i, j = pairs[p, 0], pairs[p, 1]
-                square = 0.0
-                for c in range(3):
-                    apart[p, c] = x[i, c] - x[j, c]
-                    square += apart[p, c] * apart[p, c]
-                r = np.sqrt(square)
-                if r < 1e-6:
-                    r = 1e-6
-                length[p] = r
-                excess[p] = r - _clipped(r, lower[row, p], upper[row, p])
+                if by_pairs[i] or by_pairs[j]:
+                    square = 0.0
+                    for c in range(3):
+                        apart[p, c] = x[i, c] - x[j, c]
+                        square += apart[p, c] * apart[p, c]
+                    r = np.sqrt(square)
+                    if r < 1e-6:
+                        r = 1e-6
+                    length[p] = r
+                    excess[p] = r - _clipped(r, lower[row, p], upper[row, p])
                 worst = _larger(worst, abs(excess[p]))
-            _volumes(x, corners, volume_lower, volume_upper, gradients, lack, size)
+            by_pairs[:] = False
+            _volumes(x, corners, volume_lower, volume_upper, gradients, lack, size, by_corners)
             for q in range(n_corners):
                 worst = _larger(worst, abs(lack[q]) / np.sqrt(size[q]))
             if not worst > converged:  # also where it is not a number
@@ -97,13 +118,11 @@ def sweep(frames, pairs, lower, upper, corners, volume_lower, volume_upper, swee
                     for c in range(3):
                         move[i, c] += pull * apart[p, c]
                         move[j, c] -= pull * apart[p, c]
-            for k in range(n_atoms):
-                for c in range(3):
-                    x[k, c] -= move[k, c]
+            _moved(x, move, by_pairs, by_corners)
             if n_corners == 0:
                 continue
 
-            _volumes(x, corners, volume_lower, volume_upper, gradients, lack, size)
+            _volumes(x, corners, volume_lower, volume_upper, gradients, lack, size, by_corners)
             busy[:] = 0
             for q in range(n_corners):
                 if lack[q] != 0:
@@ -119,6 +138,4 @@ def sweep(frames, pairs, lower, upper, corners, volume_lower, volume_upper, swee
                     for k in range(4):
                         for c in range(3):
                             move[corners[q, k], c] += share * gradients[q, k, c]
-            for k in range(n_atoms):
-                for c in range(3):
-                    x[k, c] -= move[k, c]
+            _moved(x, move, by_pairs, by_corners)

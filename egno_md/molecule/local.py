@@ -44,8 +44,8 @@ HOPS = 3
 GEOMETRY_FRAMES, GEOMETRY_ATOMS = 20000, 2_000_000
 
 #: Bounds that numpy sweeps over before the kernel is loaded: so many take it about as long as loading Numba. A sweep
-#: costs as much as so many bounds before it looks at any.
-COMPILED_AFTER, SWEEP_COST = 3_000_000, 1000
+#: costs as much as so many bounds before it looks at any, and there are at least so many where frames are broken at all.
+COMPILED_AFTER, SWEEP_COST, FEW_SWEEPS = 3_000_000, 1000, 20
 
 #: Numbers worked on at a time where a geometry is read, and where frames are projected.
 _CHUNK, _PROJECTED = 2**21, 2**15
@@ -250,7 +250,7 @@ def _project(
             (pairs, lower, upper, corners, volume_lower, volume_upper), (np.int64, float, float) * 2, strict=True
         )
     ]
-    kernel = _kernel()
+    kernel = _kernel(len(frames) * (len(pairs) + len(corners)))
     if kernel is None:
         _swept.total += _sweep(frames, *arguments)
     else:
@@ -268,9 +268,10 @@ class _Swept:
 _swept = _Swept()
 
 
-def _kernel() -> Callable[..., Any] | None:
-    """The compiled sweeps, where they are worth loading: Numba takes a second, which a short forecast does not have."""
-    if _swept.total < COMPILED_AFTER and "numba" not in sys.modules:
+def _kernel(bounds: int) -> Callable[..., Any] | None:
+    """The compiled sweeps, where they are worth loading for so many bounds of all frames: Numba takes a second, which a
+    short forecast does not have."""
+    if _swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER and "numba" not in sys.modules:
         return None
     try:
         from .kernels import sweep
