@@ -694,6 +694,16 @@ def test_a_forecast_is_followed_while_it_is_physical(dipeptide, monkeypatch):
     assert simulation.context.getParameter(GUIDE) == 0
 
 
+@pytest.mark.parametrize("changes", [{"prior": "regression"}, {"operator": "flow"}], ids=str)
+def test_a_model_of_other_molecules_is_refused_before_anything_moves(dipeptide, changes):
+    """Of those that know the molecules of their training runs alone."""
+    heavy, own = (new_model(old.graph, old.window, ModelSpec(**changes)) for old in (heavy_model(), moving_model()))
+    with pytest.raises(ModelError, match="this is none of them"):
+        short(dipeptide_simulation(dipeptide, steps=0), heavy)
+    with pytest.raises(ModelError, match="this is none of them"):
+        surrogate_simulation(chain_universe(), own)
+
+
 def test_bonds_are_restored(dipeptide, monkeypatch):
     # What the atoms are led to has the bonds of the start, and the log knows what the forecast had.
     simulation = dipeptide_simulation(dipeptide)

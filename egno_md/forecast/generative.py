@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import ModelError, counted
+from ..errors import ModelError
 from ..graph.graph import Graph
 from ..nn import operators
 from ..nn.flow import ABOUT, Body, End, Numbers
@@ -123,12 +123,7 @@ class OwnBodies(Bodies):
         turn = np.empty((graph.n_graphs, 3, 3))
         self.groups: list[_Group] = []
         for name in dict.fromkeys(graph.identity):
-            if name not in model.process:
-                raise ModelError(
-                    f"model {model.name!r} draws futures of the {counted(len(model.process), 'molecule')} that it "
-                    "was trained on, and this is none of them (atoms, names and bonds must agree): train one on runs "
-                    "of this molecule (egno-md train ... --operator flow)"
-                )
+            model.require(name)
             process = model.process[name]
             rows = [k for k, other in enumerate(graph.identity) if other == name]
             nodes = self.ends[rows][:, None] + np.arange(len(process.mean))  # (B, N)

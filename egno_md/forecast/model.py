@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .._version import __version__
-from ..errors import ModelError, OutputError, UsageError
+from ..errors import ModelError, OutputError, UsageError, counted
 from ..files import write_whole
 from ..models.header import FORMAT, FORMAT_VERSION, digest, read_header
 from ..molecule.local import LocalGeometry
@@ -124,6 +124,37 @@ class Model:
     def at_stride(self, stride_ps: float) -> Model:
         """The same model for frames that far apart; errors are those of :meth:`WindowSpec.at_stride`."""
         return dataclasses.replace(self, window=self.window.at_stride(stride_ps))
+
+    def require(self, identity: str) -> None:
+        """Refuse a molecule that the model knows nothing of, where it forecasts those of its training runs alone.
+
+        Parameters
+        ----------
+        identity : str
+            See :attr:`egno_md.GraphBuilder.identity`.
+
+        Raises
+        ------
+        ModelError
+            With what to train instead.
+        """
+        options = operators.options_of(self.spec)
+        begins = operators.get(self.spec.operator).drawing is not None and getattr(options, "base", "own") == "own"
+        for needed, known, does, cure in (
+            (
+                begins, self.process, "draws futures of", "train one on runs of this molecule (egno-md train ... "
+                "--operator flow)",
+            ),
+            (
+                self.spec.prior == "regression", self.regression, "corrects a regression of", "train a model on runs "
+                "of this one, or a general one with --set prior=static",
+            ),
+        ):  # fmt: skip
+            if needed and identity not in known:
+                raise ModelError(
+                    f"model {self.name!r} {does} the {counted(len(known), 'molecule')} that it was trained on, and "
+                    f"this is none of them (atoms, names and bonds must agree): {cure}"
+                )
 
     @property
     def fingerprint(self) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..errors import DataError, ModelError, UsageError, counted
+from ..errors import DataError, UsageError
 from ..graph.builder import GraphBuilder
 from ..graph.graph import Graph, collate
 from ..graph.windows import displacements, frames_back, nodes_first
@@ -132,12 +132,7 @@ def prior_path(model: Model, graph: Graph, times: torch.Tensor | None = None) ->
     starts, velocities = (x.cpu().double().split(graph.sizes) for x in (graph.pos, graph.vel))
     out: list[torch.Tensor] = [torch.empty(0)] * len(names)
     for name in set(names):
-        if name not in model.regression:
-            raise ModelError(
-                f"model {model.name!r} corrects a regression of the {counted(len(model.regression), 'molecule')} "
-                "that it was trained on, and this is none of them (atoms, names and bonds must agree): train a model "
-                "on runs of this one, or a general one with --set prior=static"
-            )
+        model.require(name)
         here = [k for k, other in enumerate(names) if other == name]
         start, velocity = (torch.stack([x[k] for k in here]).numpy() for x in (starts, velocities))  # (B, N, 3)
         paths = model.regression[name].path(start, velocity, ahead)  # (B, T, N, 3)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from .._version import __version__
 from ..errors import DataError, counted
 from ..forecast.forecasters import Forecaster, Known
 from .engine import ModelEngine, hash_of
@@ -124,8 +125,9 @@ class Learned:
     def _kept(self, known: Known) -> Path | None:
         if self.beside is None:
             return None
-        how = f"{self.select} {known.steps} {known.every} {self.material.stride_ps} {self.seconds} {self.seed}"
-        found = hash_of(how, known.segments)
+        # Another version may learn otherwise.
+        how = (__version__, self.select, known.steps, known.every, self.material.stride_ps, self.seconds, self.seed)
+        found = hash_of(" ".join(map(str, how)), known.segments)
         return self.beside.with_name(f"{self.beside.stem}_learned_{found[:12]}.safetensors")
 
     def _specs(self, known: Known) -> tuple[GraphSpec, WindowSpec]:

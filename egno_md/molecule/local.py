@@ -44,7 +44,7 @@ HOPS = 3
 GEOMETRY_FRAMES, GEOMETRY_ATOMS = 20000, 2_000_000
 
 #: Bounds that numpy sweeps over before the kernel is loaded: so many take it about as long as loading Numba. A sweep
-#: costs as much as so many bounds before it looks at any, and there are at least so many where frames are broken at all.
+#: costs as much as so many bounds before it looks at any, and there are at least so many where frames are broken.
 COMPILED_AFTER, SWEEP_COST, FEW_SWEEPS = 3_000_000, 1000, 20
 
 #: Numbers worked on at a time where a geometry is read, and where frames are projected.

@@ -124,6 +124,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         super().__init__(self.model.window.stride_ps)
         self.device = resolve_device(device)
         self.builder = GraphBuilder(atoms, self.model.graph)
+        self.model.require(self.builder.identity)
         self.periodic = atoms.universe.dimensions is not None
         self._forecaster = ModelForecaster(self.model, self.builder, device=self.device)
         self._n_input = frames_back(self.model.window) + 1

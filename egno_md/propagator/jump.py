@@ -76,6 +76,7 @@ class Jumper:
         self.strength = float(strength)
         self.beads = beads.indices
         self.builder = GraphBuilder(beads, model.graph)
+        self.model.require(self.builder.identity)
         self._lead_steps = max(1, round(lead_ps / dynamics.step_ps))
         self._relax_steps = max(1, round(relax_ps / dynamics.step_ps))
         self._solute = _heavy_atoms(beads)
