@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -29,6 +30,17 @@ TOPOLOGY, TRAJECTORY = map(str, sample())
 
 def material_of(frames, horizon=8, **options) -> Material:
     return Material.of(Subject.plain(universe_of(frames, **options), "all"), horizon)
+
+
+def test_some_frames_are_evenly_spread_over_the_stretches_of_a_run():
+    whole = material_of(wobbling(40))
+    frames = np.asarray(whole.runs[0].positions)
+    cut = [dataclasses.replace(whole.runs[0], positions=x) for x in np.split(frames, [7, 8, 30])]
+    broken = dataclasses.replace(whole, runs=cut)
+    for count in (1, 3, 13, 40, 100):
+        expected = frames[:: -(-40 // count)]
+        for material in (whole, broken):
+            np.testing.assert_array_equal(material.some(count), expected)
 
 
 def all_frames(segments) -> set[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -154,7 +155,11 @@ class FreeEngine:
 
     def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
         structure = self.material.subject.builder
-        return usual_findings(self.material.some(USUAL), start, structure.bonds, molecule=structure.molecule)
+        return usual_findings(self._frames, start, structure.bonds, molecule=structure.molecule)
+
+    @functools.cached_property
+    def _frames(self) -> NDArray[np.float32]:
+        return self.material.some(USUAL)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         return np.arange(1, horizon + 1) * self.stride_ps / substeps

@@ -75,8 +75,9 @@ class Material:
 
     def some(self, count: int) -> NDArray[np.float32]:
         """Frames (F, N, 3) that are evenly spread over the run, `count` at most."""
-        places = [(run, k) for run in self.runs for k in range(len(run.positions))]
-        return np.stack([run.positions[k] for run, k in places[:: -(-len(places) // count)]])
+        ends = np.cumsum([0, *(len(run.positions) for run in self.runs)])
+        step = -(-ends[-1] // count)
+        return np.concatenate([run.positions[-end % step :: step] for run, end in zip(self.runs, ends, strict=False)])
 
     def known(self, excluded: Iterable[tuple[int, int]] = ()) -> Known:
         """What forecasts may be fitted to: all frames but those with numbers in some ranges, the last not in it."""
