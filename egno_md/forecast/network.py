@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -52,8 +52,9 @@ PAST, STARTS, BINS, RELAXATIONS = 16, 60, 8, 12
 #: Pairs of frames one stride apart that a fit needs.
 FEWEST_PAIRS = 10
 
-#: Stiffnesses at which conditional covariances are worked out; between them lies what lies between.
-GRID = 64
+#: Stiffnesses at which conditional covariances are worked out; between them lies what lies between. And of how many
+#: pasts and times they are kept: every window of a chain has the same ones.
+GRID, KEPT = 64, 16
 
 #: Number of squares, as if they had been seen, that say that a start moves as much as expected.
 AS_EXPECTED = 60.0
@@ -240,6 +241,7 @@ class ElasticNetwork:
     stride: float = 1.0
     mean: NDArray[np.float64] | None = None
     rigid: bool = True
+    _conditionals: dict[tuple, tuple[Conditional, ...]] = field(default_factory=dict, init=False, repr=False)
     name: ClassVar[str] = "elastic network"
     draws: ClassVar[bool] = True
     n_past: ClassVar[int] = PAST
@@ -336,6 +338,14 @@ class ElasticNetwork:
             The last of these frames is known, the last of those "before": what lies between is left.
         """
         stride = self.stride if stride is None else stride
+        key = (n_before, np.asarray(times, float).tobytes(), stride, ended)
+        if key not in self._conditionals:
+            if len(self._conditionals) >= KEPT:
+                self._conditionals.clear()
+            self._conditionals[key] = self._conditional(n_before, times, stride, ended)
+        return self._conditionals[key]
+
+    def _conditional(self, n_before: int, times: ArrayLike, stride: float, ended: bool) -> tuple[Conditional, ...]:
         past, times = stride * np.arange(-n_before, 0.0), stride * np.asarray(times, float)
         if ended:
             past, times = np.append(past, times[-1]), times[:-1]
