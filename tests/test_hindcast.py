@@ -246,4 +246,5 @@ def test_the_command_line_decides_says_why_and_does_not_wait_for_torch(tmp_path)
     )
     told = json.loads(out[: out.index("EXIT")])
     assert [one["start_frame"] for one in told["starts"]] == [20, 40] and told["hindcast"]["candidates"]
+    assert len(told["files"]) == 4 and "hindcast" not in told["starts"][0]  # once for all of them
     assert {path.name for path in tmp_path.glob("many_*.xtc")} == {"many_000020.xtc", "many_000040.xtc"}

@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 
-from . import coverage, fuzz, kills, numbers
+from . import coverage, fuzz, kills, load, numbers
 from .children import prepare
 
-PARTS = ("kills", "memory", "disk", "fuzz", "numbers", "coverage")
+PARTS = ("kills", "memory", "load", "disk", "fuzz", "numbers", "coverage")
 
 #: How many of each: kills and full disks, damaged files of a format, and the horizons.
-FULL = {"kills": 50, "disk": 20, "fuzz": 2000, "memory": (1000, 10_000, 100_000)}
-QUICK = {"kills": 3, "disk": 3, "fuzz": 50, "memory": (1000, 3000)}
+FULL = {"kills": 50, "disk": 20, "fuzz": 2000, "memory": (1000, 10_000, 100_000), "load": slice(None)}
+QUICK = {"kills": 3, "disk": 3, "fuzz": 50, "memory": (1000, 3000), "load": slice(1)}
 
 MARK = "## What was found"
 
@@ -33,6 +33,9 @@ def measurements(part: str, folder: Path, counts: dict[str, Any]) -> Iterator[tu
     elif part == "memory":
         for who in kills.WHO:
             yield who, partial(kills.memory, folder, who, counts[part])
+    elif part == "load":
+        for what, sizes in load.COUNTS.items():
+            yield what, partial(load.load, folder, what, sizes[counts[part]])
     elif part == "disk":
         for what in ("dcd", "xtc", "pdb", "model", "state"):
             yield what, partial(kills.disks, folder, what, counts[part])
@@ -110,6 +113,17 @@ def _memory(found: dict[str, Any]) -> list[str]:
         rows.append([name, "largest over smallest", f"{max(peaks) / min(peaks):.3f}", "", ""])
     head = ["who", "horizon", "peak memory (MB)", "file (MB)", "seconds"]
     return ["**Peak memory** of the whole command:", "", *_table(head, rows)]
+
+
+def _load(found: dict[str, Any]) -> list[str]:
+    rows = [
+        [what, f"{int(key):,}", run["cpu_seconds"], run["peak_MB"]]
+        for what, one in found.items()
+        for key, run in one.items()
+        if key.isdigit()
+    ]
+    head = ["of what", "how many", "CPU s", "peak memory (MB)"]
+    return ["**Load**, whole commands:", "", *_table(head, rows)]
 
 
 def _disk(found: dict[str, Any]) -> list[str]:
@@ -192,7 +206,10 @@ def _found(found: dict[str, Any]) -> list[str]:
     return ["", "What failed:", "", *lines] if lines else []
 
 
-TABLES = {"kills": _kills, "memory": _memory, "disk": _disk, "fuzz": _fuzz, "numbers": _numbers, "coverage": _coverage}
+TABLES = {
+    "kills": _kills, "memory": _memory, "load": _load, "disk": _disk, "fuzz": _fuzz, "numbers": _numbers,
+    "coverage": _coverage,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

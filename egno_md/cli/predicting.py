@@ -102,11 +102,15 @@ def start_frames(one: int | None, several: str | None, n_frames: int) -> list[in
 def summary_of(surrogate) -> dict[str, Any]:
     """What the forecasts came to, ready for JSON; Angstrom and ps.
 
-    Of several starts the first is summed up as a single one is, and all of them are in ``starts``; checks and files
-    are those of all.
+    Of several starts the first is summed up as a single one is, and all of them are in ``starts``; checks, hindcast and
+    files are those of all.
     """
-    found = _of_start(surrogate, 0)
-    count = len(surrogate.results.frames)
+    results = surrogate.results
+    found = _of_start(surrogate, 0) | {
+        "hindcast": None if results.hindcast is None else results.hindcast.as_dict() | _said(results.hindcast),
+        "files": [str(path) for path in results.files],
+    }
+    count = len(results.frames)
     if count > 1:
         found["starts"] = [_of_start(surrogate, i) for i in range(count)]
         wrong = [one["checks"] for one in found["starts"] if not one["checks"]["ok"]]
@@ -144,10 +148,8 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         # Of futures that were drawn: the errors above are those of the first.
         **({} if surrogate.samples is None else _drawn(surrogate, i)),
         "moved_A": float(results.moved[i, -1]),
-        "hindcast": None if results.hindcast is None else results.hindcast.as_dict() | _said(results.hindcast),
         "checks": _checks(results.checks[i]),
         "course": list(results.course[i]),
-        "files": [str(path) for path in results.files],
     }
 
 
