@@ -271,6 +271,8 @@ class TrainSpec(Spec):
     unroll : int
         A window is learned from as the 1st to as many windows of a chain, drawn anew each time; those before it are
         the model's own, without a gradient through them (Brandstetter et al. 2022, pushforward).
+    distill : bool
+        Of a model that draws in several steps, which `init` names: learn to draw in one (the option ``direct``).
     pair_weight : float
         Weight of the mean squared error of the distances along the edges (Angstrom squared) in the loss.
     step_weights : {"equal", "static"}
@@ -291,6 +293,7 @@ class TrainSpec(Spec):
     epoch_windows: int = Field(0, ge=0)
     noise: float = Field(0.0, ge=0)
     unroll: int = Field(1, ge=1)
+    distill: bool = False
     pair_weight: float = Field(0.0, ge=0)
     step_weights: Literal["equal", "static"] = "equal"
 

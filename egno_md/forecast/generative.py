@@ -371,14 +371,16 @@ def filled_window(
 
 
 def drawn_loss(
-    model: Model, graph: Graph, numbers: Numbers, *, network: Callable | None = None
+    model: Model, graph: Graph, numbers: Numbers, *, network: Callable | None = None, teacher: Callable | None = None
 ) -> list[tuple[torch.Tensor, int]]:
     """Terms of the operator's training loss, and over how many things of these graphs each of them is a mean.
 
-    `network` is called in place of the model's, in the same way.
+    `network` is called in place of the model's, in the same way. With a `teacher`, what that one draws is learned, and
+    nothing of what came.
     """
     operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
     bodies = bodies_of(model, graph)
-    return operator.drawing.loss(
-        network or model.network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options
-    )
+    network = network or model.network
+    if teacher is not None:
+        return operator.drawing.teach(network, teacher, bodies.body, bodies.base, numbers, options)
+    return operator.drawing.loss(network, bodies.body, bodies.base, bodies.targets(graph.y), numbers, options)

@@ -12,6 +12,9 @@ the base, r^2 = (1 - tau)^2 + tau^2, tan(th) = tau / (1 - tau) and x - m = r y, 
     y = cos(th) z' + sin(th) x1',   dy/dth = cos(th) x1' - sin(th) z'        z' = z - m, x1' = x1 - m
 
 on which nothing changes the variance where base and data have the same covariance: few Euler steps are enough.
+
+Where an arc ends follows from where it begins, so that a network can learn it: :func:`taught_loss` (direct
+distillation, Luhman and Luhman, 2021). It then draws with one call.
 """
 
 from __future__ import annotations
@@ -31,8 +34,12 @@ from .operators import Drawing, Operator, register
 
 __all__ = [
     "ABOUT", "Body", "Flow", "FlowOptions", "FlowOutput", "End", "HierarchicalFlow", "Numbers", "OPERATOR",
-    "draw", "flow_loss",
+    "draw", "flow_loss", "taught_loss",
 ]  # fmt: skip
+
+
+#: Steps that a teacher takes at least, and pairs of paths whose mean is that of all futures where each takes one call.
+TAUGHT, PAIRS = 5, 8
 
 
 class Body(NamedTuple):
@@ -140,12 +147,7 @@ def flow_loss(
     """
     generators = numbers.generators()
     level = torch.as_tensor(numbers.strata(generators)).to(target)  # (B,)
-    unit = target.new_ones(1, 1) if body.size is None else body.size[body.batch][:, None]  # (N, 1)
-    if options.noise:
-        sizes = body.batch.bincount(minlength=body.n_graphs).tolist()
-        parts = [_noise(g, size, options) for g, size in zip(generators, sizes, strict=True)]
-        noise = unit[..., None] * torch.as_tensor(np.concatenate(parts)).to(target)  # (N, 2, 3)
-        body = body._replace(start=body.start + noise[:, 0], vel=body.vel + noise[:, 1])
+    unit, body = _unit(body), _noised(body, generators, options)
     end = None
     if options.ends:
         ended = torch.as_tensor([g.random() < options.ends for g in generators], device=target.device)  # (B,)
@@ -158,6 +160,47 @@ def flow_loss(
     if end is not None:  # nothing is asked of what is known
         known = end.ended[body.batch][:, None]  # (N, 1)
         error = torch.cat([error[:-1], error[-1:].masked_fill(known, 0.0)])
+    terms = _terms(error, body, options)
+    if options.trunk == "eghno" and options.cut_weight:
+        terms.append((options.cut_weight * out.cut_loss, body.n_graphs))
+    return terms
+
+
+def taught_loss(
+    network: nn.Module, teacher: nn.Module, body: Body, base: Base, numbers: Numbers, options: FlowOptions
+) -> list[tuple[Tensor, int]]:
+    """The loss of a network that is to say at once where the arcs of another one, the teacher, end.
+
+    Its error at the end of the arc takes the place of that of the velocity; the teacher takes five steps or, where that
+    is more, as many as it usually does. Other parameters, and what is returned, as of :func:`flow_loss`.
+    """
+    generators = numbers.generators()
+    unit, body = _unit(body), _noised(body, generators, options)
+    mean, path = base(body.start, body.vel, generators, None)  # (T, N, 3) both
+    several = options.model_copy(update={"direct": False, "steps": max(options.steps, TAUGHT)})
+    with torch.no_grad():
+        target = draw(teacher, body, lambda *_: (mean, path), generators, several)  # (T, N, 3)
+    out = _predicted(network, body, mean, path, mean.new_zeros(body.n_graphs), **_further(body, None, options))
+    return _terms((out.pos - target) / unit, body, options)
+
+
+def _unit(body: Body) -> Tensor:
+    """In what the lengths of a window are measured, (N, 1) or (1, 1)."""
+    return body.start.new_ones(1, 1) if body.size is None else body.size[body.batch][:, None]
+
+
+def _noised(body: Body, generators: Sequence[np.random.Generator], options: FlowOptions) -> Body:
+    """Starts and velocities with the noise of a training."""
+    if not options.noise:
+        return body
+    sizes = body.batch.bincount(minlength=body.n_graphs).tolist()
+    parts = [_noise(g, size, options) for g, size in zip(generators, sizes, strict=True)]
+    noise = _unit(body)[..., None] * torch.as_tensor(np.concatenate(parts)).to(body.start)  # (N, 2, 3)
+    return body._replace(start=body.start + noise[:, 0], vel=body.vel + noise[:, 1])
+
+
+def _terms(error: Tensor, body: Body, options: FlowOptions) -> list[tuple[Tensor, int]]:
+    """Of errors (T, N, 3): their own, of the differences along bonds and of those between all pairs."""
     terms = [(error.square().mean(), error.shape[1])]
     if options.bond_weight and body.local_index is not None:
         row, col = body.local_index[:, body.local_index[0] < body.local_index[1]]
@@ -165,8 +208,6 @@ def flow_loss(
             terms.append((options.bond_weight * (error[:, row] - error[:, col]).square().mean(), len(row)))
     if options.pair_weight:
         terms.append((options.pair_weight * _over_pairs(error, body), body.n_graphs))
-    if options.trunk == "eghno" and options.cut_weight:
-        terms.append((options.cut_weight * out.cut_loss, body.n_graphs))
     return terms
 
 
@@ -225,8 +266,19 @@ def draw(
         pos = _predicted(network, body, mean, pos, level, **how).pos  # (T, N, 3)
         return pos if end is None else torch.cat([pos[:-1], end[None]])
 
+    nowhere = mean.new_zeros(body.n_graphs)  # tau = 0
+    if options.direct and generators is None:
+        # Of paths and of their images in the mean, so that what is linear in them adds up to nothing.
+        total = torch.zeros_like(mean)
+        for k in range(PAIRS):
+            own = [np.random.default_rng(k) for _ in range(body.n_graphs)]
+            path = base(body.start, body.vel, own, last)[1]  # (T, N, 3)
+            total = total + predicted(path, nowhere) + predicted(2 * mean - path, nowhere)
+        return total / (2 * PAIRS)
     if generators is None:
-        return predicted(mean, mean.new_zeros(body.n_graphs))
+        return predicted(mean, nowhere)
+    if options.direct:
+        return predicted(path, nowhere)
     y = path - mean  # (T, N, 3)
     angles = np.linspace(0, math.pi / 2, options.steps + 1)
     for angle, after in zip(angles[:-1], angles[1:], strict=True):
@@ -249,7 +301,7 @@ OPERATOR = register(
         flow_network,
         FlowOptions,
         symmetry=_symmetry,
-        drawing=Drawing(flow_loss, draw),
+        drawing=Drawing(flow_loss, draw, taught_loss),
         usual={
             "model": {
                 "hidden": 64,

@@ -63,6 +63,9 @@ class FlowOptions(Spec):
         SE(3)- instead of O(3)-equivariant layers, where the coordinates are not seen.
     steps : int
         Euler steps of the sampler.
+    direct : bool
+        One call of the network makes a window of a path of the base, and there are no steps: what a training with
+        `distill` teaches it, which sets this.
     noise, noise_share : float
         A window's start is learned with noise: in this share of them, of a standard deviation that is uniform up to
         twice `noise` (in the unit of the network, usually Angstrom, or with the base "any" of its spread). The model is
@@ -88,6 +91,7 @@ class FlowOptions(Spec):
     informed: bool = True
     handed: bool = False
     steps: int = Field(3, ge=1)
+    direct: bool = False
     noise: float = Field(0.04, ge=0)
     noise_share: float = Field(0.7, ge=0, le=1)
     ends: float = Field(0.0, ge=0, le=1)

@@ -54,10 +54,14 @@ class Drawing(NamedTuple):
     draw : callable
         ``draw(network, body, base, generators, options, end=, max_memory=) -> (T, N, 3)``: one future of each graph, or
         without generators the mean of all of them; where an `end` (N, 3) is given, of those that lead there.
+    teach : callable, optional
+        ``teach(network, teacher, body, base, numbers, options)``: the loss of a network that is to draw with one call
+        what another one draws with several. The operator has the option ``direct`` then, which says that it does.
     """
 
     loss: Callable[..., list[tuple[Tensor, int]]]
     draw: Callable[..., Tensor]
+    teach: Callable[..., list[tuple[Tensor, int]]] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..graph.windows import TrajectoryWindows
 from ..nn import operators
 from ..nn.captured import RECORDABLE, CapturedTraining
 from ..nn.flow import Numbers
-from ..specs import TrainSpec
+from ..specs import ModelSpec, TrainSpec
 from .alike import Alike, as_batch
 from .order import Batches, Varied
 from .process import check_processes, process_rank, unchanged_process
@@ -100,6 +100,8 @@ class _Module(pl.LightningModule):
                 f"the operator {model.spec.operator!r} has a loss of its own: leave out unroll, pair_weight and "
                 f"step_weights; found {spec.unroll}, {spec.pair_weight} and {spec.step_weights!r}"
             )
+        # In a tuple, as it is no part of the module.
+        self.teacher = (copy.deepcopy(model.network).eval(),) if spec.distill else ()
         weights = torch.ones(model.window.n_times)  # (T,)
         if spec.step_weights == "static":
             weights = 1 / static_errors(train).clamp(min=1e-8)  # (T,)
@@ -112,6 +114,8 @@ class _Module(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """On one GPU, the steps of small graphs are launched as a whole."""
+        for teacher in self.teacher:
+            teacher.to(self.device)
         plain = self.trainer.world_size == 1 and self.trainer.precision == "32-true"
         if plain and self.device.type == "cuda" and type(self.network) in RECORDABLE:
             self.recorded = CapturedTraining(self.network)
@@ -128,7 +132,7 @@ class _Module(pl.LightningModule):
         """
         if self.operator.drawing is not None:
             numbers = numbers or Numbers((self.spec.seed, *VALIDATION), range(batch.n_graphs), batch.n_graphs)
-            return drawn_loss(self.model, batch, numbers, network=self.recorded)
+            return drawn_loss(self.model, batch, numbers, network=self.recorded, teacher=next(iter(self.teacher), None))
         out, per_step = self._errors(batch)
         terms = [((self.step_weights * per_step).mean(), batch.n_nodes)]
         if self.spec.pair_weight:
@@ -400,7 +404,13 @@ def _fit(
     (device, devices, nodes, _), (minutes, enough) = where, until
     if references is None:
         references = {name: float(errors[-1]) for name, errors in reference_errors(validation).items()}
-    trained = dataclasses.replace(model, network=copy.deepcopy(model.network).train())
+    if not spec.distill and getattr(operators.options_of(model.spec), "direct", False):
+        raise UsageError(
+            f"model {model.name!r} draws in one step (direct), which it can only learn from another one: train that "
+            "one, and then this one from it (--init MODEL --set distill=true)"
+        )
+    network = copy.deepcopy(model.network).train()
+    trained = dataclasses.replace(model, network=network, spec=_direct(model) if spec.distill else model.spec)
     with unchanged_process(spec.seed):
         windows = Varied(train, spec)
         module = _Module(trained, spec, windows)
@@ -464,6 +474,31 @@ def _fit(
         )
     provenance = {**model.provenance, "training": training}
     return dataclasses.replace(trained, network=trained.network.cpu().eval(), provenance=provenance)
+
+
+def _direct(model: Model) -> ModelSpec:
+    """What the model will be once it has learned to draw in one step.
+
+    Raises
+    ------
+    UsageError
+        One that does not draw, that knows both ends of windows, or that draws in one step already.
+    """
+    operator, options = operators.get(model.spec.operator), operators.options_of(model.spec)
+    if operator.drawing is None or operator.drawing.teach is None:
+        why = "draws no futures"
+    elif options.direct:
+        why = "draws in one step already"
+    elif getattr(options, "ends", 0):
+        why = "fills in frames between two, which is not learned in one step"
+    elif "training" not in model.provenance:
+        why = "has not been trained"
+    else:
+        return model.spec.model_copy(update={"options": {**model.spec.options, "direct": True}})
+    raise UsageError(
+        f"model {model.name!r} {why}: distill is for a trained model of the operator flow (--init MODEL --set "
+        "distill=true)"
+    )
 
 
 def _trainer(
