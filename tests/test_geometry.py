@@ -262,8 +262,8 @@ print("numba" in sys.modules)
     assert done.stdout.split() == ["False", "False", "True"]
     # At once where a single call has that many bounds.
     large = code.replace("local._swept.total = local.COMPILED_AFTER", "").replace(
-        "(4, 3, 3)), bonds, lengths)\nprint(\"numba\" in sys.modules)",
-        "(local.COMPILED_AFTER // (2 * local.FEW_SWEEPS), 3, 3)), bonds, lengths)\nprint(\"numba\" in sys.modules)",
+        '(4, 3, 3)), bonds, lengths)\nprint("numba" in sys.modules)',
+        '(local.COMPILED_AFTER // (2 * local.FEW_SWEEPS), 3, 3)), bonds, lengths)\nprint("numba" in sys.modules)',
     )
     assert large.count("FEW_SWEEPS") == 1
     done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What is measured, how, and against what; run as a script it prints the peak memory of one call.
+"""What is measured, how, and against what; run as a script it prints what one call takes.
 
 The reference is :func:`egno_md.nn.edges.reference.edge_block`: what the original code does, inside the same EGNO.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ctypes.util
+import json
 import os
 import statistics
 import subprocess
@@ -33,6 +34,8 @@ BLOCKS = {
     "reference": lambda *args, max_memory=None, **options: reference.edge_block(*args, **options),
 }
 MODES = ("inference", "training")
+#: Pairs of calls, five times as many of small graphs.
+ROUNDS = {"inference": 7, "training": 3}
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,6 @@ class Shape:
 
 
 SHAPES = {
-    "100 graphs of 5 nodes": Shape(None, 64, n_times=5, n_graphs=100),
     "C-alpha 214": Shape("name CA", 128),
     "backbone 855, width 64": Shape("backbone", 64),
     "backbone 855, width 128": Shape("backbone", 128),
@@ -169,58 +171,25 @@ def block(which: str) -> Iterator[None]:
         egnn.edge_block, egnn.KEPT = before
 
 
-def arithmetic(shape: Shape, n_edges: int) -> Callable[[], None]:
-    """The arithmetic that the edge blocks of one forecast cannot do without, by itself, for as many rows.
-
-    The two products with (H, H) matrices per edge and time point, with the faster of torch's BLAS and oneDNN as tried
-    out here and now, and the three SiLUs. Each works on the same 4096 rows again and again.
-    """
-    rows, width = 4096, shape.width
-    x, w, out = torch.randn(rows, width), torch.randn(width, width), torch.empty(rows, width)
-    blocks = -(-shape.layers * n_edges * shape.n_times // rows)
-
-    def seconds(product: Callable[[], object]) -> float:
-        start = CLOCK()
-        product()
-        return CLOCK() - start
-
-    ways = [lambda: torch.mm(x, w, out=out)]
-    if products._has_onednn():
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
-    with torch.no_grad():
-        times = [[seconds(product) for product in ways] for _ in range(50)]
-    medians = [statistics.median(each) for each in zip(*times, strict=True)]
-    product = ways[medians.index(min(medians))]
-
-    def run() -> None:
-        with torch.no_grad():
-            for _ in range(blocks):
-                product()
-                product()
-                for _ in range(3):
-                    torch.ops.aten.silu.out(x, out=out)
-
-    return run
-
-
-def step_arithmetic(shape: Shape, n_nodes: int, n_edges: int) -> float:
-    """Seconds of the arithmetic that a training step of an EGNO cannot do without, by itself.
+def arithmetic(shape: Shape, n_nodes: int, n_edges: int, mode: str) -> float:
+    """Seconds of the arithmetic that a forecast or a training step of an EGNO cannot do without, by itself.
 
     Products with (H, H) matrices: two per edge and time point, six per node and time point (two for the messages, one
     of phi_v, three of phi_h) and, for the temporal convolution with M modes, 4 M - 3 per node; each of them once
-    forward, and for the gradients of its input and of its matrix. SiLUs and their derivatives: three per edge, two per
-    node. Every one with the faster of torch's BLAS and oneDNN as tried out here and now, on at most 4096 rows.
+    forward, and in training for the gradients of its input and of its matrix. SiLUs, in training with their
+    derivatives: three per edge, two per node. Every one with the faster of torch's BLAS and oneDNN as tried out here
+    and now, on at most 4096 rows.
     """
-    modes, node_rows = min(2, shape.n_times), n_nodes * shape.n_times
+    modes, node_rows, training = min(2, shape.n_times), n_nodes * shape.n_times, mode == "training"
     return shape.layers * (
-        _networks(n_edges * shape.n_times, shape.width, 2, 3)
-        + _networks(node_rows, shape.width, 6, 2)
-        + _networks(n_nodes, shape.width, 4 * modes - 3, 0)
+        _networks(n_edges * shape.n_times, shape.width, 2, 3, training)
+        + _networks(node_rows, shape.width, 6, 2, training)
+        + _networks(n_nodes, shape.width, 4 * modes - 3, 0, training)
     )
 
 
-def _networks(rows: int, width: int, matrices: int, silus: int) -> float:
-    """Seconds for so many products and SiLUs on so many rows, with their gradients."""
+def _networks(rows: int, width: int, matrices: int, silus: int, gradients: bool) -> float:
+    """Seconds for so many products and SiLUs on so many rows."""
     x, g, out = torch.randn(3, min(rows, 4096), width).unbind()
     w, g_w = torch.randn(2, width, width).unbind()
     each: list[list[Callable[[], object]]] = [
@@ -235,6 +204,8 @@ def _networks(rows: int, width: int, matrices: int, silus: int) -> float:
         [lambda: torch.ops.aten.silu.out(x, out=out)],
         [lambda: torch.ops.aten.silu_backward.grad_input(g, x, grad_input=out)],
     ]
+    if not gradients:
+        each, silu = each[:1], silu[:1]
     with torch.no_grad():
         return rows / len(x) * (matrices * sum(map(_fastest, each)) + silus * sum(map(_fastest, silu)))
 
@@ -289,7 +260,39 @@ def peak_memory(name: str, mode: str, which: str) -> float:
     return float(done.stdout)
 
 
-def main(name: str, mode: str, which: str) -> None:
+def measured(name: str, mode: str) -> dict[str, float]:
+    """Seconds of ours and of the reference, alternating, and of the arithmetic, before and after; medians; and MB."""
+    shape = (SHAPES | SMALL)[name]
+    x, pairs = positions(shape)
+    every, n_edges = calls(shape, x, pairs)
+    call, times = every[mode], {which: [] for which in BLOCKS}
+    call()  # compiles
+    floor = [arithmetic(shape, len(x), n_edges, mode)]
+    for _ in range(ROUNDS[mode] * (5 if n_edges < 10_000 else 1)):
+        for which, taken in times.items():
+            with block(which):
+                start = CLOCK()
+                call()
+                taken.append(CLOCK() - start)
+    floor.append(arithmetic(shape, len(x), n_edges, mode))
+    ours, theirs = map(statistics.median, times.values())
+    return {
+        "edges": n_edges,
+        "seconds": ours,
+        "reference_seconds": theirs,
+        # Of the pairs: a shared machine disturbs them less than the medians.
+        "ratio": statistics.median(b / a for a, b in zip(*times.values(), strict=True)),
+        "over_arithmetic": ours / statistics.mean(floor),
+        "MB": peak_memory(name, mode, "ours"),
+        "reference_MB": peak_memory(name, mode, "reference"),
+    }
+
+
+def main(name: str, mode: str, which: str | None = None) -> None:
+    """Print what was measured or, of one edge block, the peak memory in MB."""
+    if which is None:
+        print(json.dumps(measured(name, mode)))
+        return
     shape = (SHAPES | SMALL)[name]
     warm_up(shape.width)
     call = calls(shape, *positions(shape))[0][mode]
