@@ -13,6 +13,7 @@ from MDAnalysis.analysis import rms
 
 from egno_md import EGNOSurrogate
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
+from egno_md.forecast import written
 
 
 def test_without_arguments_extends_the_run(ballistic):
@@ -42,6 +43,18 @@ def test_starts_inside_the_run_are_compared_with_it(ballistic):
     np.testing.assert_allclose(results.rmsd_superposed[:2], 0, atol=1e-4)
     shape = rms.rmsd(positions[2], positions[6], superposition=True)
     assert results.rmsd_static_superposed[0, 3] == pytest.approx(shape, rel=1e-4) and shape < expected
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_frames_of_the_run_are_compared_a_few_at_a_time(monkeypatch, together):
+    u = make_universe()
+    model = make_model()
+    whole = EGNOSurrogate(u, model, horizon=4).run(start=2).results
+    monkeypatch.setattr(written, "ROOM", together * 24 * len(u.atoms))
+    parts = EGNOSurrogate(u, model, horizon=4).run(start=2).results
+    for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
+        np.testing.assert_allclose(parts[name], whole[name], rtol=1e-10)
+    assert np.isfinite(whole.rmsd).sum() > 2 * together
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,9 @@ class Written:
         results, true = self.results, np.stack(came)  # (W, N, 3)
         rows, columns = np.array(where).T  # (W,)
         starts = np.stack([self._history[i][-1] for i in rows])  # (W, N, 3)
-        for name, frames in (("rmsd", results.positions[rows, columns]), ("rmsd_static", starts)):
+        # One by one: those of a streamed forecast are read from its file.
+        predicted = np.stack([results.positions[i, k] for i, k in where])  # (W, N, 3)
+        for name, frames in (("rmsd", predicted), ("rmsd_static", starts)):
             results[name][rows, columns] = rmsd(frames, true)
             results[f"{name}_superposed"][rows, columns] = superposed_rmsd(frames, true)
 
