@@ -52,7 +52,7 @@ from egno_md.molecule.local import LocalGeometry
 
 from .free_forecasts import PAST, STEPS, alanine_parts
 from .proteins import alanine
-from .tables import put
+from .tables import put, seeds
 
 #: Runs to train on; the others are held out.
 N_TRAIN = 8
@@ -235,20 +235,14 @@ def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:
     chains = [row["chains"][who] for row in rows]
     windows = [row["windows"][who] for row in rows if who in row["windows"]]
 
-    def shown(values: list[float], digits: int) -> str:
-        middle = f"{np.median(values):.{digits}f}"
-        ends = f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-        return middle if len(values) == 1 else f"{middle} ({ends})"
-
     def of(key: str, digits: int) -> str:
-        values = [chain[key] for chain in chains if chain.get(key) is not None]
-        return shown(values, digits) if values else ""
+        return seeds([chain.get(key) for chain in chains], digits)
 
     cells = [
         of("divergence", 3), of("divergence_basins_weighed", 3), of("psi_time_frames", 0),
         of("basin_changes_per_window", 3),
-        " and ".join(shown([w["spread_over_error"][k] for w in windows], 2) for k in (0, -1)) if windows else "",
-        shown([w["window_score"] for w in windows], 4) if windows else "", of("ms_per_frame", 2),
+        " and ".join(seeds([w["spread_over_error"][k] for w in windows], 2) for k in (0, -1)) if windows else "",
+        seeds([w["window_score"] for w in windows], 4), of("ms_per_frame", 2),
     ]  # fmt: skip
     return f"| {name} | {len(rows)} | {frames} | {' | '.join(cells)} |"
 

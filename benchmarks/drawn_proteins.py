@@ -46,7 +46,7 @@ from egno_md.specs import GraphSpec
 
 from .free_forecasts import PAST, SHOWN, STEPS
 from .simulate import simulate
-from .tables import put
+from .tables import put, seeds
 
 #: Structure, and lengths in ps of its replicas.
 PROTEINS = {
@@ -188,18 +188,10 @@ def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
     order = list(PROTEINS)
     for protein, of in groupby(sorted(results, key=lambda row: order.index(row["protein"])), lambda r: r["protein"]):
         rows = list(of)
-        floor = [_shown([rows[0]["floor"][row]], 3 if "nats" in row else 2) for row in ROWS]
+        floor = [seeds([rows[0]["floor"][row]], 3 if "nats" in row else 2) for row in ROWS]
         yield f"| {protein} | another run |  |  |  | {' | '.join(floor)} |  |"
         for name in dict.fromkeys(row["who"] for row in rows):
             yield _line([row for row in rows if row["who"] == name])
-
-
-def _shown(values: list[float | None], digits: int) -> str:
-    there = [value for value in values if value is not None and np.isfinite(value)]
-    if not there:
-        return ""
-    middle = f"{np.median(there):.{digits}f}"
-    return middle if len(there) == 1 else f"{middle} ({min(there):.{digits}f} to {max(there):.{digits}f})"
 
 
 def _line(rows: list[dict[str, Any]]) -> str:
@@ -207,9 +199,9 @@ def _line(rows: list[dict[str, Any]]) -> str:
     spread = np.median([[row["spread_over_error"][k] for k in at] for row in rows], axis=0)
     cells = [
         rows[0]["protein"], rows[0]["who"], str(len(rows)),
-        _shown([row["window_score"] for row in rows], 4), " ".join(f"{value:.2f}" for value in spread),
-        *(_shown([row["chains"].get(name) for row in rows], 3 if "nats" in name else 2) for name in ROWS),
-        _shown([row["ms_per_frame"] for row in rows], 2),
+        seeds([row["window_score"] for row in rows], 4), " ".join(f"{value:.2f}" for value in spread),
+        *(seeds([row["chains"].get(name) for row in rows], 3 if "nats" in name else 2) for name in ROWS),
+        seeds([row["ms_per_frame"] for row in rows], 2),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

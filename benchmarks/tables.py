@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 
 def kept(
@@ -26,6 +27,15 @@ def kept(
         target.write_text(json.dumps(rounded))
         click.echo(row(name, results[name]))
     return results
+
+
+def seeds(values: Iterable[float | None], digits: int) -> str:
+    """The median over seeds and, of several, the least and the largest; what is not known is left out."""
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    if not known:
+        return ""
+    middle = f"{np.median(known):.{digits}f}"
+    return middle if len(known) == 1 else f"{middle} ({min(known):.{digits}f} to {max(known):.{digits}f})"
 
 
 def put(page: Path, head: str, rows: Iterable[str]) -> None:
