@@ -23,7 +23,6 @@ A row has the same figures of the test runs themselves: what a chain of their fr
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -37,7 +36,6 @@ import numpy as np
 
 from egno_md.errors import counted
 from egno_md.evaluation.calibration import calibrate
-from egno_md.evaluation.result import plain
 from egno_md.evaluation.score import Part
 from egno_md.evaluation.statistics import jensen_shannon
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored
@@ -52,7 +50,7 @@ from egno_md.molecule.local import LocalGeometry
 
 from .free_forecasts import PAST, STEPS, alanine_parts
 from .proteins import alanine
-from .tables import put, seeds
+from .tables import keep, seeds, table_of
 
 #: Runs to train on; the others are held out.
 N_TRAIN = 8
@@ -114,11 +112,16 @@ def chained(forecaster: Forecaster, parts: list[Part], seed: int) -> tuple[np.nd
     places = [(part.run, start) for part in parts for start in part.starts]
     places = [places[k] for k in np.linspace(0, len(places) - 1, CHAINS + 2).astype(int)[1:-1]]
     past = np.stack([run.positions[start + np.arange(1 - PAST, 1) * run.every] for run, start in places])
+    return collected(forecaster, past, WINDOWS, seed)
+
+
+def collected(forecaster: Forecaster, past: np.ndarray, windows: int, seed: int) -> tuple[np.ndarray, float]:
+    """Chains (C, F, N, 3) from starts with their past (C, P, N, 3), and the seconds that they took."""
     began = time.process_time()
     generator: Any = np.random.default_rng(seed)
     if isinstance(forecaster, ModelForecaster):
-        past, generator = past[:, -forecaster.n_past :], Streams.of(seed, range(CHAINS), 1)
-    frames = forecaster.collect(past, WINDOWS * len(STEPS), 1, generator)[:, 0]
+        past, generator = past[:, -forecaster.n_past :], Streams.of(seed, range(len(past)), 1)
+    frames = forecaster.collect(past, windows * len(STEPS), 1, generator)[:, 0]
     return frames, time.process_time() - began
 
 
@@ -192,10 +195,7 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     times = np.asarray(STEPS)
     single = calibrate(own, times, times * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
     row["windows"] = {name: {key: found[key] for key in SCORES} for name, found in single["superposed"].items()}
-    rows = json.loads(target.read_text()) if target.exists() else []
-    numbers = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
-    rows = [*(other for other in rows if _key(other) != _key(numbers)), numbers]
-    target.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
+    numbers = keep(target, row, _key)
     for name, found in numbers["windows"].items():
         click.echo(f"{name}: spread over error {found['spread_over_error']}, window score {found['window_score']}")
 
@@ -225,7 +225,7 @@ def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
         for (_, trunk, epochs, steps), rows in same:
             name = f"flow{trunk}, {counted(-epochs, 'epoch')}, {counted(-steps, 'step')}"
             if not steps:
-                name = f"flow{trunk}, 24 epochs, and {counted(-epochs, 'epoch')} to learn it at once"
+                name = f"flow{trunk}, taught by another one for {counted(-epochs, 'epoch')}, 1 call"
             yield _line(name, -length, rows, "model")
         for free in ("Gaussian process", "analogues", "training runs"):
             yield _line(f"the {free}, last halves" if free.endswith("runs") else free, -length, rows[:1], free)
@@ -247,13 +247,7 @@ def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:
     return f"| {name} | {len(rows)} | {frames} | {' | '.join(cells)} |"
 
 
-@main.command()
-@click.argument("results", type=click.Path(path_type=Path, exists=True))
-@click.argument("page", type=click.Path(path_type=Path, exists=True))
-def table(results: Path, page: Path) -> None:
-    """Write the table of all rows into a page."""
-    put(page, HEAD, _rows(json.loads(results.read_text())))
-
+main.add_command(table_of(HEAD, _rows))
 
 if __name__ == "__main__":
     main()

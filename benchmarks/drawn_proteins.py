@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +30,10 @@ import numpy as np
 
 from egno_md.evaluation.calibration import calibrate
 from egno_md.evaluation.quality import quality
-from egno_md.evaluation.result import plain
 from egno_md.evaluation.score import Part
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored
-from egno_md.forecast.forecasters import Forecaster, Known
+from egno_md.forecast.forecasters import Known
 from egno_md.forecast.model import load_model
-from egno_md.forecast.streams import Streams
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 from egno_md.hindcast.proteins import NAME, OfProteins
@@ -44,9 +41,10 @@ from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.local import LocalGeometry
 from egno_md.specs import GraphSpec
 
+from .drawn import collected
 from .free_forecasts import PAST, SHOWN, STEPS
 from .simulate import simulate
-from .tables import put, seeds
+from .tables import keep, seeds, table_of
 
 #: Structure, and lengths in ps of its replicas.
 PROTEINS = {
@@ -81,16 +79,6 @@ def replicas(runs: Path, structure: str) -> tuple[mda.Universe, list[np.ndarray]
     return universe, frames
 
 
-def chained(forecaster: Forecaster, past: np.ndarray) -> tuple[list[np.ndarray], float]:
-    """Chains (F, N, 3) from starts with their past (C, P, N, 3), and their CPU seconds."""
-    began = time.process_time()
-    generator: Any = np.random.default_rng(0)
-    if isinstance(forecaster, ModelForecaster):
-        past, generator = past[:, -forecaster.n_past :], Streams.of(0, range(len(past)), 1)
-    frames = forecaster.collect(past, WINDOWS * len(STEPS), 1, generator)[:, 0]
-    return list(frames), time.process_time() - began
-
-
 @click.group()
 def main() -> None:
     """What drawn futures of small proteins are worth."""
@@ -107,8 +95,8 @@ def simulate_command(runs: Path, structures: Path) -> None:
         simulate(structures / f"{name}.pdb", runs / f"seed{seed}", length, STEP_FS, seed, FRAME_PS)
     systems = [
         f'[[data.systems]]\nname = "{name}"\ntopology = "seed1/{name}.pdb"\n'
-        f"trajectories = {json.dumps([f'seed{seed}/{name}.dcd' for seed in seeds])}\n"
-        for name, seeds in SEVERAL.items()
+        f"trajectories = {json.dumps([f'seed{seed}/{name}.dcd' for seed in known])}\n"
+        for name, known in SEVERAL.items()
     ]
     (runs / "several.toml").write_text("\n".join(["[data]\nfractions = [0.8, 0.1, 0.1]\n", *systems]))
 
@@ -144,8 +132,8 @@ def run(protein: str, model: str | None, runs: Path, target: Path, name: str) ->
     places = np.linspace(part.starts[0], part.starts[-1], CHAINS + 2).astype(int)[1:-1]
     past = np.stack([test.positions[k + np.arange(1 - PAST, 1)] for k in places])
     for one, forecaster in who.items():
-        chains, seconds = chained(forecaster, past)
-        found = quality(builder, chains, [test.positions, frames[0]], FRAME_PS)
+        chains, seconds = collected(forecaster, past, WINDOWS, 0)
+        found = quality(builder, list(chains), [test.positions, frames[0]], FRAME_PS)
         rows = {row: values for row, *values in found.rows()}
         windows = single.superposed[one]
         training = None if loaded is None else loaded.provenance["training"]
@@ -160,15 +148,8 @@ def run(protein: str, model: str | None, runs: Path, target: Path, name: str) ->
             "findings": found.findings,
             "ms_per_frame": 1e3 * seconds / (CHAINS * WINDOWS * len(STEPS)),
         }
-        _keep(target, put_in)
+        keep(target, put_in, _key)
         click.echo(_line([put_in]))
-
-
-def _keep(target: Path, row: dict[str, Any]) -> None:
-    rows = json.loads(target.read_text()) if target.exists() else []
-    new = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
-    rows = [*(one for one in rows if _key(one) != _key(new)), new]
-    target.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -206,13 +187,7 @@ def _line(rows: list[dict[str, Any]]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-@main.command()
-@click.argument("results", type=click.Path(path_type=Path, exists=True))
-@click.argument("page", type=click.Path(path_type=Path, exists=True))
-def table(results: Path, page: Path) -> None:
-    """Write the table of all rows into a page."""
-    put(page, HEAD, _rows(json.loads(results.read_text())))
-
+main.add_command(table_of(HEAD, _rows))
 
 if __name__ == "__main__":
     main()

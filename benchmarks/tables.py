@@ -10,6 +10,8 @@ from typing import Any
 import click
 import numpy as np
 
+from egno_md.evaluation.result import plain
+
 
 def kept(
     target: Path,
@@ -36,6 +38,27 @@ def seeds(values: Iterable[float | None], digits: int) -> str:
         return ""
     middle = f"{np.median(known):.{digits}f}"
     return middle if len(known) == 1 else f"{middle} ({min(known):.{digits}f} to {max(known):.{digits}f})"
+
+
+def keep(target: Path, row: dict[str, Any], key: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Write a row to those of a file, in place of one with the same key; as it is there, with six digits."""
+    rows = json.loads(target.read_text()) if target.exists() else []
+    new = json.loads(json.dumps(plain(row)), parse_float=lambda number: round(float(number), 6))
+    rows = [*(one for one in rows if key(one) != key(new)), new]
+    target.write_text("[\n" + ",\n".join(json.dumps(one) for one in rows) + "\n]\n")
+    return new
+
+
+def table_of(head: str, lines: Callable[[list[dict[str, Any]]], Iterable[str]]) -> click.Command:
+    """The command ``table RESULTS PAGE``: the table of the rows of a file, into a page."""
+
+    @click.command("table", help="Write the table of all rows into a page.")
+    @click.argument("results", type=click.Path(path_type=Path, exists=True))
+    @click.argument("page", type=click.Path(path_type=Path, exists=True))
+    def table(results: Path, page: Path) -> None:
+        put(page, head, lines(json.loads(results.read_text())))
+
+    return table
 
 
 def put(page: Path, head: str, rows: Iterable[str]) -> None:

@@ -138,23 +138,19 @@ class Model:
         ModelError
             With what to train instead.
         """
-        options = operators.options_of(self.spec)
-        begins = operators.get(self.spec.operator).drawing is not None and getattr(options, "base", "own") == "own"
-        for needed, known, does, cure in (
-            (
-                begins, self.process, "draws futures of", "train one on runs of this molecule (egno-md train ... "
-                "--operator flow)",
-            ),
-            (
-                self.spec.prior == "regression", self.regression, "corrects a regression of", "train a model on runs "
-                "of this one, or a general one with --set prior=static",
-            ),
-        ):  # fmt: skip
-            if needed and identity not in known:
-                raise ModelError(
-                    f"model {self.name!r} {does} the {counted(len(known), 'molecule')} that it was trained on, and "
-                    f"this is none of them (atoms, names and bonds must agree): {cure}"
-                )
+        drawing = operators.get(self.spec.operator).drawing is not None
+        if self.spec.prior == "regression" and identity not in self.regression:
+            does, known = "corrects a regression of", self.regression
+            cure = "train a model on runs of this one, or a general one with --set prior=static"
+        elif drawing and identity not in self.process and getattr(operators.options_of(self.spec), "base", "") != "any":
+            does, known = "draws futures of", self.process
+            cure = "train one on runs of this molecule (egno-md train ... --operator flow)"
+        else:
+            return
+        raise ModelError(
+            f"model {self.name!r} {does} the {counted(len(known), 'molecule')} that it was trained on, and this is "
+            f"none of them (atoms, names and bonds must agree): {cure}"
+        )
 
     @property
     def fingerprint(self) -> str:
