@@ -117,8 +117,13 @@ def test_the_command(tmp_path):
     assert trained("slow.safetensors", "--operator", "flow", *small).exit_code == 0
     done = trained("fast.safetensors", "--init", teacher, *fast)
     assert done.exit_code == 0, done.output
-    assert load_model(tmp_path / "fast.safetensors").spec.options["direct"]
-    assert not load_model(teacher).spec.options["direct"]
+    fast_model = load_model(tmp_path / "fast.safetensors")
+    assert fast_model.spec.options["direct"] and not load_model(teacher).spec.options["direct"]
+    # It goes on with what its operator usually has, not with what the preset for another one has.
+    assert [fast_model.provenance["training"][key] for key in ("batch_size", "ema_decay")] == [64, 0.995]
+    for name, calls in (("slow", "3 calls"), ("fast", "1 call")):
+        said = CliRunner().invoke(main, ["info", str(tmp_path / f"{name}.safetensors")]).output
+        assert f"futures, a window with {calls} of its network" in said
     for name, more, words in (
         ("a", ["--operator", "flow", *small], "has not been trained"),
         ("b", small, "draws no futures"),

@@ -54,6 +54,9 @@ def _readable_info(content: dict[str, Any]) -> str:
         f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from "
         f"{counted(window['history'], 'frame')}",
     ]
+    if calls := spec["options"].get("steps"):
+        calls = 1 if spec["options"]["direct"] else calls
+        lines.append(f"draws      futures, a window with {counted(calls, 'call')} of its network")
     if count := content["molecules"]["geometry"]:
         lines.append(
             f"geometry   of {counted(count, 'molecule')}, kept in every frame; of others the bonds of the start"

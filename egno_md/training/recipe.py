@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ..errors import DataError, UsageError, nearest
+from ..forecast.model import Model
+from ..models.header import read_header
 from ..nn import operators
 from ..specs import PRESETS, GraphSpec, ModelSpec, Recipe, TrainSpec, WindowSpec
 from .data import FilesOptions, System
@@ -165,9 +167,12 @@ def known_keys(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _operator(recipe: Recipe) -> str:
-    """The operator of a recipe, be it that of its preset or of its data set."""
+    """The operator of a recipe, be it that of its preset, of its data set or of the model that is trained on."""
     if "operator" in recipe.model:
         return recipe.model["operator"]
+    if recipe.init is not None:
+        held = recipe.init if isinstance(recipe.init, Model) else None
+        return held.spec.operator if held else read_header(recipe.init).content["model"]["operator"]
     preset = PRESETS[recipe.preset or "default"][0].operator
     if recipe.data.get("name", "files") == "files":
         return preset
@@ -278,9 +283,7 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
     data = source.settings()
     preset = PRESETS[recipe.preset or "default"]
     training = source.defaults("training", recipe, _flat(preset[1]))
-    if recipe.init is None:
-        training = {**training, **operators.get(_operator(recipe)).usual.get("training", {})}
-    training = {**training, **recipe.training}
+    training = {**training, **operators.get(_operator(recipe)).usual.get("training", {}), **recipe.training}
     training = _flat(_spec(TrainSpec, "training", training))
     if recipe.init is not None:
         own = [f"{section}.{key}" for section in ("graph", "window", "model") for key in getattr(recipe, section)]
