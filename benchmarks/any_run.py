@@ -3,7 +3,8 @@
     python -m benchmarks.any_run [--data DIR] [--json FILE] [--page FILE] [--only NAME]
 
 The runs are the published ones in DIR/md, alanine dipeptide (one published run as XTC at 1 ps and at 10 ps), and all
-trajectories of MDAnalysisTests with at least 20 frames, each with the topology of as many atoms that knows the most.
+trajectories of MDAnalysisTests with at least 20 frames, each with the topology of its name or, of those with as many
+atoms, with the one that knows the most.
 Every one is a process of its own; the seconds are those of the whole command on the processor, those of the wall are in
 the JSON file. Results that are in it already are kept.
 """
@@ -68,7 +69,7 @@ def alanine(data: Path, folder: Path) -> list[Case]:
 
 
 def tested() -> list[Case]:
-    """Trajectories of MDAnalysisTests, each with a topology of as many atoms: the one that knows the most of them."""
+    """Trajectories of MDAnalysisTests, each with a topology of as many atoms: its own, or one that knows more."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files = [look_at(*file) for file in data_files()]
@@ -77,9 +78,12 @@ def tested() -> list[Case]:
         if file.frames_of is None or file.frames < FEWEST_FRAMES:
             continue
         fits = [other for other in files if other.atoms == file.frames_of]
-        fits.sort(key=lambda other: (-other.alpha, other.frames_of is not None, other.name))
-        if fits:
-            cases.append(Case(f"MDAnalysisTests {file.name}", fits[0].path, file.path))
+        own = [other for other in fits if other.name == f"{file.name}_TOPO"]
+        more = [other for other in fits if other.alpha > file.alpha]
+        more.sort(key=lambda other: (-other.alpha, other.frames_of is not None, other.name))
+        same = [other for other in fits if other.name == file.name]
+        if found := own + more + same:
+            cases.append(Case(f"MDAnalysisTests {file.name}", found[0].path, file.path))
     return cases
 
 
