@@ -302,7 +302,7 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut.safetensors").exists()
-    assert "pass resume=True" in called(*cut).stderr
+    assert "go on with it (resume, --resume)" in called(*cut).stderr
     changed = called(*cut, "--resume", "--lr", 0.5)
     assert changed.exit_code == 2 and "learning_rate (then 0.002, now 0.5)" in changed.stderr
     resumed = called(*cut, "--resume")
@@ -320,6 +320,28 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
     assert [run["file"] for run in provenance["data"]["runs"]] == ["a.dcd", "bb.dcd"]
     assert provenance["data"]["runs"][0]["test_from"] == 128 and provenance["training"]["max_epochs"] == 6
     assert "AR(1)" in resumed.stdout and "written" in resumed.stdout
+
+
+def test_a_training_of_files_goes_on_where_they_have_been_moved_to_if_they_are_the_same(tmp_path):
+    write_runs(tmp_path / "here", {"a.dcd": 100, "bb.dcd": 100})
+    write_runs(tmp_path / "there", {"a.dcd": 100, "bb.dcd": 100})
+    written = ["--epochs", 2, "--work", tmp_path / "work"]
+
+    def begun(folder, *more):
+        return called(*(tmp_path / folder / name for name in ("top.pdb", "a.dcd", "bb.dcd")), *SMALL, *written, *more)
+
+    assert begun("here", "--minutes", 1e-9, "-o", tmp_path / "short.safetensors").exit_code == 0
+    (tmp_path / "there" / "bb.dcd").rename(tmp_path / "kept.dcd")
+    (tmp_path / "there" / "bb.dcd").write_bytes((tmp_path / "there" / "a.dcd").read_bytes())  # as long, and another one
+    wrong = begun("there", "--resume", "-o", tmp_path / "m.safetensors")
+    assert wrong.exit_code == 2 and "data of bb.dcd: sha256 (then" in wrong.stderr and "a.dcd:" not in wrong.stderr
+    (tmp_path / "kept.dcd").replace(tmp_path / "there" / "bb.dcd")
+    plan = json.loads((tmp_path / "work" / "training.json").read_text())
+    for run in plan["data"]["runs"]:
+        del run["sha256"]  # as an earlier version has begun it
+    (tmp_path / "work" / "training.json").write_text(json.dumps(plan))
+    done = begun("there", "--resume", "-o", tmp_path / "m.safetensors")
+    assert done.exit_code == 0 and "epoch 2/2" in done.stderr
 
 
 def test_ctrl_c_keeps_the_state_and_says_how_to_go_on(tmp_path):

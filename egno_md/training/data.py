@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from ..molecule.local import LocalGeometry
 from ..specs import GraphSpec, Recipe, Spec, WindowSpec
 from ..trajectory.clock import Clock, same_spacing
 from ..trajectory.universe import open_sources
+
+#: Frames of a run, at most, that tell it from others.
+HASHED = 64
 
 
 @dataclass(frozen=True)
@@ -294,7 +298,7 @@ class _SystemParts:
     def _split(self, run: Run, file: Path) -> _Kept:
         n = len(run.positions)
         entry = {"system": self.system.name, "file": file.name, "frames": n, "every": run.every}
-        entry["atoms"] = run.builder.n_atoms
+        entry |= {"atoms": run.builder.n_atoms, "sha256": _sha256(run.positions)}
         if file in self.system.hold_out:
             starts = np.asarray(window_starts(n, self.window, run.every), int)
             if not len(starts):
@@ -331,6 +335,12 @@ class _SystemParts:
         if not self._training or self.window.velocity != "backward":  # it is for windows that know where they come from
             return {}
         return {self.builder.identity: PathRegression.fitted(known)}
+
+
+def _sha256(positions: np.ndarray) -> str:
+    """Of frames that are spread over a run (F, N, 3), its first twelve digits: who goes on with it has to have the same."""
+    some = np.linspace(0, len(positions) - 1, min(len(positions), HASHED)).astype(int)
+    return hashlib.sha256(np.ascontiguousarray(positions[some]).data).hexdigest()[:12]
 
 
 def load_data(

@@ -381,7 +381,10 @@ def fit(
         shapes = {name: tensor.shape for name, tensor in model.network.state_dict().items()}
         state = newest_state(work_dir, shapes) if resume else None
         if not resume and any((work_dir / name).exists() for name in (LAST, PREVIOUS)):
-            raise UsageError(f"{work_dir} holds an earlier training; pass resume=True, or another work_dir")
+            raise UsageError(
+                f"{work_dir} holds an earlier training: go on with it (resume, --resume), or take another folder "
+                "(work_dir, --work)"
+            )
         return _fit(
             model, train, validation, spec, work_dir, state, references,
             (device, devices, nodes, precision), progress, (minutes, enough),

@@ -99,13 +99,8 @@ def _train(
     record = work_dir / "training.json"
     if resume and record.exists():
         before = read_plan(record)
-        changed = [
-            f"{group} {key} (then {before[group].get(key)!r}, now {value!r})"
-            for group, values in json.loads(json.dumps(plan)).items()
-            for key, value in values.items()
-            if before[group].get(key) != value
-        ]
-        if changed:
+        now = json.loads(json.dumps(plan))
+        if changed := [what for group in now for what in _changed(group, before[group], now[group])]:
             raise UsageError(
                 f"the training in {work_dir} cannot be resumed with other settings: {'; '.join(changed)}; give the "
                 "same ones, or begin a new one in another folder"
@@ -155,6 +150,21 @@ def _train(
         **({"history": history} if history else {}),
     }
     return trained, result
+
+
+def _changed(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is otherwise than it was written down; of as many runs as before, run by run."""
+    then, runs = before.get("runs", ()), now.get("runs", ())
+    found = []
+    if len(then) == len(runs):
+        now = {key: value for key, value in now.items() if key != "runs"}
+        for old, new in zip(then, runs, strict=True):
+            found += _changed(f"{where} of {new['file']}:", {**new, **old}, new)  # an earlier version wrote down less
+    return found + [
+        f"{where} {key} (then {before.get(key)!r}, now {value!r})"
+        for key, value in now.items()
+        if before.get(key) != value
+    ]
 
 
 def train_recipe(
