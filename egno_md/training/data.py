@@ -338,7 +338,7 @@ class _SystemParts:
 
 
 def _sha256(positions: np.ndarray) -> str:
-    """Of frames that are spread over a run (F, N, 3), its first twelve digits: who goes on with it has to have the same."""
+    """Of frames spread over a run (F, N, 3), the first twelve digits: who goes on with it has to have the same ones."""
     some = np.linspace(0, len(positions) - 1, min(len(positions), HASHED)).astype(int)
     return hashlib.sha256(np.ascontiguousarray(positions[some]).data).hexdigest()[:12]
 
