@@ -11,14 +11,16 @@ modes of the network move independently of each other. What is known of a mode i
 
 with coefficients that depend on the stiffness of the mode alone. ``y(t) - y(0)`` is then a Gaussian process of
 covariance ``(g(t) + g(s) - g(|t - s|)) / 2``: where the mode would rest need not be known. Mean and covariance of what
-follows, given the frames before the start, follow by conditioning: fast noise is taken back, slow motion goes on. How
-much this start's own past moved, beside what was expected, scales the covariance.
+follows, given the frames before the start, follow by conditioning: fast noise is taken back, slow motion goes on. The
+covariance does not depend on how much a start's own past moved: in a chain that past is what was drawn, and a chain that
+moved a little less in one window would move less and less.
 
 Lags are times, so that one network knows every spacing of frames, and its few numbers hold for any molecule.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,8 +58,8 @@ FEWEST_PAIRS = 10
 #: pasts and times they are kept: every window of a chain has the same ones.
 GRID, KEPT = 64, 16
 
-#: Number of squares, as if they had been seen, that say that a start moves as much as expected.
-AS_EXPECTED = 60.0
+#: Number of squares, as if they had been seen, that say that a molecule moves as much as expected; and pasts that tell.
+AS_EXPECTED, LOOKED_AT = 60.0, 20
 
 
 def terms(lags: ArrayLike, taus: np.ndarray) -> NDArray[np.float64]:
@@ -229,6 +231,8 @@ class ElasticNetwork:
         Of the forecast, in the unit of time of the others.
     mean : ndarray, shape (N, 3), optional
         The structure whose network is used for every start; without it that of the start.
+    scale : float
+        Of what is drawn, where this molecule moves more, or less, than those that the network was fitted to.
     rigid : bool
         Whether drawn futures turn and move as a whole.
     """
@@ -240,6 +244,7 @@ class ElasticNetwork:
     span: NDArray[np.float64]
     stride: float = 1.0
     mean: NDArray[np.float64] | None = None
+    scale: float = 1.0
     rigid: bool = True
     _conditionals: dict[tuple, tuple[Conditional, ...]] = field(default_factory=dict, init=False, repr=False)
     name: ClassVar[str] = "elastic network"
@@ -363,13 +368,24 @@ class ElasticNetwork:
         """What follows a start with these displacements before it (P, N, 3)."""
         here = grid.at(self.on_grid(modes.stiffness))
         beyond = None if modes.rest is None else [part[0] for part in grid.at(self.on_grid([modes.rest]))]
-        response, factor, white = (None, None, None) if beyond is None else beyond
+        response, factor = (None, None) if beyond is None else beyond[:2]
         mean = modes.apply(here.response, response, before)  # (T, N, 3)
-        scale = 1.0
-        if len(before):
-            numbers = modes.apply(here.white, white, before)
-            scale = (AS_EXPECTED + np.sum(numbers**2)) / (AS_EXPECTED + numbers.size)
-        return Given(modes, mean, np.sqrt(scale), here.factor, factor)
+        return Given(modes, mean, self.scale, here.factor, factor)
+
+    def scaled(self, known: Known) -> ElasticNetwork:
+        """The same network for a molecule that moves more, or less, than expected: as much as known runs of it did."""
+        squares, count, length = 0.0, 0, known.every * PAST
+        pasts = [x[k : k + length : known.every] for x in known.segments for k in range(0, len(x), length)]
+        pasts = [x for x in pasts if len(x) > 1]
+        for past in pasts[:: -(-len(pasts) // LOOKED_AT) or 1]:
+            placed = Placed.of(past[None], PAST, self.mean)
+            modes, before = self._common or Modes.of(placed.start[0]), placed.before[0]  # (P, N, 3)
+            grid = self.conditional(len(before), [1.0])[0]
+            white = grid.at(self.on_grid(modes.stiffness)).white
+            beyond = None if modes.rest is None else grid.at(self.on_grid([modes.rest])).white[0]
+            squares += float(np.sum(modes.apply(white, beyond, before) ** 2))
+            count += before.size
+        return dataclasses.replace(self, scale=float(np.sqrt((AS_EXPECTED + squares) / (AS_EXPECTED + count))))
 
     def __call__(self, past, times, samples=1, generator=None):
         check_drawn(samples, generator)

@@ -64,7 +64,7 @@ class OfProteins:
     """An elastic network fitted to published runs of proteins, at one stride.
 
     Its few numbers are variograms of motion by contact distance, which hold for any protein
-    (:mod:`egno_md.forecast.network`); nothing of the run at hand is fitted.
+    (:mod:`egno_md.forecast.network`). Of the run at hand one number is fitted, by how much more, or less, it moves.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class OfProteins:
     def __call__(self, known: Known) -> ElasticNetwork:
         """The forecaster, whatever is known."""
         numbers = {name: np.asarray(value) for name, value in content()["numbers"][self.kind].items()}
-        return dataclasses.replace(ElasticNetwork.of_arrays(numbers), stride=self.stride_ps)
+        return dataclasses.replace(ElasticNetwork.of_arrays(numbers), stride=self.stride_ps).scaled(known)
 
     def geometry(self, segments: Sequence[np.ndarray], bonds: np.ndarray) -> LocalGeometry:
         """That of frames (F, N, 3) in Angstrom; a few do not tell how far distances may go, and only bonds are kept as

@@ -22,7 +22,7 @@ WIDER = 0.5
 FURTHER = 1.5
 
 #: A chain comes to rest where it moves less in a stride than this part of what the run does.
-AT_REST = 0.1
+AT_REST = 0.3
 
 #: The end of a chain is its last quarter, of at most so many frames.
 END = 256
