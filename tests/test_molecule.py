@@ -8,11 +8,13 @@ import pytest
 from MDAnalysis.lib.distances import calc_dihedrals
 
 import egno_md
+from egno_md import sample
 from egno_md.errors import DataError, UsageError
 from egno_md.graph.builder import GraphBuilder
-from egno_md.molecule.atoms import select_atoms
-from egno_md.molecule.geometry import dihedrals
+from egno_md.molecule.atoms import molecule_of, select_atoms
+from egno_md.molecule.geometry import bond_lengths, dihedrals
 from egno_md.molecule.molecule import Molecule
+from egno_md.molecule.possible import POSSIBLE_LINK, possible_lengths
 from egno_md.specs import GraphSpec
 
 #: Checkpoints refer to molecules by these: written down before there was a Molecule.
@@ -85,3 +87,50 @@ def test_dihedrals_are_those_of_mdanalysis() -> None:
     expected = calc_dihedrals(*(frames[:, q].reshape(-1, 3).astype(np.float32) for q in quadruples.T))
     np.testing.assert_allclose(dihedrals(frames, quadruples).ravel(), expected, atol=1e-4)
     assert dihedrals(frames, np.zeros((0, 4), int)).shape == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("select", "beside"),
+    [
+        ("name CA CB", "CB"),
+        ("name CA or (resid 5 and name CB)", "CB"),
+        ("name CA O", "O"),
+        ("name CA or resname LIG", "C"),
+    ],
+)
+def test_residues_whose_bonds_are_not_selected_are_linked(select: str, beside: str) -> None:
+    """C-alpha atoms hold the chain together, whatever is selected with them."""
+    u = mda.Universe(str(sample()[0]))
+    ligand = mda.Universe.empty(2, trajectory=True)
+    for name, values in {"name": ["C1", "C2"], "type": ["C"] * 2, "resname": ["LIG"], "resid": [1]}.items():
+        ligand.add_TopologyAttr(name, values)
+    ligand.atoms.positions = [[40.0, 40.0, 40.0], [41.5, 40.0, 40.0]]
+    atoms = mda.Merge(u.atoms, ligand.atoms).select_atoms(select)
+    found = molecule_of(atoms)
+    names = found.names[found.bonds]
+    assert (names == "CA").all(axis=1).sum() == 75
+    assert all(name == "CA" or name.startswith(beside) for name in found.names)
+    lower, upper = possible_lengths(found)
+    links = (names == "CA").all(axis=1)
+    assert set(zip(lower[links], upper[links], strict=True)) == {POSSIBLE_LINK} and (upper[~links] < 4).all()
+    assert not len(found.loose)
+    gap = molecule_of(atoms.select_atoms("not resid 30:33"))
+    assert (gap.names[gap.bonds] == "CA").all(axis=1).sum() == 70  # nobody is linked across it
+
+
+def test_what_is_bonded_is_not_linked_as_well() -> None:
+    u = mda.Universe(str(sample()[0]))
+    for select in ("backbone", "not name H*"):
+        found = molecule_of(u.select_atoms(select))
+        assert not (found.names[found.bonds] == "CA").all(axis=1).any()
+        assert bond_lengths(u.select_atoms(select).positions, found.bonds).max() < 2.1
+
+
+def test_phosphorus_of_lipids_is_no_chain() -> None:
+    u = mda.Universe.empty(4, n_residues=4, atom_resindex=range(4), residue_segindex=[0] * 4, trajectory=True)
+    for name, values in {"name": ["P"] * 4, "type": ["P"] * 4, "resname": ["POPC"] * 4, "resid": range(1, 5)}.items():
+        u.add_TopologyAttr(name, list(values))
+    u.atoms.positions = 6.0 * np.arange(4)[:, None] * [1, 0, 0]
+    assert not len(molecule_of(u).bonds)
+    u.residues.resnames = ["A", "G", "PSX", "U"]  # one that nobody knows among those that are known
+    assert len(molecule_of(u).bonds) == 3

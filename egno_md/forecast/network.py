@@ -12,7 +12,7 @@ modes of the network move independently of each other. What is known of a mode i
 with coefficients that depend on the stiffness of the mode alone. ``y(t) - y(0)`` is then a Gaussian process of
 covariance ``(g(t) + g(s) - g(|t - s|)) / 2``: where the mode would rest need not be known. Mean and covariance of what
 follows, given the frames before the start, follow by conditioning: fast noise is taken back, slow motion goes on. The
-covariance does not depend on how much a start's own past moved: in a chain that past is what was drawn, and a chain that
+covariance does not depend on how much a start's own past moved: in a chain that past is what was drawn, and one that
 moved a little less in one window would move less and less.
 
 Lags are times, so that one network knows every spacing of frames, and its few numbers hold for any molecule.

@@ -16,7 +16,15 @@ from MDAnalysis.guesser.default_guesser import DefaultGuesser
 from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError, counted, few
-from .bonds import CHAIN_DISTANCE, NUCLEOTIDE_DISTANCE, bonds_by_distance, loose_ends, neighbours_in_chain, within
+from .bonds import (
+    CHAIN_DISTANCE,
+    LINKS,
+    NUCLEOTIDE_DISTANCE,
+    bonds_by_distance,
+    loose_ends,
+    neighbours_in_chain,
+    within,
+)
 from .geometry import bond_lengths
 from .molecule import Molecule, atom_label, sorted_bonds
 from .neighbors import box_vectors, box_widths
@@ -371,10 +379,31 @@ def find_bonds(
         return _chain_links(atoms, topology, neighbours_in_chain(residues, chains))
     bonded = np.isin(atoms.indices, topology.bonds)
     if not bonded[residue_sizes(atoms) > 1].all():
-        return np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
-    if topology.guessed:
+        bonds = np.concatenate([bonds, bonds_by_distance(elements, *_coordinates(atoms))])
+    elif topology.guessed:
         bonds = np.concatenate([bonds, _bonds_through_the_box(atoms, elements, residues)])
-    return bonds
+    return np.concatenate([bonds, _links_of_the_rest(atoms, topology, bonds, chains, residues)])
+
+
+def _links_of_the_rest(
+    atoms: AtomGroup,
+    topology: _Known,
+    bonds: NDArray[np.int64],
+    chains: NDArray[np.int64],
+    residues: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Links (P, 2) of residues that follow each other in a chain and that the bonds of what is selected do not join."""
+    if not (hasattr(atoms, "names") and hasattr(atoms, "resnames")):
+        return np.zeros((0, 2), np.int64)
+    pairs = [np.zeros((0, 2), np.int64)]
+    for name in LINKS:
+        ends = np.flatnonzero((atoms.names == name) & (atoms.resnames != name))  # calcium is no residue
+        ends = ends[np.unique(residues[ends], return_index=True)[1]]
+        pairs.append(ends[neighbours_in_chain(residues[ends], chains[ends])])
+    found = np.concatenate(pairs)  # (P, 2)
+    count = residues.max() + 1
+    joined = np.sort(residues[bonds], axis=1) @ [count, 1]
+    return _chain_links(atoms, topology, found[~np.isin(np.sort(residues[found], axis=1) @ [count, 1], joined)])
 
 
 def _bonds_through_the_box(
@@ -403,8 +432,11 @@ def _chain_links(atoms: AtomGroup, topology: _Known, pairs: NDArray[np.int64]) -
     between = np.sort(topology.residues(atoms), axis=1) @ [n_residues, 1]
     linked = np.isin(np.sort(atoms.resindices[pairs], axis=1) @ [n_residues, 1], between)  # (P,)
     names = atoms.names if hasattr(atoms, "names") else np.full(len(atoms), "")
-    for name, reach in (("CA", CHAIN_DISTANCE), ("BB", CHAIN_DISTANCE), ("P", NUCLEOTIDE_DISTANCE)):
+    for name, reach in LINKS.items():
         open_ends = ~linked & (names[pairs] == name).all(axis=1)
+        if name == "P" and open_ends.any():  # phosphorus of lipids is as near
+            nucleotides = atoms.select_atoms(NUCLEIC).indices if hasattr(atoms, "resnames") else atoms.indices
+            open_ends &= np.isin(atoms.indices[pairs], nucleotides).any(axis=1)
         if open_ends.any():
             linked |= open_ends & within(pairs, reach, *_coordinates(atoms))
     return pairs[linked]

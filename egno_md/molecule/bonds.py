@@ -29,6 +29,9 @@ CHAIN_DISTANCE = 4.5
 #: C1' atoms of neighbours along a strand are 4.5 to 6.5 A apart, P atoms 5.5 to 7.5 A, Angstrom.
 NUCLEOTIDE_DISTANCE = 8.0
 
+#: Atoms, and beads, by which residues are linked where the bonds between them are not selected, and how near these are.
+LINKS = {"CA": CHAIN_DISTANCE, "BB": CHAIN_DISTANCE, "P": NUCLEOTIDE_DISTANCE}
+
 
 def bonds_by_distance(
     elements: NDArray[np.str_], positions: ArrayLike, box: ArrayLike | None = None
@@ -62,7 +65,7 @@ def bonds_by_distance(
 
 def neighbours_in_chain(residues: NDArray[np.int64], chains: NDArray[np.int64]) -> NDArray[np.int64]:
     """Atoms that follow each other along a chain, for one atom per residue, (P, 2)."""
-    order = np.argsort(residues)
+    order = np.argsort(residues, kind="stable")
     pairs = np.stack([order[:-1], order[1:]], axis=1)  # (N - 1, 2)
     return pairs[chains[pairs[:, 0]] == chains[pairs[:, 1]]]  # (P, 2)
 
@@ -79,21 +82,18 @@ def within(
 def loose_ends(molecule: Molecule) -> NDArray[np.int64]:
     """Atoms that the numbers of their residues say are joined and that are not bonded, (K, 2).
 
-    Residues of one chain whose numbers differ by one are joined C to N; C-alpha atoms alone, to each other. Where
+    Residues of one chain whose numbers differ by one are joined C to N; without these, C-alpha to C-alpha. Where
     residues are missing and the others were numbered anew, that is how it should be; else the chain is torn.
     """
     none = np.zeros((0, 2), np.int64)
     if molecule.names is None or molecule.resids is None:
         return none
-    if len(np.unique(molecule.residues)) == molecule.n_atoms:
-        pairs = neighbours_in_chain(molecule.residues, molecule.chains)
-        pairs = pairs[(molecule.names[pairs] == "CA").all(axis=1)]
+    alpha, residues = np.flatnonzero(molecule.names == "CA"), molecule.residues
+    linked = np.isin(residues, residues[alpha])
+    ends = {name: np.flatnonzero((molecule.names == name) & linked) for name in ("C", "N")}
+    if not all(map(len, ends.values())):
+        pairs = alpha[neighbours_in_chain(residues[alpha], molecule.chains[alpha])]
     else:
-        linked = np.isin(molecule.residues, molecule.residues[molecule.names == "CA"])
-        ends = {name: np.flatnonzero((molecule.names == name) & linked) for name in ("C", "N")}
-        if not all(map(len, ends.values())):
-            return none
-        residues = molecule.residues
         _, of_c, of_n = np.intersect1d(residues[ends["C"]] + 1, residues[ends["N"]], return_indices=True)
         pairs = np.stack([ends["C"][of_c], ends["N"][of_n]], axis=1)  # (P, 2)
         pairs = pairs[molecule.chains[pairs[:, 0]] == molecule.chains[pairs[:, 1]]]

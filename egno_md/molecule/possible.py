@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError, counted, in_frame
-from .bonds import BOND_FACTOR, BOND_FACTOR_HYDROGEN, CHAIN_DISTANCE, RADII
+from .bonds import BOND_FACTOR, BOND_FACTOR_HYDROGEN, CHAIN_DISTANCE, LINKS, RADII
 from .geometry import bond_lengths
 from .molecule import Molecule
 from .neighbors import box_vectors, contacts
@@ -162,12 +162,19 @@ def possible_lengths(molecule: Molecule) -> tuple[NDArray[np.float64], NDArray[n
     factor = np.where(light[first] | light[second], BOND_FACTOR_HYDROGEN, BOND_FACTOR)  # (B,)
     reach = factor * (radii[first] + radii[second])
     known = (radii[first] > 0) & (radii[second] > 0)
+    lower = np.where(known, POSSIBLE_BOND[0] * reach, 0.0)
+    upper = np.where(known, POSSIBLE_BOND[1] * reach, np.inf)
+    # Links of a chain are no bonds; of C-alpha atoms it is known how long they are.
+    names = np.full(molecule.n_atoms, "") if molecule.names is None else molecule.names
+    links = (names[first] == names[second]) & np.isin(names[first], list(LINKS))
+    links &= molecule.residues[first] != molecule.residues[second]
     if molecule.n_atoms > 1 and len(np.unique(molecule.residues)) == molecule.n_atoms:
-        # One atom per residue: links of a chain, no bonds; of C-alpha atoms it is known how long they are.
-        ca = np.zeros(molecule.n_atoms, bool) if molecule.names is None else molecule.names == "CA"
-        links = ca[first] & ca[second]
-        return np.where(links, POSSIBLE_LINK[0], 0.0), np.where(links, POSSIBLE_LINK[1], np.inf)
-    return np.where(known, POSSIBLE_BOND[0] * reach, 0.0), np.where(known, POSSIBLE_BOND[1] * reach, np.inf)
+        links[:] = True
+    ca = names[first] == "CA"
+    return (
+        np.where(links, np.where(ca, POSSIBLE_LINK[0], 0.0), lower),
+        np.where(links, np.where(ca, POSSIBLE_LINK[1], np.inf), upper),
+    )
 
 
 def _torn(
