@@ -38,8 +38,10 @@ from .proteins import Source, alanine
 STEPS, SHOWN, SEEDS = tuple(range(1, 9)), (1, 2, 4, 8), (0, 1, 2)
 #: Windows whose mean forecasts are judged, of them those from which futures are drawn, and how many.
 WINDOWS, DRAWN, SAMPLES = 2000, 400, 32
-#: Long chains, and frames of each.
+#: Long chains, frames of each, of which systems, and by whom.
 CHAINS, CHAIN_LENGTH = 16, 2000
+CHAINED = ("ala2, heavy, 1 ps", "bpti, ca, 10 ps")
+CHAINING = ("static", "Gaussian process", "elastic network", "analogues")
 #: Strides of past that every start has, so that all forecasts are judged on the same windows.
 PAST = 16
 
@@ -151,15 +153,19 @@ def measure(parts: list[Part], stride_ps: float) -> dict[str, Any]:
 
 
 def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
-    """Quality of long chains of drawn windows, brought back to the local geometry, beside that of frames that stand."""
+    """Quality of long chains of drawn windows, brought back to the local geometry, beside that of frames that stand.
+
+    Of a run in halves, chains of the first one, fitted to the other.
+    """
     known, builder = parts[0].known, parts[0].run.builder
+    parts = [part for part in parts if part.known is known]
     geometry = LocalGeometry.fit(known.segments, builder.bonds)
     places = [(part.run, start) for part in parts for start in part.starts]
     places = [places[k] for k in np.linspace(0, len(places) - 1, CHAINS + 2).astype(int)[1:-1]]
     past = np.stack([run.positions[start + np.arange(1 - PAST, 1) * run.every] for run, start in places])
     runs = [part.run.positions[:: part.run.every] for part in parts]
     out = {}
-    for name in ("static", "Gaussian process", "analogues"):
+    for name in CHAINING:
         inner = Restored(known.baselines.forecasts[name], lambda frames, start: geometry.project(frames))
         chain = Chained(inner, STEPS)
         frames = chain.collect(past, CHAIN_LENGTH, generator=np.random.default_rng(0))[:, 0]  # (C, F, N, 3)
@@ -194,7 +200,7 @@ def run(names: tuple[str, ...], data: Path, target: Path) -> None:
             continue
         parts = makers[name]()
         results[name] = measure(parts, strides[name])
-        if name == ALANINE:
+        if name in CHAINED:
             results[name]["chains"] = chained(parts, strides[name])
         # Six digits are enough, and a third of the file.
         results = json.loads(json.dumps(results), parse_float=lambda number: round(float(number), 6))
