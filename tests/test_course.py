@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 
-from egno_md import EGNOSurrogate
+from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.molecule.course import Course, end_of
+from egno_md.molecule.geometry import superposed_rmsd
 from egno_md.nn import EGNOOutput
 from egno_md.trajectory import stream
 
@@ -117,3 +118,17 @@ def test_the_command_line_says_so(tmp_path, run):
     sound = predicted("ensemble of the run", "--json")
     assert sound.exit_code == 0, sound.output
     assert json.loads(sound.stdout[sound.stdout.index("{") :])["course"] == []
+
+
+@pytest.mark.parametrize("who", ["elastic network", "elastic network of proteins", "Gaussian process"])
+def test_long_futures_of_the_sample_move_as_the_run_does(who):
+    u = mda.Universe(*map(str, sample()))
+    results = EGNOSurrogate(u, who, horizon=200, device="cpu").run().results
+    atoms = u.select_atoms("name CA")
+    run = np.stack([atoms.positions for _ in u.trajectory])
+    future = results.positions[0].astype(np.float64)
+    for part in np.split(future, 4):
+        assert (
+            0.6 < np.median(superposed_rmsd(part[1:], part[:-1])) / np.median(superposed_rmsd(run[1:], run[:-1])) < 1.2
+        )
+    assert results.course[0] == ()
