@@ -12,7 +12,22 @@ from test_drawn import on_start, pasts
 from egno_md.errors import DataError
 from egno_md.forecast.drawn import apart, rigid_directions
 from egno_md.forecast.forecasters import Known
-from egno_md.forecast.network import MODES, Conditional, ElasticNetwork, Given, Modes, Sample, own_frame, terms
+from egno_md.forecast.network import (
+    AS_EXPECTED,
+    MODES,
+    STARTS,
+    Conditional,
+    ElasticNetwork,
+    Given,
+    Modes,
+    Placed,
+    Sample,
+    _coefficients,
+    _mean,
+    _pairs,
+    own_frame,
+    terms,
+)
 from egno_md.forecast.rolling import Chained
 from egno_md.molecule.geometry import aligned, superposed_rmsd
 
@@ -265,3 +280,154 @@ def test_with_the_end_known_diffusion_is_a_bridge():
     np.testing.assert_allclose(found.response[0] @ [5.0, -3.0, 1.0], [0.25, 0.5, 0.75], atol=1e-6)
     between = 0.02 * np.minimum.outer([1, 2, 3], [1, 2, 3]) - 0.02 * np.outer([1, 2, 3], [1, 2, 3]) / 4
     np.testing.assert_allclose(found.factor[0] @ found.factor[0].T, between, atol=1e-6)
+
+
+def variogram(lag, coefficients, taus):
+    """The sum at the top of the module, of one lag."""
+    t, n = abs(lag), len(taus)
+    parts = [1 - np.exp(-t / tau) for tau in taus] + [1 - (1 + t / tau) * np.exp(-t / tau) for tau in taus]
+    return float(np.dot(coefficients, [*parts, t / taus[-1]])) if n else 0.0
+
+
+def given_by_hand(coefficients, taus, past, times):
+    """Response to the past, covariance of what is left, and covariance of the past."""
+    every = np.concatenate([past, times])
+    g = lambda t: variogram(t, coefficients, taus)  # noqa: E731
+    whole = np.array([[(g(t) + g(s) - g(t - s)) / 2 for s in every] for t in every])
+    n = len(past)
+    response = whole[n:, :n] @ np.linalg.inv(whole[:n, :n])
+    return response, whole[n:, n:] - response @ whole[:n, n:], whole[:n, :n]
+
+
+def test_what_follows_is_a_gaussian_process_given_what_came_before():
+    taus, past, times = np.array([0.7, 3.0]), np.array([-3.0, -1.5, -0.5]), np.array([0.5, 2.0])
+    some = np.random.default_rng(0).random((3, 5))
+    found = Conditional.of(some, taus, past, times)
+    for k, coefficients in enumerate(some):
+        response, left, before = given_by_hand(coefficients, taus, past, times)
+        np.testing.assert_allclose(found.response[k], response, atol=1e-5)
+        np.testing.assert_allclose(found.factor[k] @ found.factor[k].T, left, atol=1e-6)
+        np.testing.assert_allclose(found.white[k] @ before @ found.white[k].T, np.eye(3), atol=1e-5)
+        assert not np.triu(found.factor[k], 1).any()
+    # Between two of them lies what lies between; there is nothing beyond the last.
+    between = found.at(np.array([0.0, 0.25, 1.5, 2.0]))
+    for part, of in zip(between, found, strict=True):
+        expected = [of[0], 0.75 * of[0] + 0.25 * of[1], (of[1] + of[2]) / 2, of[2]]
+        np.testing.assert_allclose(part, expected, atol=1e-12)
+
+
+def test_springs_weaken_with_the_fourth_power_of_their_length():
+    assert np.exp(Modes.of(np.array([[0.0, 0, 0], [0, 10, 0]])).stiffness[1]) == pytest.approx(2 / 16)
+    assert np.exp(Modes.of(np.array([[0.0, 0, 0], [0.1, 0, 0]])).stiffness[1]) == pytest.approx(2 * 10**4)
+    # Three atoms on a line, 5 and 10 Angstrom apart: springs of 1, 1/16 and 1/81.
+    line = Modes.of(np.array([[0.0, 0, 0], [5, 0, 0], [15, 0, 0]]))
+    near, far, whole = 1.0, 1 / 16, 1 / 81
+    matrix = np.array([[near + whole, -near, -whole], [-near, near + far, -far], [-whole, -far, far + whole]])
+    np.testing.assert_allclose(np.exp(line.stiffness[1:]), np.linalg.eigvalsh(matrix)[1:])
+    np.testing.assert_allclose(line.vectors @ np.diag([0, *np.exp(line.stiffness[1:])]) @ line.vectors.T, matrix,
+                               atol=1e-12)  # fmt: skip
+    assert line.rest is None
+
+
+def test_modes_that_are_not_known_one_by_one_have_their_mean_stiffness(monkeypatch):
+    positions = walk(9)
+    whole = Modes.of(positions)
+    monkeypatch.setattr("egno_md.forecast.network.MODES", 4)
+    some = Modes.of(positions)
+    np.testing.assert_allclose(some.stiffness[1:], whole.stiffness[1:4])
+    assert some.vectors.shape == (9, 4)
+    assert some.rest == pytest.approx(np.log(np.mean(np.exp(whole.stiffness[4:]))))
+    # What is the same in all modes and beyond is done to every atom, whichever modes are known.
+    values, matrix = np.random.default_rng(0).normal(size=(2, 5, 9, 3)), np.random.default_rng(1).normal(size=(3, 5))
+    for modes in (whole, some):
+        found = modes.apply(np.broadcast_to(matrix, (modes.vectors.shape[1], 3, 5)), matrix, values)
+        np.testing.assert_allclose(found, np.einsum("tp,cpnx->ctnx", matrix, values), atol=1e-12)
+    # What is in the known modes alone is left to these.
+    inside = some.vectors @ np.random.default_rng(2).normal(size=(5, 4, 3))
+    np.testing.assert_allclose(some.apply(np.zeros((4, 3, 5)), matrix, inside), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_a_start_moves_in_every_mode_as_its_stiffness_says(beyond, monkeypatch):
+    """Three atoms, whose two stiffnesses are the ends of the grid; what is beyond the modes, where they are not all
+    known, is of the last of them."""
+    if beyond:
+        monkeypatch.setattr("egno_md.forecast.network.MODES", 2)
+    rng = np.random.default_rng(0)
+    positions, taus = 4 * rng.normal(size=(3, 3)), np.array([0.7, 3.0])
+    squares = np.sum((positions[:, None] - positions) ** 2, axis=-1) + 1e9 * np.eye(3)
+    springs = (25 / squares) ** 2
+    stiffness, vectors = np.linalg.eigh(np.diag(springs.sum(axis=1)) - springs)
+    amplitude = rng.random((2, 5))
+    network = ElasticNetwork(taus, np.log(stiffness[1:]), amplitude, np.zeros((2, 5)), np.array([1.0, 4.0]), stride=0.5)
+    grid = network.conditional(2, [1, 3])[0]
+    run = np.concatenate([positions + rng.normal(size=(2, 3, 3)), positions[None]])
+    before = Placed.of(run[None], 2 + 1).before[0]
+    found = network.given(Modes.of(positions), before, grid)
+    mean, spread, squares = np.zeros((2, 3, 3)), np.zeros((2, 3)), []
+    for k, which in enumerate((0, 0, 1)):  # the motion as a whole is softer than all, and moves like the softest
+        mode = np.einsum("n,pnx->px", vectors[:, k], before)
+        coefficients = amplitude[which] / stiffness[1 + which]
+        response, left, past = given_by_hand(coefficients, taus, np.array([-1.0, -0.5]), np.array([0.5, 1.5]))
+        mean += vectors[:, k][:, None] * (response @ mode)[:, None]
+        spread += np.diag(left)[:, None] * vectors[:, k] ** 2
+        squares.append(np.sum(mode * np.linalg.solve(past, mode)))
+    np.testing.assert_allclose(found.mean, mean, atol=1e-5)
+    np.testing.assert_allclose(found.spread, np.sqrt(spread), rtol=1e-5)
+    scaled = network.scaled(Known([run], (1, 3)))
+    scale = (AS_EXPECTED + sum(squares)) / (AS_EXPECTED + before.size)
+    np.testing.assert_allclose(scaled.scale, np.sqrt(scale), rtol=1e-5)
+    wider = scaled.given(Modes.of(positions), before, grid)
+    np.testing.assert_allclose(wider.spread, np.sqrt(scale * spread), rtol=1e-5)
+    np.testing.assert_allclose(wider.mean, mean, atol=1e-5)
+
+
+def test_motion_as_a_whole_is_smaller_the_larger_the_molecule():
+    start = np.array([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0], [0, -1, 0]])  # 4 atoms, mean square 5
+    whole = Conditional(np.array([[[2.0, 1]], [[3, 1]]]), np.array([np.eye(2), 2 * np.eye(2)]), np.zeros((2, 2, 2)))
+    numbers = np.random.default_rng(0).normal(size=(2, 2, 3))
+    found = ElasticNetwork.turned(None, start, whole, numbers)
+    np.testing.assert_allclose(found[:, :3], numbers[0] / np.sqrt(20))
+    np.testing.assert_allclose(found[:, 3:], 2 * numbers[1] / np.sqrt(4))
+    drift = np.arange(12.0).reshape(1, 2, 6)
+    placed = Placed(np.eye(3)[None], np.zeros((1, 1, 3)), start[None], np.zeros((1, 2, 4, 3)), drift)
+    mean = ElasticNetwork.drift(None, placed, whole)
+    assert mean.shape == (1, 1, 6)
+    np.testing.assert_allclose(mean[0, 0, :3], 2 * drift[0, 0, :3] + drift[0, 1, :3])
+    np.testing.assert_allclose(mean[0, 0, 3:], 3 * drift[0, 0, 3:] + drift[0, 1, 3:])
+
+
+def test_pairs_of_frames_are_those_that_the_runs_have():
+    runs = [np.random.default_rng(k).normal(size=(n, 5, 3)) for k, n in enumerate((6, 3, 1))]
+    lags = np.array([0.5, 1.0, 1.3, 2.0])
+    there = [[0, 1, 3], [0, 1, 3], [0, 1], [0, 1], [0]]
+    found = list(_pairs(Sample(runs, 0.5), lags, None))
+    assert [which.tolist() for *_, which in found] == [*there, [0, 1], [0]]
+    for (placed, later, which), (run, first) in zip(found, [(0, f) for f in range(5)] + [(1, 0), (1, 1)], strict=True):
+        np.testing.assert_allclose(placed.back(placed.start)[0], runs[run][first], atol=1e-12)
+        true = runs[run][first + np.array([1, 2, 0, 4])[which]]
+        np.testing.assert_allclose(placed.back(later[None])[0], true, atol=1e-12)
+    # Of many starts some, from the first to the last, and of a run whose frames are further apart than any lag none.
+    many = list(_pairs(Sample([np.random.default_rng(0).normal(size=(200, 4, 3))], 1.0), np.array([1.0]), None))
+    assert len(many) == STARTS
+    assert not list(_pairs(Sample(runs, 3.0), lags, None))
+    # Where a stride is several frames, what has no frame a stride later is no start.
+    assert [which.tolist() for *_, which in _pairs(Sample(runs, 0.25), np.array([1.0]), None)] == [[0], [0]]
+    with pytest.raises(DataError, match="at least 10 pairs of frames 1 apart, found 8"):
+        ElasticNetwork.fit([Sample([walk(5) + np.zeros((18, 1, 1))], 0.1)], [1.0, 1.5])
+    with pytest.raises(DataError, match="at least 10 pairs of frames 1.5 apart, found 0"):
+        ElasticNetwork.fit([Sample([walk(5) + np.zeros((18, 1, 1))], 1.0)], [1.5])
+
+
+def test_means_are_over_what_is_known():
+    values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
+    np.testing.assert_array_equal(_mean(values), [2.0, 5.0, np.nan])
+
+
+def test_coefficients_are_those_of_the_variogram():
+    taus, lags = np.array([0.5, 2.0, 9.0]), np.geomspace(0.5, 16, 12)
+    true = np.array([0.0, 2, 0, 0.5, 0, 0, 0.3])
+    squares = terms(lags, taus) @ true
+    squares[3] = np.nan
+    np.testing.assert_allclose(_coefficients(lags, squares, taus), true, atol=1e-6)
+    assert not _coefficients(lags, np.full(12, np.nan), taus).any() and len(_coefficients(lags, 0 * lags, taus)) == 7

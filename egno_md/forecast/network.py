@@ -462,7 +462,9 @@ def _pairs(
     frames = lags / sample.spacing
     whole = np.abs(frames - np.round(frames)) < 1e-3 * np.maximum(frames, 1)
     steps = np.round(frames).astype(int)
-    first = steps[whole].min(initial=1)
+    if not whole.any():
+        return
+    first = steps[whole].min()
     starts = [(x, f) for x in sample.segments for f in range(len(x) - first)]
     for x, f in [starts[k] for k in np.unique(np.linspace(0, len(starts) - 1, STARTS).astype(int))] if starts else []:
         there = np.flatnonzero(whole & (f + steps < len(x)))
