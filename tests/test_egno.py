@@ -11,6 +11,7 @@ from nn_systems import joined, random_rotation, random_system, relative_error
 from egno_md.errors import ModelError, UsageError
 from egno_md.nn import EGHNO, EGNO, from_official
 from egno_md.nn.egnn import EGNNLayer
+from egno_md.nn.egno import over_time
 from egno_md.nn.official import our_name
 from egno_md.nn.spectral import TemporalConv, fourier_basis, time_embedding
 
@@ -333,3 +334,32 @@ def test_gradient_of_the_temporal_convolution(n_times, modes, shape):
     with torch.no_grad():
         alone = conv(x, basis)
     assert torch.equal(conv(x, basis), alone)
+
+
+def test_states_are_repeated_and_sequences_taken_as_they_are():
+    state, sequence = torch.rand(2, 5, 3, dtype=torch.float64), torch.rand(2, 4, 5, 3, dtype=torch.float64)
+    for times, points in ((None, [0, 1, 2]), (2, [0, 1]), (torch.tensor([0.5, 7]), [0.5, 7])):
+        pos, vel, found = over_time(*state, times, 3)
+        assert found.tolist() == points and found.dtype == torch.float64
+        for one, of in zip((pos, vel), state, strict=True):
+            assert torch.equal(one, of.expand(len(points), -1, -1))
+    for times in (None, 4, torch.arange(4)):
+        pos, vel, found = over_time(*sequence, times, 9)
+        assert torch.equal(torch.stack([pos, vel]), sequence) and found.tolist() == [0, 1, 2, 3]
+    flat = torch.rand(5)
+    for wrong in (
+        (state[0], sequence[0], None),
+        (flat, flat, None),
+        (state[0, :, :2], state[0, :, :2], None),
+        (*sequence, 3),
+        (*state, 0),
+        (*state, -1),
+        (*state, torch.rand(2, 2)),
+        (*state, torch.rand(0)),
+    ):
+        with pytest.raises(UsageError, match="times|sequence|positions"):
+            over_time(*wrong, 3)
+
+
+def test_a_model_without_modes_has_no_convolutions():
+    assert not EGNO(2, 2, 4, 2, modes=0).block.vector_conv and EGNO(2, 2, 4, 2).block.vector_conv
