@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -9,7 +11,19 @@ from test_metrics import autoregression, tumbled
 
 from egno_md.errors import DataError, UsageError
 from egno_md.forecast.chain import Chained
-from egno_md.forecast.drawn import Analogues, GaussianProcess, NoisyStart
+from egno_md.forecast.drawn import (
+    CHUNK_NUMBERS,
+    Analogues,
+    GaussianProcess,
+    NoisyStart,
+    RigidMotion,
+    RunEnsemble,
+    _fittable,
+    _rows,
+    in_body,
+    in_turn,
+    moved,
+)
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.gaussian import Local, Noise
 from egno_md.molecule.geometry import aligned
@@ -252,3 +266,103 @@ def test_paths_that_end_somewhere_are_those_of_the_covariance():
         given = whole - whole[:, -5:] @ np.linalg.solve(whole[-5:, -5:], whole[-5:])
         found = left[:, :-1].reshape(20000, -1)
         np.testing.assert_allclose(found.T @ found / 20000, given[:15, :15], atol=0.05 * given.max())
+
+
+def test_rigid_motion_goes_on_as_far_as_the_windows_tell():
+    """Where the six numbers are orthogonal, a ridge shortens what each of them says by the same share."""
+    drift = np.tile(np.concatenate([np.diag(np.arange(1.0, 7)), -np.diag(np.arange(1.0, 7))]), (5, 1))
+    factor = np.random.default_rng(0).normal(size=(6, 2, 6))
+    found = RigidMotion.fit(drift, np.einsum("md,dte->mte", drift, factor), 12.0)
+    np.testing.assert_allclose(found.mean(drift[:3]), np.einsum("md,dte->mte", drift[:3], factor) / 1.5, rtol=1e-4)
+
+
+def test_a_history_is_told_in_the_frame_of_the_mean_structure():
+    """Of frames that do not turn against each other: their displacements, in the axes of the mean structure."""
+    rng = np.random.default_rng(0)
+    mean = rng.normal(scale=4, size=(6, 3))
+    mean -= mean.mean(axis=0)
+    turn, vector = Rotation.random(rng=rng).as_matrix(), np.array([0.0, 0.0, 0.1])
+    grown = mean * 1.1  # growing is no rotation
+    tilted = Rotation.from_rotvec(vector).apply(mean * 1.3) + [1.0, 2, 3]
+    past = np.stack([np.full((6, 3), 99.0), mean * 1.4, tilted, grown])[None] @ turn + np.array([5.0, 6, 7])
+    seen = in_body(past, mean, 3)
+    np.testing.assert_allclose(seen.features[0, 0], 0.1 * mean, atol=1e-12)
+    np.testing.assert_allclose(seen.features[0, 1], -0.2 * mean, atol=1e-12)
+    np.testing.assert_allclose(seen.features[0, 2], 0.5 / 3 * mean, atol=1e-12)
+    np.testing.assert_allclose(seen.drift[0, 3:], [-1, -2, -3], atol=1e-12)
+    np.testing.assert_allclose(seen.back((mean + seen.features[:, 0])[:, None])[:, 0], past[:, -1], atol=1e-12)
+    # The motion before the start, put onto the start without it, is the frame before.
+    before = moved((mean + seen.features[:, 0] - seen.features[:, 1])[:, None], -seen.drift[:, None])
+    np.testing.assert_allclose(seen.back(before)[:, 0], past[:, -2], atol=1e-12)
+    alone = in_body(past[:, -1:], mean, 3)
+    assert not alone.drift.any() and not alone.features[:, 1:].any()
+    np.testing.assert_allclose(alone.features[:, 0], seen.features[:, 0])
+
+
+def test_more_past_is_read_where_it_costs_less_than_a_fifth_of_the_windows():
+    def fitted(*lengths, steps=(1, 2), every=1, most=None):
+        runs = [np.zeros((n, 2, 3)) for n in lengths]
+        known = SimpleNamespace(segments=runs, steps=steps, every=every, history=1)
+        return _fittable(known, "forecast", most)[1:]
+
+    # 22 frames have 20 windows, and one less with each frame of past: fewer than sixteen would be too few.
+    assert fitted(22) == (4, 17, 0)
+    assert fitted(22, most=9) == (5, 16, 0)
+    assert fitted(22, most=2) == (2, 19, 0)
+    assert fitted(24, every=2) == (3, 16, 0)  # 20 windows, and two frames fewer with each stride of past
+    assert fitted(12, 12, 2, 1) == (3, 16, 0)  # each of two runs loses one
+
+
+def test_so_many_rows_at_a_time_as_there_is_room_for():
+    third = CHUNK_NUMBERS // 3
+    assert list(_rows(7, 1, third)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(_rows(2, 3, CHUNK_NUMBERS)) == [slice(0, 1), slice(1, 2)]
+    assert list(_rows(2, 1, 0)) == [slice(0, 2)] and not list(_rows(0, 1, 1))
+    turns = list(in_turn(2, 3, CHUNK_NUMBERS // 4))
+    assert [(rows.tolist(), members.tolist()) for rows, members in turns] == [
+        ([0, 0, 0, 1], [0, 1, 2, 0]),
+        ([1, 1], [1, 2]),
+    ]
+
+
+def test_an_ensemble_of_the_run_draws_its_frames(monkeypatch):
+    frames = tumbled(coupled(40, 6)[0])
+    known = Known([frames[:25], frames[25:]], (1, 2))
+    ensemble = RunEnsemble.fitted(known)
+    assert ensemble.library.shape == (40, 6, 3)
+    np.testing.assert_allclose(ensemble.library, aligned(frames, known.motion.mean), atol=1e-5)
+    starts = frames[[[3], [30]]]
+    drawn = ensemble(starts, [1, 2], 200, np.random.default_rng(0))
+    assert drawn.shape == (2, 200, 2, 6, 3)
+    for s, start in enumerate(starts[:, 0]):
+        on = aligned(ensemble.library, start) + start.mean(axis=0)
+        apart = np.abs(drawn[s, :, :, None] - on).max(axis=(-2, -1))  # (K, T, L)
+        assert apart.min(axis=-1).max() < 1e-5
+        which = apart.argmin(axis=-1)
+        assert len(np.unique(which)) == 40 and (which[:, 0] != which[:, 1]).mean() > 0.9
+    still = ensemble(starts, [1, 2], 1)
+    np.testing.assert_allclose(still, known.motion.relax(starts[:, -1], [1, 2], decay=0.0)[:, None])
+    monkeypatch.setattr("egno_md.forecast.drawn.LIBRARY_FRAMES", 15)
+    assert len(RunEnsemble.fitted(known).library) == 9 + 5  # every third frame of each run
+
+
+def test_noise_about_the_start_has_the_spread_of_the_windows():
+    knots, spread = np.array([1.0, 3.0]), np.array([[0.1, 0.2], [0.3, 0.6]])
+    start = np.arange(6.0).reshape(1, 1, 2, 3)
+    noise = NoisyStart(knots, spread)
+    drawn = noise(start, [1, 2, 3], 20000, np.random.default_rng(0))
+    np.testing.assert_allclose(drawn.mean(axis=(0, 1)), np.repeat(start[0], 3, axis=0), atol=0.02)
+    middle = np.sqrt((spread[0] ** 2 + spread[1] ** 2) / 2)
+    for k, expected in enumerate((spread[0], middle, spread[1])):
+        np.testing.assert_allclose(drawn[0, :, k].std(axis=0), expected[:, None] * np.ones(3), rtol=0.03)
+
+
+def test_numbers_of_a_process_come_back():
+    frames = coupled(400, 4)[0]
+    process = GaussianProcess.fitted(Known([frames], tuple(STEPS)))
+    again = GaussianProcess.of_arrays(process.arrays())
+    assert again.n_past == process.n_past and isinstance(again.n_past, int)
+    for share, kind in ((1.0, "time x space"), (0.5, "full or low-rank")):
+        assert GaussianProcess.of_arrays(process.arrays() | {"noise/share": np.float32(share)}).kind == kind
+    past = frames[None, 100:110]
+    np.testing.assert_allclose(process(past, STEPS), again(past, STEPS), atol=1e-4)
