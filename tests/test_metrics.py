@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from egno_md.errors import DataError
-from egno_md.evaluation.errors import mse_per_step, skill, squared_errors
+from egno_md.errors import DataError, UsageError
+from egno_md.evaluation.errors import both_errors, mse_per_step, skill, squared_errors
 from egno_md.evaluation.statistics import (
     autocorrelation,
     block_bootstrap,
@@ -15,6 +15,7 @@ from egno_md.evaluation.statistics import (
     integrated_time,
     jensen_shannon,
     relaxation_time,
+    series_of,
 )
 from egno_md.forecast.forecasters import InternalMotion, Known, PathRegression, baselines, linear, static
 from egno_md.molecule.geometry import aligned, rmsd, superposed_rmsd, superposition
@@ -234,3 +235,106 @@ def test_blocks_stay_within_their_run():
 def test_jensen_shannon():
     assert jensen_shannon([1, 2, 3], [2, 4, 6]) == pytest.approx(0)
     assert jensen_shannon([1, 0], [0, 5]) == pytest.approx(np.log(2))
+
+
+def test_errors_are_means_over_atoms_and_axes():
+    rng = np.random.default_rng(0)
+    true, samples = rng.normal(size=(2, 3, 4, 3)), rng.normal(size=(2, 5, 3, 4, 3))
+    mean = samples.mean(axis=1)
+    expected = [[np.sum((mean[s, t] - true[s, t]) ** 2) / 12 for t in range(3)] for s in range(2)]
+    np.testing.assert_allclose(squared_errors(samples, true), expected)
+    np.testing.assert_allclose(squared_errors(mean, true), expected)
+    np.testing.assert_allclose(mse_per_step(samples, true), np.mean(expected, axis=0))
+    both = both_errors(samples, true)
+    assert both.shape == (2, 2, 3)
+    np.testing.assert_allclose(both[:, 0], expected)
+    for s in range(2):
+        for t in range(3):
+            centred = [x - x.mean(axis=0) for x in (true[s, t], mean[s, t])]
+            _, misfit = Rotation.align_vectors(*centred)  # the root of the sum of squares
+            assert both[s, 1, t] == pytest.approx(misfit**2 / 12)
+    # A forecast that is right but for how it is turned.
+    turned = true @ Rotation.from_rotvec([0.1, 2.0, 0.5]).as_matrix() + 3
+    np.testing.assert_allclose(both_errors(turned, true)[:, 1], 0, atol=1e-12)
+    np.testing.assert_allclose(both_errors(mean, true), both)
+
+
+def test_skill_is_against_the_best_of_every_entry():
+    model = np.array([[1.0, 0.0], [0.5, 3.0]])
+    others = np.array([[[2.0, 0.0], [4.0, 0.0]], [[5.0, 1.0], [0.25, 7.0]]])
+    np.testing.assert_array_equal(skill(model, others), [[0.5, 0.0], [-1.0, -np.inf]])
+
+
+def test_autocorrelation_of_many_columns_is_the_mean_of_products():
+    x = np.random.default_rng(0).normal(size=(11, 7, 20))
+    expected = np.array([np.mean([np.sum(x[t] * x[t + k]) for t in range(11 - k)]) for k in range(11)])
+    np.testing.assert_allclose(autocorrelation(x), (expected / expected[0])[:6])
+    np.testing.assert_allclose(autocorrelation(x, 3), (expected / expected[0])[:4])
+    np.testing.assert_allclose(autocorrelation(x, 99), expected / expected[0])
+    np.testing.assert_array_equal(autocorrelation(np.zeros((6, 2))), np.ones(4))
+
+
+def test_relaxation_is_where_the_straight_line_crosses():
+    assert relaxation_time(np.array([1.0, 0.8, 0.4, 0.1]), 0.5) == pytest.approx(1.75)
+    assert relaxation_time(np.array([1.0, 0.5]), 0.5) == pytest.approx(1.0)
+    assert relaxation_time(np.array([0.3, 0.1]), 0.5) == 0.0
+    assert relaxation_time(np.array([1.0, 0.0])) == pytest.approx(1 - np.exp(-1))
+    assert np.isnan(relaxation_time(np.array([1.0, 0.6]), 0.5))
+
+
+def test_integrated_time_counts_correlations_within_parts_up_to_the_first_negative_one():
+    def direct(*parts):
+        parts = [np.array(g, float) for g in parts if len(g) > 1]
+        mean, longest = np.mean(np.concatenate(parts)), max(map(len, parts))
+        products = [
+            np.mean([(g[t] - mean) * (g[t + k] - mean) for g in parts for t in range(len(g) - k)])
+            for k in range(longest // 2 + 1)
+        ]
+        stop = next((k for k, product in enumerate(products) if product < 0), None)
+        return 1 + 2 * sum(products[1:stop]) / products[0], stop
+
+    rng = np.random.default_rng(0)
+    walk = np.cumsum(rng.normal(size=30))
+    stops = set()
+    for parts in ([walk, walk[4:13]], [walk[:7], walk[20:23], [99.0]], [[0, 0, 0, 0, 0, 0, 9], [0, 0, 0, 0, 0, 9, 9]],
+                  [[0.0, 1, 0, 0, 0, 0]]):  # fmt: skip
+        expected, stop = direct(*parts)
+        assert integrated_time(parts) == pytest.approx(expected)
+        stops.add(stop)
+    assert len(stops) > 2 and None in stops
+    assert integrated_time([np.array([3.0])]) == 1 and integrated_time([]) == 1
+
+
+def test_every_block_of_every_run_is_drawn_and_nothing_else():
+    values = np.array([[1.0, 0], [2, 5], [4, 0], [8, 0], [16, 3], [32, 0], [64, 0], [128, 1]])
+    groups = np.array([7, 7, 7, 3, 3, 3, 3, 3])
+    blocks = [np.roll(values[:3], -k, axis=0)[:3] for k in range(3)]
+    blocks += [np.roll(values[3:], -k, axis=0)[:4] for k in range(5)]
+    # Eight values in blocks of 3.6 on average: two blocks.
+    pairs = {tuple(np.round(np.concatenate([a, b]).mean(axis=0), 9)) for a in blocks for b in blocks}
+    drawn = block_bootstrap(values, groups, 4, resamples=1500)
+    assert drawn.shape == (1500, 2)
+    assert {tuple(row) for row in np.round(drawn, 9)} == pairs
+    assert len(block_bootstrap(values, groups, 4)) == 1000
+    other = block_bootstrap(values, groups, 4, seed=1)
+    assert not np.array_equal(block_bootstrap(values, groups, 4), other)
+    assert set(block_bootstrap(np.arange(3.0), np.zeros(3), 1, resamples=300)) == {k / 3 for k in range(7)}
+    for wrong in ((values, groups, 0), (values[:0], groups[:0], 1)):
+        with pytest.raises(UsageError, match="at least 1 and values"):
+            block_bootstrap(*wrong)
+
+
+def test_parts_of_one_key_in_a_row_are_one_series():
+    parts = [("a", 2), ("a", 0), ("a", 1), ("b", 0), ("a", 1), ("b", 2), ("a", 1)]
+    assert series_of(parts).tolist() == [0, 0, 0, 0, 1, 1, 2]
+    assert series_of([(None, 2), ("a", 1)]).tolist() == [0, 0, 1] and len(series_of([("a", 0)])) == 0
+
+
+def test_blocks_that_do_not_overlap():
+    assert independent_blocks([5] * 7 + [2] * 3 + [9], 3) == 2 + 1 + 1
+
+
+def test_divergence_in_closed_form():
+    expected = (0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25) + np.log(1 / 0.75)) / 2
+    assert jensen_shannon([3, 3], [8, 0]) == pytest.approx(expected)
+    assert jensen_shannon(np.array([[3, 0], [0, 3]]), np.array([[8, 0], [0, 0]])) == pytest.approx(expected)
