@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 from scipy.spatial.transform import Rotation
 from test_forecast import histories, with_regression
-from test_metrics import autoregression
+from test_metrics import autoregression, tumbled
 
 from egno_md import sample
 from egno_md.cli import main
@@ -29,7 +29,11 @@ from egno_md.forecast.forecasters import (
     InternalMotion,
     Known,
     Linear,
+    MeanStructure,
+    PathRegression,
     SmoothedHistory,
+    Static,
+    _running_means,
     baselines,
     free_forecasts,
 )
@@ -370,3 +374,180 @@ def test_gaps_in_a_file_make_its_windows_no_more_independent():
         assert one.gains["model"].shape == (4, 3) and one.intervals["model"].shape == (4, 2)
         assert (np.isfinite(one.gains["model"][:, 1:]) == there).all()
         assert (np.isfinite(one.intervals["model"]) == there).all()
+
+
+RNG = np.random.default_rng(7)
+
+
+STRUCTURE = RNG.normal(scale=4, size=(6, 3))
+
+
+STRUCTURE[0] = -STRUCTURE[1:].sum(axis=0)  # about the origin
+
+
+STRUCTURE -= STRUCTURE.mean(axis=0)
+
+
+def breathing(factors, seed=0):
+    """A structure that grows and shrinks while it tumbles: all that a superposition leaves are the factors."""
+    return tumbled(STRUCTURE * np.asarray(factors)[:, None, None], seed)
+
+
+def factors_of(frames):
+    """With their sign: what a frame is of the structure, superposed on it."""
+    centred = frames - frames.mean(axis=-2, keepdims=True)
+    return np.sqrt(np.sum(centred**2, axis=(-1, -2)) / np.sum(STRUCTURE**2))
+
+
+def on(frame, factor):
+    """The structure, grown, as it stands in a frame."""
+    centre = frame.mean(axis=0)
+    return (frame - centre) / factors_of(frame) * factor + centre
+
+
+SERIES = [1 + 0.1 * np.random.default_rng(k).normal(size=n) for k, n in enumerate((31, 24, 2, 1))]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_windows_hold_past_and_future_of_every_start(every):
+    runs = [np.arange(n)[:, None, None] + 100 * k + np.zeros((1, 2, 3)) for k, n in enumerate((12, 3, 9))]
+    known = Known(runs, (1, 3), every)
+    starts = [100 * k + f for k, n in enumerate((12, 3, 9)) for f in range(every, n - 3 * every)]
+    past, future = (np.concatenate(x) for x in zip(*known.windows(2, 99), strict=True))
+    offsets = every * np.array([-1, 0, 1, 3])
+    expected = np.array(starts)[:, None] + offsets
+    np.testing.assert_array_equal(np.concatenate([past, future], axis=1)[..., 0, 0], expected)
+    some = np.concatenate([x[:, -1, 0, 0] for x, _ in known.windows(2, 4)])
+    np.testing.assert_array_equal(some, starts[:: -(-len(starts) // 4)])
+    with pytest.raises(DataError, match=f"more than {every * 12} frames; the longest found has 12"):
+        next(known.windows(10, 99))
+
+
+def test_windows_come_some_at_a_time(monkeypatch):
+    monkeypatch.setattr("egno_md.forecast.forecasters._CHUNK", 4)
+    known = Known([np.arange(12.0)[:, None, None] + np.zeros((1, 2, 3))])
+    assert [len(past) for past, _ in known.windows(1, 99)] == [4, 4, 3]
+    monkeypatch.setattr("egno_md.forecast.forecasters._NUMBERS", 36)  # three windows of two frames of two atoms
+    assert [len(past) for past, _ in known.windows(1, 99)] == [3, 3, 3, 2]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_mean_structure_and_memory_of_breathing(every, monkeypatch):
+    runs = [breathing(x, k) for k, x in enumerate(SERIES)]
+    for thin, chunk in ((1, 256), (1, 5), (3, 256)):
+        monkeypatch.setattr("egno_md.forecast.forecasters._CHUNK", chunk)
+        pairs = [(x[t], x[t + every]) for x in SERIES for t in range(len(x) - every)][::thin]
+        if thin > 1:
+            monkeypatch.setattr("egno_md.forecast.forecasters.MOTION_FRAMES", len(pairs))
+        found = InternalMotion.fit(runs, every)
+        now, later = np.array(pairs).T
+        mean = now.mean()
+        np.testing.assert_allclose(np.abs(factors_of(found.mean)), mean)
+        decay = np.sum((now - mean) * (later - mean)) / np.sum((now - mean) ** 2)
+        np.testing.assert_allclose(found.decay, decay, rtol=1e-6)
+        assert abs(decay) > 0.01
+    with pytest.raises(DataError, match="the longest found has 1"):
+        InternalMotion.fit(runs[3:], every)
+
+
+def test_an_atom_that_does_not_move_has_no_memory():
+    frames = np.zeros((4, 3, 3))
+    frames[:, 1, 0], frames[:, 2, 0] = [1, 1.2, 0.9, 1.1], [-1, -1.2, -0.9, -1.1]  # about the first
+    found = InternalMotion.fit([frames])
+    assert found.decay[0] == 0 and (found.decay[1:] != 0).all()
+
+
+def test_displacements_decay_about_the_mean_structure_where_the_start_stands():
+    start = breathing([1.3, 0.9], 5)
+    decay = np.array([0.5, 0.5, 0.5, 0.5, -0.5, 0.0])
+    motion = InternalMotion(STRUCTURE, decay)
+    path = motion.relax(start, [1, 2, 0.5])
+    for s, displaced in enumerate((0.3, -0.1)):
+        for t, step in enumerate((1, 2, 0.5)):
+            factor = [d**step if d > 0 or step >= 1 else 0.0 for d in decay]
+            for atom in range(6):
+                expected = on(start[s], 1 + factor[atom] * displaced)[atom]
+                np.testing.assert_allclose(path[s, t, atom], expected, atol=1e-9)
+    past = np.stack([breathing([1.0, 1.0], 6), start], axis=1)
+    np.testing.assert_allclose(AR1(motion)(past, [1, 2, 0.5])[:, 0], path)
+    still = np.stack([on(x, 1.0) for x in start])
+    np.testing.assert_allclose(MeanStructure(motion)(past, [1, 7])[:, 0], np.stack([still, still], axis=1), atol=1e-9)
+    np.testing.assert_allclose(motion.relax(start, [1], decay=0.25)[1, 0], on(start[1], 1 - 0.025), atol=1e-9)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_path_regression_is_the_least_squares(every, monkeypatch):
+    """Of every step on the displacement from the mean structure and on that of the last stride."""
+    turns = Rotation.random(4, rng=0).as_matrix()
+    steps, runs = [1, 2, 4], [x[:, None, None] * STRUCTURE @ q + 5 for x, q in zip(SERIES, turns, strict=True)]
+    for thin, chunk in ((1, 256), (1, 7), (2, 256)):
+        monkeypatch.setattr("egno_md.forecast.forecasters._CHUNK", chunk)
+        rows = [x[t + every * np.r_[-1, 0, steps]] for x in SERIES for t in range(every, len(x) - 4 * every)][::thin]
+        if thin > 1:
+            monkeypatch.setattr("egno_md.forecast.forecasters.MOTION_FRAMES", len(rows))
+        before, now, *later = np.array(rows).T
+        design = np.stack([np.ones(len(rows)), now - 1, now - before], axis=1)
+        by_hand = np.array([np.linalg.lstsq(design, y, rcond=None)[0] for y in later])  # (T, 3)
+        found = PathRegression.fit(runs, STRUCTURE, steps, every)
+        np.testing.assert_array_equal(found.steps, [0, 1, 2, 4])
+        np.testing.assert_allclose(found.position[1:], by_hand[:, 1:2] + np.zeros(6), atol=1e-6)
+        np.testing.assert_allclose(found.velocity[1:], by_hand[:, 2:] + np.zeros(6), atol=1e-6)
+        np.testing.assert_allclose(found.offset[1:], by_hand[:, 0, None, None] * STRUCTURE, atol=1e-6)
+    with pytest.raises(DataError, match=f"more than {5 * every} frames; the longest found has 2"):
+        PathRegression.fit(runs[2:], STRUCTURE, steps, every)
+
+
+def test_between_and_beyond_fitted_steps_a_path_is_straight():
+    def weights(*values):
+        return np.array(values)[:, None] + np.zeros(6)
+
+    offset = np.array([1.0, 1.1, 1.5])[:, None, None] * STRUCTURE
+    path = PathRegression(STRUCTURE, np.array([0.0, 1, 3]), offset, weights(1, 0.5, 0.2), weights(0, 0.4, 0.8))
+    start = breathing([1.3, 0.8], 3)
+    grown = np.array([1.5, 0.7])
+    velocity = start - np.stack([on(x, f) for x, f in zip(start, grown, strict=True)])
+    times = [0, 1, 2, 3, 4]
+    off, by_d, by_v = [1, 1.1, 1.3, 1.5, 1.7], [1, 0.5, 0.35, 0.2, 0.05], [0, 0.4, 0.6, 0.8, 1.0]
+    found = path.path(start, velocity, times)
+    for s, factor in enumerate((1.3, 0.8)):
+        for t in times:
+            expected = off[t] + by_d[t] * (factor - 1) + by_v[t] * (factor - grown[s])
+            np.testing.assert_allclose(found[s, t], on(start[s], expected), atol=1e-9)
+    np.testing.assert_allclose(path(np.stack([start - velocity, start], axis=1), times)[:, 0], found, atol=1e-9)
+
+
+def test_means_of_a_history_stand_where_the_start_does():
+    factors = np.array([1.4, 0.8, 1.1, 0.9])
+    past = breathing(factors, 2)[None]
+    means = [factors[-m:].mean() for m in (1, 2, 3, 4)]
+    for found, mean in zip(_running_means(past)[0], means, strict=True):
+        np.testing.assert_allclose(found, on(past[0, -1], mean), atol=1e-9)
+    for m in (1, 3, 9):
+        found = SmoothedHistory(m)(past, [1, 2])[0, 0]
+        np.testing.assert_allclose(found, np.stack([on(past[0, -1], means[min(m, 4) - 1])] * 2), atol=1e-9)
+
+
+@pytest.mark.parametrize(("memory", "n"), [(0.0, 60), (0.9, 60), (0.6, 60), (0.9, 30), (0.0, 9)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_history_that_errs_least_is_taken(memory, n, every):
+    """Of lengths up to a quarter of the run, by the errors that each of them makes."""
+    rng, values = np.random.default_rng(1), [0.0]
+    for _ in range(n - 1):
+        values.append(memory * values[-1] + rng.normal())
+    known = Known([breathing(1 + 0.02 * np.array(values)), breathing([1.0])], (1, 2), every)
+    room = (n - 1) // every - 2 + 1
+    most = max(1, min(room, n // every // 4, 16))
+    errors = []
+    for m in range(1, most + 1):
+        windows = list(known.windows(most, 1000))
+        errors.append(sum(np.sum((SmoothedHistory(m)(past, [1, 2])[:, 0] - true) ** 2) for past, true in windows))
+    assert SmoothedHistory.best(known) == known.history == 1 + int(np.argmin(errors))
+
+
+def test_a_start_goes_on_as_it_came():
+    past = np.arange(24.0).reshape(1, 4, 2, 3) ** 2
+    np.testing.assert_allclose(Linear()(past, [1, 2.5])[0, 0, 1], past[0, -1] + 2.5 * (past[0, -1] - past[0, -2]))
+    np.testing.assert_array_equal(Static()(past, [1, 2])[0, 0], past[0, [-1, -1]])
+    np.testing.assert_array_equal(Linear()(past[:, -1:], [3])[0, 0, 0], past[0, -1])
+    turn = Rotation.from_rotvec([0.2, 0.1, 1.0]).as_matrix()
+    np.testing.assert_allclose(Linear()(past @ turn, [4]), Linear()(past, [4]) @ turn)
