@@ -14,11 +14,13 @@ import torch
 from conftest import make_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_flow import flow_model
+from test_forecast import with_regression
 
 from egno_md import load_model, sample
-from egno_md.errors import ModelError, OutputError
+from egno_md.errors import ModelError, OutputError, UsageError
 from egno_md.forecast import forecast
-from egno_md.forecast.model import new_model
+from egno_md.forecast.model import build_network, new_model
 from egno_md.graph import GraphBuilder, select_atoms
 from egno_md.models import bundled_models
 from egno_md.models.header import FORMAT_VERSION, UPGRADES, read_header
@@ -194,3 +196,54 @@ def test_the_same_model_has_the_same_bytes(tmp_path):
     written = {make_model().save(tmp_path / f"{k}.safetensors").read_bytes() for k in range(8)}
     assert len(written) == 1
     assert len(load_file(tmp_path / "0.safetensors")) > 0  # and another reader takes it
+
+
+def test_a_model_is_required_to_know_the_molecule_it_goes_on_from():
+    for model in (make_model(), flow_model(base="any")[0]):
+        model.require("any")
+    regression, builder, _ = with_regression()
+    drawing, of, *_ = flow_model()
+    for model, known, words in ((regression, builder, "corrects a regression of the 1 molecule that"),
+                                (drawing, of, "draws futures of the 1 molecule that")):  # fmt: skip
+        model.require(known.identity)
+        with pytest.raises(ModelError, match=words):
+            model.require("another")
+
+
+def test_specs_that_do_not_go_together_are_refused():
+    graph, four = GraphSpec(select="all"), WindowSpec(stride_ps=1.0, n_times=4)
+    flow = ModelSpec(operator="flow", hidden=4)
+    build_network(graph, four, flow)
+    build_network(graph, four.model_copy(update={"history": 3}), flow)
+    ranged = four.model_copy(update={"stride_range": (1.0, 2.0)})
+    build_network(graph, ranged, ModelSpec(operator="flow", hidden=4, base="any"))
+    regression, mean = ModelSpec(prior="regression", hidden=4), ModelSpec(hidden=4)
+    build_network(graph, four, regression)
+    build_network(graph, four.model_copy(update={"history": 4}), mean)
+    build_network(graph, four.model_copy(update={"velocity": "forward"}), mean)
+    for window, spec, words in (
+        ({}, flow.model_copy(update={"prior": "regression"}), "found the prior 'regression'"),
+        ({"velocity": "forward"}, flow, "forward velocities"),
+        ({"span": 8}, flow, r"the steps \(2, 4, 6, 8\)"),
+        ({"stride_range": (1.0, 2.0)}, flow, "knows one stride"),
+        ({"stride_range": (1.0, 2.0)}, mean, "knows one stride"),
+        ({"history": 4}, regression, "goes on from one start frame"),
+        ({"velocity": "forward"}, regression, "found a history of 1 and forward velocities"),
+        ({"history": 2}, mean, "a history of 1 frame or of n_times = 4, found 2"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            build_network(graph, four.model_copy(update=window), spec)
+
+
+def test_a_model_counts_its_weights_and_draws_them_by_its_seed():
+    model = make_model()
+    sizes = [np.prod(w.shape) for w in model.network.parameters()]
+    assert model.n_parameters == sum(sizes)
+    state = torch.random.get_rng_state()
+    same = [new_model(model.graph, model.window, model.spec, seed=seed) for seed in (0, 0, 1)]
+    prints = [one.fingerprint for one in same]
+    assert prints[0] == prints[1] != prints[2] and not same[0].network.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    named = dataclasses.replace(same[0], name="other", provenance={"licence": "MIT"})
+    assert named.fingerprint == prints[0]
+    assert same[0].at_stride(model.window.stride_ps).fingerprint == prints[0]

@@ -337,6 +337,7 @@ def test_gradient_of_the_temporal_convolution(n_times, modes, shape):
 
 
 def test_states_are_repeated_and_sequences_taken_as_they_are():
+    torch.manual_seed(0)
     state, sequence = torch.rand(2, 5, 3, dtype=torch.float64), torch.rand(2, 4, 5, 3, dtype=torch.float64)
     for times, points in ((None, [0, 1, 2]), (2, [0, 1]), (torch.tensor([0.5, 7]), [0.5, 7])):
         pos, vel, found = over_time(*state, times, 3)

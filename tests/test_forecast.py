@@ -17,7 +17,7 @@ from egno_md.errors import ModelError, UsageError
 from egno_md.forecast.chain import check_request, forecast, forecast_times
 from egno_md.forecast.device import PRECISIONS, in_precision
 from egno_md.forecast.forecasters import PathRegression
-from egno_md.forecast.operator import OperatorWindow
+from egno_md.forecast.operator import OperatorWindow, graphs, prior_path
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule.atoms import select_atoms
 from egno_md.specs import WindowSpec
@@ -238,3 +238,29 @@ def test_windows_with_gaps_have_no_finer_resolution(ballistic):
     for horizon, substeps in ((5, 1), (4, 2)):
         with pytest.raises(ModelError, match="not every stride"):
             check_request(thinned, horizon, substeps)
+
+
+def test_a_window_says_what_lies_between_its_strides():
+    u, model = make_universe(8), make_model(Ballistic(4))
+    window, past = OperatorWindow(model, GraphBuilder(u.atoms, model.graph)), histories(u, [5, 7])
+    step = past[:, -1] - past[:, -2]
+    for asked in ([0.5, 3.25], [4], [2, 3], [6.0]):
+        expected = past[:, -1:] + step[:, None] * np.array(asked)[:, None, None]
+        np.testing.assert_allclose(window(past, asked)[:, 0], expected, atol=1e-4)
+
+
+def test_a_regression_goes_on_from_every_start_of_a_batch():
+    model, builder, frames = with_regression()
+    other = make_universe(1)
+    other.residues.resnames = ["LIG", "LIH"]
+    second = GraphBuilder(other.atoms, model.graph)
+    known = model.regression[builder.identity]
+    model.regression[second.identity] = dataclasses.replace(known, offset=1.1 * known.offset)
+    past = [frames[k : k + 2] for k in (10, 50, 90)]
+    batch = graphs(model, [builder, second, builder], past)
+    for times, ahead in ((None, [1, 2, 3, 4]), (torch.tensor([0.0, 1.5]), [1, 2.5])):
+        found = prior_path(model, batch, times).reshape(len(ahead), 3, 10, 3)
+        for k, of in enumerate((builder, second, builder)):
+            start = past[k][-1:].astype(float)
+            expected = model.regression[of.identity].path(start, start - past[k][:1], ahead)[0]
+            np.testing.assert_allclose(found[:, k], expected, atol=1e-4)
