@@ -110,7 +110,8 @@ SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.M
 
 
 class Mutant(NamedTuple):
-    """One change: of the text from `start` to `end` (bytes) of a file, in a function, to another one."""
+    """One change: of the text from `start` to `end` (bytes) of a file, in a function, to another one; `called` is
+    whether it runs with the function, and not once, when the class or the module is made."""
 
     file: str
     function: str
@@ -120,6 +121,7 @@ class Mutant(NamedTuple):
     end: int
     old: str
     new: str
+    called: bool = True
 
     @property
     def key(self) -> str:
@@ -133,7 +135,7 @@ class Mutant(NamedTuple):
 
 def mutants(file: str, source: str) -> Iterator[Mutant]:
     """Every change of a file."""
-    starts = [0]
+    starts, functions = [0], set()
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
 
@@ -141,14 +143,17 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
         first, last = (starts[row - 1] + col for row, col in _ends(node))
         for new in replaced:
             yield Mutant(
-                file, function, node.lineno, node.col_offset + 1, first, last, ast.unparse(node), ast.unparse(new)
-            )
+                file, function, node.lineno, node.col_offset + 1, first, last, ast.unparse(node), ast.unparse(new),
+                function in functions,
+            )  # fmt: skip
 
     def walk(node: ast.AST, function: str) -> Iterator[Mutant]:
         if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)) or _only_says(node):
             return  # words, not numbers
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             function = f"{function}.{node.name}" if function else node.name
+            if isinstance(node, ast.FunctionDef):
+                functions.add(function)
         if isinstance(node, ast.BinOp) and type(node.op) in SWAPPED and not _text(node):
             yield from changed(node, function, _other(node, op=SWAPPED[type(node.op)]()))
             if isinstance(node.op, (ast.Add, ast.Sub)):
@@ -310,7 +315,10 @@ def entered(project: Copy, store: Path) -> dict[str, dict[str, Any]]:
 
 
 def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
-    """The tests that enter the function of a change, the most direct ones first; of compiled code all of one file."""
+    """The tests that enter the function of a change, the most direct ones first; of compiled code all of one file.
+
+    What is made once, with a class or a module, is in use wherever the file is: whoever imports it first is no test.
+    """
     if mutant.file in COMPILED:
         return [name for name in tests if name.startswith(COMPILED[mutant.file])]
 
@@ -318,7 +326,7 @@ def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
         return [name for name, test in tests.items() if any(f"{e}:".startswith(place) for e in test["entered"])]
 
     total, kept = 0.0, []
-    among = enter(f"{mutant.file}:{mutant.function}:") or enter(f"{mutant.file}:")
+    among = (mutant.called and enter(f"{mutant.file}:{mutant.function}:")) or enter(f"{mutant.file}:")
     for name in sorted(among, key=lambda name: len(tests[name]["entered"])):
         if not kept or total + tests[name]["seconds"] < ENOUGH:
             total += tests[name]["seconds"]

@@ -131,6 +131,13 @@ def test_what_was_found_follows_the_code_that_moves():
     assert not mutants.followed(before, list(mutants.mutants("f.py", "def f(a):\n    return a\n")))
 
 
+def test_what_a_class_begins_with_is_tested_by_all_that_enter_its_file():
+    source = "class A:\n    size = 1\n\n    def f(self):\n        return 2\n"
+    tests = {name: {"seconds": 1.0, "entered": [f"a.py:{at}"]} for name, at in (("imports", "A"), ("calls", "A.f"))}
+    of = {m.new: mutants.chosen(m, tests) for m in mutants.mutants("a.py", source)}
+    assert sorted(of["2"]) == ["calls", "imports"] and of["3"] == ["calls"]
+
+
 def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Page\n\nAbove.\n\n## What was found\n\nBelow.\n")
