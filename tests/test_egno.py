@@ -9,7 +9,7 @@ import torch
 from nn_systems import joined, random_rotation, random_system, relative_error
 
 from egno_md.errors import ModelError, UsageError
-from egno_md.nn import EGHNO, EGNO, from_official
+from egno_md.nn import EGHNO, EGNO, egnn, from_official
 from egno_md.nn.egnn import EGNNLayer
 from egno_md.nn.egno import over_time
 from egno_md.nn.official import our_name
@@ -364,3 +364,27 @@ def test_states_are_repeated_and_sequences_taken_as_they_are():
 
 def test_a_model_without_modes_has_no_convolutions():
     assert not EGNO(2, 2, 4, 2, modes=0).block.vector_conv and EGNO(2, 2, 4, 2).block.vector_conv
+
+
+@pytest.mark.parametrize(("bound", "small"), [(4 * 20 * 8, True), (4 * 20 * 8 - 1, False)])
+def test_a_training_step_is_small_up_to_so_many_numbers_along_its_edges(bound, small, monkeypatch):
+    monkeypatch.setattr(egnn, "KEPT", bound)
+    monkeypatch.setattr(egnn, "compiled_layer", lambda: egnn)  # whether Numba is installed or not
+    layer, pos, h = EGNNLayer(8, 1), torch.zeros(4, 5, 3), torch.zeros(4, 5, 8)
+    assert layer._is_small(pos, pos, h, 20, "auto") == small
+    for other in ((pos.double(), pos, h), (pos, pos.double(), h), (pos, pos, h.double())):
+        assert not layer._is_small(*other, 20, None)
+    assert not layer._is_small(pos, pos, h, 20, 10**9)
+    with torch.no_grad():
+        assert not layer._is_small(pos, pos, h, 20, None)
+
+
+def test_weights_are_taken_together_where_the_layer_is_plain_and_trained_whole():
+    layer = EGNNLayer(8, 1)
+    assert len(layer._weights()) == 16 and all(
+        a is b for a, b in zip(layer._weights(), layer.parameters(), strict=True)
+    )
+    assert EGNNLayer(8, 1, residual=True, reduce="mean")._weights() is not None
+    assert all(EGNNLayer(8, 1, **{option: True})._weights() is None for option in ("handed", "norm", "flat"))
+    layer.node[0].bias.requires_grad_(False)
+    assert layer._weights() is None

@@ -218,22 +218,6 @@ def test_who_takes_it(monkeypatch):
     assert not calls
 
 
-@pytest.mark.parametrize(("bound", "layers"), [(4 * 20 * 8, 3), (4 * 20 * 8 - 1, 0)])
-def test_it_is_taken_up_to_so_many_numbers_along_the_edges(bound, layers, monkeypatch):
-    calls, whole = [], layer.egnn_layer
-    monkeypatch.setattr(layer, "egnn_layer", lambda *args, **how: calls.append(1) or whole(*args, **how))
-    monkeypatch.setattr(egnn, "KEPT", bound)
-    small_step()[1]()
-    assert len(calls) == layers
-
-
-def test_a_layer_that_is_trained_in_part_is_put_together_of_parts(taken):
-    net = network()
-    net.node[0].bias.requires_grad_(False)
-    results = net(**inputs())
-    assert not taken and results[0].requires_grad
-
-
 def test_a_second_backward_pass_says_so(taken):
     net, data = network(), inputs()
     loss = net(**data)[0].sum()

@@ -324,23 +324,3 @@ def test_outputs_are_in_angstrom_whatever_unit_the_network_has(length_scale):
     step = frames[1] - frames[0]
     np.testing.assert_allclose(out.vel, np.broadcast_to(step, (4, 10, 3)), atol=1e-5)
     np.testing.assert_allclose(out.pos, frames[1] + np.arange(1, 5)[:, None, None] * step, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("operator", "fits", "wrong", "words"),
-    [
-        ("egno", {"hidden": 8192, "layers": 1}, {"hidden": 8193}, "width of 8193 and 1 layers .* a width of 8192 at"),
-        ("egno", {"hidden": 8192, "layers": 1}, {"layers": 2}, "width of 8192 and 2 layers takes more than 0.5 GB"),
-        ("egno", {"layers": 1024, "hidden": 256}, {"layers": 1025}, "layers of the .* at most 1024, found 1025"),
-        ("egno", {"time_embedding": 16384}, {"time_embedding": 16386}, "at most 16384, found 16386"),
-        # Of the blocks of EGHNO all layers count: of the pooling network and the decoder as well.
-        ("eghno", {"hidden": 4096, "layers": 2, "pooling_layers": 1, "decoder_layers": 1}, {"decoder_layers": 2},
-         "width of 4096 and 5 layers"),
-        ("se3-transformer", {"channels": 8192, "layers": 1}, {"layers": 2}, "width of 8192 and 2 layers"),
-        ("se3-transformer", {"channels": 8}, {"channels": 6}, "options of the operator .*: .*heads must share out"),
-    ],
-)  # fmt: skip
-def test_networks_that_no_machine_has_room_for_are_refused(operator, fits, wrong, words):
-    assert operators.options_of(ModelSpec(operator=operator, options=fits)).model_dump().items() >= fits.items()
-    with pytest.raises(UsageError, match=words):
-        operators.options_of(ModelSpec(operator=operator, options={**fits, **wrong}))
