@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 from pathlib import Path
@@ -267,3 +268,11 @@ def test_networks_that_no_machine_has_room_for_are_refused(operator, fits, wrong
     assert operators.options_of(ModelSpec(operator=operator, options=fits)).model_dump().items() >= fits.items()
     with pytest.raises(UsageError, match=words):
         operators.options_of(ModelSpec(operator=operator, options={**fits, **wrong}))
+
+
+def test_the_register_imports_every_module_beside_it_and_no_package(monkeypatch):
+    seen, real = [], importlib.import_module
+    monkeypatch.setattr(operators.importlib, "import_module", lambda name: seen.append(name) or real(name))
+    operators._import_ours.__wrapped__()
+    beside = Path(operators.__file__).parent.glob("*.py")
+    assert {*seen} - {"egno_md.nn"} == {f"egno_md.nn.{path.stem}" for path in beside if path.stem != "__init__"}
