@@ -264,3 +264,15 @@ def test_a_regression_goes_on_from_every_start_of_a_batch():
             start = past[k][-1:].astype(float)
             expected = model.regression[of.identity].path(start, start - past[k][:1], ahead)[0]
             np.testing.assert_allclose(found[:, k], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("history", [1, 4])
+def test_graphs_have_a_history_where_the_model_reads_one(history):
+    u, model = make_universe(8), make_model(history=history)
+    past = histories(u, [6], history + 1)
+    batch = graphs(model, [GraphBuilder(u.atoms, model.graph)], past)
+    if history == 1:
+        assert batch.pos_history is batch.vel_history is None
+    else:
+        np.testing.assert_array_equal(batch.pos_history.swapaxes(0, 1), past[0, 1:])
+        np.testing.assert_allclose(batch.vel_history.swapaxes(0, 1), np.diff(past[0], axis=0), atol=1e-6)
