@@ -446,7 +446,7 @@ class Given(NamedTuple):
 
     @property
     def spread(self) -> np.ndarray:
-        """Standard deviation of the paths (T, N) in each direction."""
+        """Standard deviation of the paths (T, N) in each direction, with the rigid motion that is taken off them."""
         variance = np.sum(self.factor**2, axis=-1)  # (M, T)
         out = np.einsum("nm,mt->tn", self.modes.vectors**2, variance)
         if self.beyond is not None:
