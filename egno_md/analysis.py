@@ -82,8 +82,8 @@ class EGNOSurrogate(Written, AnalysisBase):
     filename : str or path-like, optional
         Write the forecast there (DCD or XTC) with a PDB topology of the same stem beside it. With several starts
         the frame number is added to the stem, with several samples the member, ``out_1.dcd``, ``out_2.dcd`` ...; the
-        B-factors of the topology are then the spread. A long forecast of one future from one start is streamed:
-        written frame by frame, in memory that does not grow, and `results` are read from the file.
+        B-factors of the topology are then `results.spread`, else the input's. A long forecast of one future from one
+        start is streamed: written frame by frame, in memory that does not grow, and `results` are read from the file.
     resume : bool
         Go on with a streamed forecast in `filename` that was cut short, from the frame where it ends, to the same file
         as without the interruption; begin it where there is nothing yet.
@@ -109,7 +109,7 @@ class EGNOSurrogate(Written, AnalysisBase):
     results.positions : ndarray, shape (n_starts, horizon, n_atoms, 3)
         Predicted positions in Angstrom, in the frame of reference of the trajectory. Of a streamed forecast they are
         read when they are asked for, and ``np.asarray`` reads all. Of futures that are drawn it is the first member of
-        each start, as are ``rmsd``, ``moved`` and ``universe``.
+        each start, as are ``rmsd``, ``moved`` and ``universe``; ``rmsd_mean`` is of all.
     results.ensemble : ndarray, shape (n_starts, K, horizon, n_atoms, 3), or None
         All members in Angstrom; None where nothing is drawn.
     results.spread : ndarray, shape (n_starts, n_atoms), or None
@@ -128,6 +128,9 @@ class EGNOSurrogate(Written, AnalysisBase):
     results.rmsd_superposed, results.rmsd_static_superposed : ndarray, shape (n_starts, horizon)
         The same with every frame superposed on that of the trajectory: the error of the shape, without the rotation
         and translation of the whole.
+    results.rmsd_mean, results.rmsd_mean_superposed : ndarray, shape (n_starts, horizon), or None
+        The same of the mean of several futures, each superposed on the start first for the second; None where fewer
+        than two are drawn. One future is no guess at the future: compare this with the standing frame.
     results.moved : ndarray, shape (n_starts, horizon)
         RMSD in Angstrom between the predicted frame and the start frame.
     results.checks : list of PhysicalChecks
@@ -573,7 +576,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         self._compare(offsets / self.engine.stride_ps)
         self._follow()
 
-    def plot(self, start: int = 0):
+    def plot(self, start: int | None = None):
         """Pictures of the forecast from one of the starts, a matplotlib figure; see :func:`egno_md.looking.plot`."""
         from .looking import plot
 

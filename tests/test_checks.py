@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from egno_md.errors import DataError, UsageError
+from egno_md.forecast.summed import checked
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.relax import CLEARANCE, Relaxation
 
@@ -282,3 +284,19 @@ def test_boxes_of_any_size(edge: float) -> None:
     frames[1, 30] = frames[1, 2] + [edge - 1.5, 0, 0]  # through the border
     checks = check_frames(frames, positions, bonds, boxes=box)
     assert checks.clashes[0] == 0 and checks.clashes[1] > 0
+
+
+def test_findings_of_many_starts_are_summed_up() -> None:
+    positions, bonds = helix()
+    sound, torn, longer = (check_frames(positions[None] * factor, positions, bonds) for factor in (1.01, 1.2, 1.3))
+
+    def of(*checks):
+        results = SimpleNamespace(checks=list(checks), frames=np.arange(len(checks)) * 10)
+        return checked(SimpleNamespace(results=results))
+
+    tally, lines = of(sound, replace(sound))
+    assert (tally.n_frames, tally.ok, lines) == (2, True, [])
+    tally, lines = of(sound, torn, longer)
+    assert not tally.ok and tally.bond_deviation == longer.bond_deviation[0]  # the worst of all starts
+    assert lines[0].startswith("from frame 10: 1 of 1 frames") and lines[-1] == "2 of 3 starts have findings"
+    assert of(torn)[1] == list(torn.messages)

@@ -70,7 +70,8 @@ def test_more_atoms_than_the_columns_count_have_no_records(tmp_path: Path) -> No
 def test_one_topology_for_many_forecasts_writes_what_each_would(tmp_path: Path) -> None:
     alphas = mda.Universe(*map(str, egno_md.sample())).select_atoms("name CA")
     topology, box = Topology(alphas), np.array([50, 50, 50, 90, 90, 90], np.float32)
-    options = [{}, {"boxes": box}, {"b_factors": np.linspace(0, 9, len(alphas))}, {"recentre": True}, {}]
+    options = [{}, {"boxes": box}, {"b_factors": np.linspace(0, 9, len(alphas)), "remarks": ["of them"]}]
+    options += [{"recentre": True}, {}]
     for k, more in enumerate(options):
         frames = alphas.positions[None] + k + (20_000 if "recentre" in more else 0)
         for name, given in (("own", True), ("shared", topology)):
@@ -79,3 +80,6 @@ def test_one_topology_for_many_forecasts_writes_what_each_would(tmp_path: Path) 
                 write_forecast(tmp_path / f"{name}{k}.dcd", alphas, frames, [0.0], dt=1.0, topology=given, **more)
         assert (tmp_path / f"own{k}.pdb").read_bytes() == (tmp_path / f"shared{k}.pdb").read_bytes()
         assert records(tmp_path / f"shared{k}.pdb") > 0
+        # Of a cell that is not there nothing is said.
+        remarks = [line for line in (tmp_path / f"own{k}.pdb").read_text().splitlines() if line.startswith("REMARK")]
+        assert remarks == [f"REMARK   6 {line}" for line in more.get("remarks", ())]

@@ -479,6 +479,8 @@ def test_surrogate_gives_ensembles(files, tmp_path):
     for k in range(3):
         written = mda.Universe(str(tmp_path / f"out_{k + 1}.pdb"), str(tmp_path / f"out_{k + 1}.dcd"))
         np.testing.assert_allclose(written.atoms.tempfactors, one.spread[0], atol=0.0051)
+        remarks = [line for line in (tmp_path / f"out_{k + 1}.pdb").read_text().splitlines() if "REMARK" in line]
+        assert "spread of each atom between the futures" in remarks[0] and max(map(len, remarks)) <= 80
         np.testing.assert_allclose([ts.positions for ts in written.trajectory], one.ensemble[0, k], atol=1e-4)
     # Internal: by hand, from frames superposed on the start.
     u.trajectory[40]

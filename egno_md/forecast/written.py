@@ -11,13 +11,20 @@ import numpy as np
 
 from ..errors import DataError, UsageError
 from ..molecule.course import MOST_PAIRS, Course, end_of
-from ..molecule.geometry import rmsd, superposed_rmsd
+from ..molecule.geometry import aligned, rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
 
 #: Numbers of frames of the run that a forecast is held against, at most.
 ROOM = 2**23
+
+#: What the PDB files of several futures say of their B-factors.
+SPREAD = (
+    "B-factors: spread of each atom between the futures, in Angstrom, the",
+    "root of the mean square distance from their mean over all futures and",
+    "predicted frames, each frame superposed on the start frame.",
+)
 
 
 class Written:
@@ -33,10 +40,12 @@ class Written:
     engine: Any
 
     def _compare(self, strides: np.ndarray) -> None:
-        """Fill the four kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
+        """Fill all kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
         results, shape = self.results, self.results.times.shape
-        for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed"):
-            results[name] = np.full(shape, np.nan)
+        for name in ("rmsd", "rmsd_static", "rmsd_mean"):
+            there = name != "rmsd_mean" or self._several()
+            for kind in (name, f"{name}_superposed"):
+                results[kind] = np.full(shape, np.nan) if there else None
         wanted: dict[int, list[tuple[int, int]]] = {}
         for i, frame in enumerate(self.results.frames):
             for k, ahead in enumerate(strides * self.every):
@@ -61,7 +70,7 @@ class Written:
             self._held_against(came, where)
 
     def _held_against(self, came: list[np.ndarray], where: list[tuple[int, int]]) -> None:
-        """Fill the four kinds of `rmsd` where frames (N, 3) came: at which start and step."""
+        """Fill all kinds of `rmsd` where frames (N, 3) came: at which start and step."""
         results, true = self.results, np.stack(came)  # (W, N, 3)
         rows, columns = np.array(where).T  # (W,)
         starts = np.stack([self._history[i][-1] for i in rows])  # (W, N, 3)
@@ -70,6 +79,18 @@ class Written:
         for name, frames in (("rmsd", predicted), ("rmsd_static", starts)):
             results[name][rows, columns] = rmsd(frames, true)
             results[f"{name}_superposed"][rows, columns] = superposed_rmsd(frames, true)
+        if results.rmsd_mean is None:
+            return
+        for (i, k), came_here in zip(where, true, strict=True):
+            members = results.ensemble[i][:, k]  # (K, N, 3)
+            results.rmsd_mean[i, k] = rmsd(members.mean(axis=0), came_here)
+            # Superposed on the start first: the mean of molecules that turn would shrink.
+            mean = aligned(members, self._history[i][-1]).mean(axis=0)  # (N, 3)
+            results.rmsd_mean_superposed[i, k] = superposed_rmsd(mean, came_here)
+
+    def _several(self) -> bool:
+        """Whether there are several futures of each start."""
+        return self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
 
     def _follow(self) -> None:
         """Fill `results.course`, of forecasts longer than a window: do they go on as the run did?"""
@@ -132,7 +153,7 @@ class Written:
         filename = Path(filename)
         files, topology = [], Topology(self.atoms)
         for i, frame in enumerate(self.results.frames):
-            several = self.results.ensemble is not None and self.results.ensemble.shape[1] > 1
+            several = self._several()
             members = self.results.ensemble[i] if several else self.results.positions[i : i + 1]
             for target, positions in zip(self._targets(filename, frame), members, strict=True):
                 times, boxes = self.results.times[i], self._box_array([self._boxes[i]])
@@ -150,6 +171,7 @@ class Written:
                     topology=topology,
                     inputs=input_files(self.atoms.universe),
                     b_factors=self.results.spread[i] if several else None,
+                    remarks=SPREAD if several else (),
                 )
         return files
 

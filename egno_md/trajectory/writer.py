@@ -8,7 +8,7 @@ import os
 import string
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -283,6 +283,7 @@ def write_forecast(
     recentre: bool = False,
     inputs: Iterable[StrPath] = (),
     b_factors: ArrayLike | None = None,
+    remarks: Sequence[str] = (),
 ) -> list[Path]:
     """Write frames to a DCD or XTC file, and their topology to a PDB file of the same name beside it.
 
@@ -317,6 +318,8 @@ def write_forecast(
         Files that must not be overwritten, whatever `force` says.
     b_factors
         ``(N,)``, for that column of the PDB file; what the topology has where None.
+    remarks
+        Lines of the PDB file, of 69 letters at most, that say what it holds.
 
     Returns
     -------
@@ -352,7 +355,7 @@ def write_forecast(
             if topology:
                 made = topology if isinstance(topology, Topology) else Topology(atoms)
                 box = None if cells is None else cells[0]
-                made.write(part, targets[1], xyz[0], box, recentre=recentre, b_factors=b_factors)
+                made.write(part, targets[1], xyz[0], box, recentre=recentre, b_factors=b_factors, remarks=remarks)
         if topology:
             os.replace(part, os.path.realpath(targets[1]))
     finally:
@@ -430,6 +433,7 @@ class Topology:
         *,
         recentre: bool = False,
         b_factors: ArrayLike | None = None,
+        remarks: Sequence[str] = (),
     ) -> None:
         """Write the frame ``(N, 3)`` in its box ``(6,)`` to `part`; the errors speak of `target`."""
         universe = self._universe
@@ -448,7 +452,10 @@ class Topology:
                 lines[-1:] = [*self._conect, lines[-1]]  # the last is END
             if box is None:
                 # MDAnalysis then writes a cell of 1 Angstrom, which readers warn of and viewers draw.
-                lines = [line for line in lines if not line.startswith("CRYST1")]
+                lines = [line for line in lines if not line.startswith(("CRYST1", "REMARK     285"))]
+            if remarks:
+                first = next(k for k, line in enumerate(lines) if not line.startswith(("HEADER", "TITLE")))
+                lines[first:first] = [f"REMARK   6 {line}\n" for line in remarks]
             part.write_text("".join(lines))
             if moved:
                 warnings.warn(
