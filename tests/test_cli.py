@@ -85,13 +85,32 @@ def test_readable_summary_and_with_input(tmp_path):
     for part in (
         "8 frames of 76 atoms",
         "from frame 50",
-        "RMSD to the trajectory",
+        "RMSD of one future to the trajectory",
         "standing still",
         "a.xtc",
         "checks",
     ):
         assert part in done.stdout
     assert mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.xtc")).trajectory.n_frames == 51 + 8
+
+
+def test_many_starts_and_futures_are_summed_up(tmp_path):
+    what = ["predict", TOPOLOGY, TRAJECTORY, "--from-frames", "20,40,60", "--samples", 2, "-o"]
+    done = egno_md(*what, "a.dcd", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "from each of 3 starts, frame 20 (t = 21 ps) to frame 60 (t = 61 ps)" in lines[0]
+    assert "that draw (energy score" in lines[2]  # the table of --verbose has more candidates
+    assert "2 futures from each start" in done.stdout
+    assert [line for line in lines if line.startswith("written")] == [
+        f"written    a_000020_1.{end} to a_000060_2.{end} (6 files)" for end in ("dcd", "pdb")
+    ]
+    told = json.loads(egno_md(*what, "b.dcd", "--json", cwd=tmp_path).stdout)
+    assert len(told["files"]) == 12 and told["accuracy"]["starts"] == 3 and told["checks"]["ok"]
+    worst = max(one["checks"]["largest_bond_deviation_A"] for one in told["starts"])
+    assert told["checks"]["largest_bond_deviation_A"] == worst
+    for one in told["starts"]:
+        assert len(one["rmsd_mean_superposed_A"]) == len(one["rmsd_superposed_A"]) == 8
 
 
 def test_precision(tmp_path):

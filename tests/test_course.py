@@ -115,6 +115,9 @@ def test_the_command_line_says_so(tmp_path, run):
 
     still = predicted("static")
     assert still.exit_code == 0 and "course     it comes to rest: it moves 0.000 A" in still.output, still.output
+    many = predicted("static", "--from-frames", "150,170,199")
+    for line in ("from frame 150 it comes to rest", "3 of 3 starts have a line such as these"):
+        assert f"course     {line}" in many.output, many.output
     sound = predicted("ensemble of the run", "--json")
     assert sound.exit_code == 0, sound.output
     assert json.loads(sound.stdout[sound.stdout.index("{") :])["course"] == []

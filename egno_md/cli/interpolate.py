@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import counted
-from .output import OutputFile
+from .output import OutputFile, written
 
 
 @click.command()
@@ -113,4 +113,4 @@ def _readable(summary: dict) -> str:
     lines += [f"checks     FAILED: {finding}" for finding in summary["checks"]["findings"]]
     if summary["checks"]["ok"]:
         lines.append("checks     passed: bonds, clashes, chiral centres and size as in the saved frames")
-    return "\n".join(lines + [f"written    {path}" for path in summary["files"]])
+    return "\n".join(lines + written(summary["files"]))

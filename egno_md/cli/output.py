@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +40,14 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None if math.isnan(content) else str(content)
     return content
+
+
+def written(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """Lines for people on the files of a command; those that differ in their numbers alone share a line."""
+    series: dict[tuple[Path, str], list[str]] = {}
+    for path in paths:
+        series.setdefault((Path(path).parent, re.sub(r"\d+", "0", Path(path).name)), []).append(str(path))
+    return [
+        f"written    {each[0]}" + (f" to {Path(each[-1]).name} ({len(each)} files)" if len(each) > 1 else "")
+        for each in series.values()
+    ]

@@ -6,13 +6,15 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
 from ..errors import StoppedError, UsageError, counted
+from ..forecast.summed import Accuracy, checked
 from ..molecule.checks import SIZE_FACTOR, Tally
+from .output import written
 
 #: Signals that ask for an end.
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
@@ -102,20 +104,20 @@ def start_frames(one: int | None, several: str | None, n_frames: int) -> list[in
 def summary_of(surrogate) -> dict[str, Any]:
     """What the forecasts came to, ready for JSON; Angstrom and ps.
 
-    Of several starts the first is summed up as a single one is, and all of them are in ``starts``; checks, hindcast and
-    files are those of all.
+    Of several starts the first is summed up as a single one is, and all of them are in ``starts``; accuracy, checks,
+    hindcast and files are those of all.
     """
     results = surrogate.results
+    accuracy = Accuracy.of(surrogate)
     found = _of_start(surrogate, 0) | {
         "hindcast": None if results.hindcast is None else results.hindcast.as_dict() | _said(results.hindcast),
+        "accuracy": None if accuracy is None else accuracy.as_dict() | {"said": accuracy.line()},
+        "checks": _checks(*checked(surrogate)),
         "files": [str(path) for path in results.files],
     }
     count = len(results.frames)
     if count > 1:
         found["starts"] = [_of_start(surrogate, i) for i in range(count)]
-        wrong = [one["checks"] for one in found["starts"] if not one["checks"]["ok"]]
-        if wrong:
-            found["checks"] = wrong[0]
     return found
 
 
@@ -132,8 +134,11 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         listed = sorted({0, *known[-1:], n_frames - 1})
     errors = {
         f"{name}_A": [float(results[name][i, k]) for k in listed]
-        for name in ("rmsd", "rmsd_static", "rmsd_superposed", "rmsd_static_superposed")
+        for kind in ("rmsd", "rmsd_static", "rmsd_mean")
+        for name in (kind, f"{kind}_superposed")
+        if results[name] is not None
     }
+    accuracy, tally = Accuracy.of(surrogate, [i]), results.checks[i].tally
     return {
         "model": engine.name,
         "decisions": list(surrogate.decisions),
@@ -145,10 +150,11 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         "windows": -(-n_frames // (engine.n_times * surrogate.substeps)),
         # One for each time; None where the trajectory does not have the frame.
         **{name: [value if value == value else None for value in values] for name, values in errors.items()},
-        # Of futures that were drawn: the errors above are those of the first.
+        # Of futures that were drawn: the errors above are those of the first, but for rmsd_mean, of their mean.
         **({} if surrogate.samples is None else _drawn(surrogate, i)),
+        "accuracy": None if accuracy is None else accuracy.as_dict() | {"said": accuracy.short()},
         "moved_A": float(results.moved[i, -1]),
-        "checks": _checks(results.checks[i]),
+        "checks": _checks(tally, tally.messages),
         "course": list(results.course[i]),
     }
 
@@ -168,12 +174,11 @@ def _drawn(surrogate, i: int) -> dict[str, Any]:
     }
 
 
-def _checks(checks) -> dict[str, Any]:
+def _checks(tally: Tally, findings: Sequence[str]) -> dict[str, Any]:
     """The worst frame of each physical check."""
-    tally = checks.tally
     return {
         "ok": tally.ok,
-        "findings": list(tally.messages),
+        "findings": list(findings),
         "bonds": tally.n_bonds,
         "largest_bond_deviation_A": tally.bond_deviation,
         "clashes": tally.clashes,
@@ -184,10 +189,10 @@ def _checks(checks) -> dict[str, Any]:
 
 
 def readable(summary: dict[str, Any]) -> str:
-    times = summary["times_ps"]
+    starts = summary.get("starts", [summary])
+    several, futures = len(starts) > 1, summary.get("samples")
     lines = [
-        f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, from "
-        f"frame {summary['start_frame']} (t = {summary['start_time_ps']:g} ps) to t = {times[-1]:g} ps",
+        f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, {_whence(starts)}"
     ]
     lines += [f"decided    {line}" for line in summary["decisions"]]
     if summary["hindcast"]:
@@ -195,27 +200,20 @@ def readable(summary: dict[str, Any]) -> str:
         lines += [f"hindcast   {said['said']}", *([f"{'':<11}{said['verdict']}"] if said["verdict"] else [])]
     if summary["windows"] > 1:
         lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
-    if "samples" in summary:
-        spread = summary["spread_A"]
-        apart = f", {sum(spread) / len(spread):.2f} A from their mean (mean of all atoms)" if spread else ""
-        which = "; what follows is of the first" if summary["samples"] > 1 else ""
+    if futures is not None:
+        spreads = [value for one in starts for value in one["spread_A"] or ()]
+        apart = f", {sum(spreads) / len(spreads):.2f} A from their mean (mean of all atoms)" if spreads else ""
+        each = " from each start" if several else ""
+        lines.append(f"drawn      {counted(futures, 'future')}{each} with the seed {summary['seed']}{apart}")
+    if several:
+        lines += [f"start      {_of_one(one)}" for one in starts]
+    if summary["accuracy"]:
+        lines.append(f"accuracy   {summary['accuracy']['said']}")
+    elif not several:
+        first = "the first future " if (futures or 1) > 1 else ""
         lines.append(
-            f"drawn      {counted(summary['samples'], 'future')} with the seed {summary['seed']}{apart}{which}"
-        )
-    known = [k for k, value in enumerate(summary["rmsd_A"]) if value is not None]
-    if "starts" in summary:
-        lines += _of_starts(summary["starts"])
-    elif known:
-        k = known[-1]
-        lines.append(
-            f"accuracy   RMSD to the trajectory at t = {times[k]:g} ps: {summary['rmsd_superposed_A'][k]:.2f} A "
-            f"superposed (the start frame standing still: {summary['rmsd_static_superposed_A'][k]:.2f} A), "
-            f"{summary['rmsd_A'][k]:.2f} A as it stands ({summary['rmsd_static_A'][k]:.2f} A)"
-        )
-    else:
-        lines.append(
-            f"moved      {summary['moved_A']:.2f} A RMSD from the start; the run has none of these frames, so no error "
-            "is known"
+            f"moved      {first}{summary['moved_A']:.2f} A RMSD from the start; the run has none of these frames, so "
+            "no error is known"
         )
     checks = summary["checks"]
     if checks["ok"]:
@@ -225,33 +223,48 @@ def readable(summary: dict[str, Any]) -> str:
             f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
             f"start, no clashes, {size}"
         )
-    lines += [f"course     {'it' if 'starts' not in summary else 'the first one'} {line}" for line in summary["course"]]
+    lines += _course(starts, futures)
     if checks["relaxed"]:
         lines.append(
             f"relaxed    {checks['relaxed']} of {summary['frames']} frames, in which atoms moved by up to "
             f"{checks['largest_relaxation_A']:.2f} A, before they passed the checks"
         )
     lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]
-    lines += [f"written    {path}" for path in summary["files"]]
-    return "\n".join(lines)
+    return "\n".join(lines + written(summary["files"]))
 
 
-def _of_starts(starts: list[dict[str, Any]]) -> list[str]:
-    """A line for each start, and the mean of those whose future the trajectory has."""
-    lines, errors = [], []
-    for one in starts:
-        known = [k for k, value in enumerate(one["rmsd_superposed_A"]) if value is not None]
-        said = f"moved {one['moved_A']:.2f} A; the run has none of these frames"
-        if known:
-            pair = [one[f"rmsd{still}_superposed_A"][known[-1]] for still in ("", "_static")]
-            said = f"{pair[0]:.2f} A at t = {one['times_ps'][known[-1]]:g} ps (standing still {pair[1]:.2f} A)"
-            errors.append(pair)
-        wrong = "" if one["checks"]["ok"] else "; checks FAILED"
-        lines.append(f"start      frame {one['start_frame']}: {said}{wrong}")
-    if errors:
-        means = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
-        lines.append(
-            f"accuracy   of {len(errors)} starts, the last frame that the run has: RMSD {means[0]:.2f} A superposed "
-            f"(the start frames standing still: {means[1]:.2f} A)"
+def _whence(starts: list[dict[str, Any]]) -> str:
+    """Which frames a forecast starts from, and where it ends."""
+    first, last = starts[0], starts[-1]
+    if len(starts) == 1:
+        return (
+            f"from frame {first['start_frame']} (t = {first['start_time_ps']:g} ps) to t = {first['times_ps'][-1]:g} ps"
         )
+    return (
+        f"from each of {len(starts)} starts, frame {first['start_frame']} (t = {first['start_time_ps']:g} ps) to frame "
+        f"{last['start_frame']} (t = {last['start_time_ps']:g} ps)"
+    )
+
+
+def _of_one(start: dict[str, Any]) -> str:
+    """What came of one start among many."""
+    accuracy, wrong = start["accuracy"], "" if start["checks"]["ok"] else "; checks FAILED"
+    if accuracy is not None:
+        return f"frame {start['start_frame']}: {accuracy['said']}{wrong}"
+    first = "the first future " if start.get("samples", 1) > 1 else ""
+    return (
+        f"frame {start['start_frame']}: {first}moved {start['moved_A']:.2f} A; the run has none of these frames{wrong}"
+    )
+
+
+def _course(starts: list[dict[str, Any]], futures: int | None) -> list[str]:
+    """How forecasts go on: the first that does not as the run did, and how many others there are."""
+    found = [one for one in starts if one["course"]]
+    if not found:
+        return []
+    who = "the first future" if (futures or 1) > 1 else "it"
+    where = f"from frame {found[0]['start_frame']} " if len(starts) > 1 else ""
+    lines = [f"course     {where}{who} {line}" for line in found[0]["course"]]
+    if len(found) > 1:
+        lines.append(f"course     {len(found)} of {len(starts)} starts have a line such as these")
     return lines

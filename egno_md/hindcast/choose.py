@@ -139,7 +139,7 @@ def choose(
             if low <= 0:
                 chosen, tied = name, [best]
                 break
-        said.append(_why(chosen, tied, fits, scores, kind))
+        said.append(_why(chosen, tied, fits, scores, kind, drawing))
     hindcast = dataclasses.replace(hindcast, chosen=chosen)
     if words := _no_memory(hindcast, chosen):
         said.append(words)
@@ -150,12 +150,17 @@ def _place(name: str) -> int:
     return SIMPLEST_FIRST.index(name) if name in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
 
 
-def _why(chosen: str, tied: list[str], fits: list[str], scores: Mapping[str, Any], kind: int) -> str:
+def _why(
+    chosen: str, tied: list[str], fits: list[str], scores: Mapping[str, Any], kind: int, drawing: bool = False
+) -> str:
     measure = ("energy score", "error of the mean")[kind]
     means = {name: float(scores[name][kind].mean()) for name in fits}
     others = sorted((name for name in fits if name not in (chosen, *tied)), key=means.__getitem__)[:2]
     beside = ", ".join(f"{name} {means[name]:.2f}" for name in [*tied, *others])
-    why = f"as good as the best, {tied[0]}, and simpler" if tied else f"the best of {len(fits)}"
+    # Those that were judged beside them and do not draw are in the table, and would be missed here.
+    why = f"the best of {len(fits)}{' that draw' if drawing else ''}"
+    if tied:
+        why = f"as good as the best{' that draws' if drawing else ''}, {tied[0]}, and simpler"
     return f"{chosen}: {why} ({measure} {means[chosen]:.2f} A; {beside})" if beside else f"{chosen}: {why}"
 
 
