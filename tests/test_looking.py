@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import sys
 from types import SimpleNamespace
@@ -16,32 +17,61 @@ from test_cli import egno_md
 from test_report import needs_chromium, opened
 
 from egno_md import EGNOSurrogate, sample
+from egno_md.cli.predicting import readable, summary_of
 from egno_md.errors import OutputError, UsageError
+from egno_md.forecast.summed import Accuracy
 from egno_md.looking import look_at, write_page
 from egno_md.looking.figures import panels
-from egno_md.looking.forecast import worth
+from egno_md.looking.forecast import shown_start, worth
 
 torch.set_num_threads(1)
 
 TOPOLOGY, TRAJECTORY = map(str, sample())
 
 
+def run(trajectory: str = TRAJECTORY, model: str | None = "ca-1ps", **options) -> EGNOSurrogate:
+    return EGNOSurrogate(mda.Universe(TOPOLOGY, trajectory), model, horizon=8, **options)
+
+
 def drawn(surrogate: EGNOSurrogate, members: int = 12) -> EGNOSurrogate:
     """As if futures had been drawn, which the bundled model does not do."""
     noise = np.random.default_rng(0).normal(size=(1, members, *surrogate.results.positions.shape[1:]))
     surrogate.results.ensemble = (surrogate.results.positions[:, None] + 0.3 * noise).astype(np.float32)
+    surrogate.samples = members
+    return compared(surrogate)
+
+
+def compared(surrogate: EGNOSurrogate) -> EGNOSurrogate:
+    """With the errors of what its results were changed to."""
+    surrogate._compare(np.arange(1, 9))
     return surrogate
+
+
+@pytest.fixture(scope="module")
+def several() -> EGNOSurrogate:
+    """Two futures from a start without a past, one near the beginning and one inside the run. Do not alter."""
+    return run(model="elastic network", samples=2).run(frames=[0, 3, 50])
+
+
+@pytest.fixture(scope="module")
+def single() -> EGNOSurrogate:
+    """One future that is drawn from the first frame. Do not alter."""
+    return run(model="elastic network").run(frames=[0])
+
+
+def text(page: str) -> str:
+    return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.S)))
 
 
 @pytest.fixture(scope="module")
 def inside() -> EGNOSurrogate:
     """From inside the run, which has half of the predicted frames. Do not alter."""
-    return EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[75])
+    return run().run(frames=[75])
 
 
 @pytest.fixture(scope="module")
 def futures() -> EGNOSurrogate:
-    return drawn(EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[60]))
+    return drawn(run().run(frames=[60]))
 
 
 def test_what_is_looked_at(inside):
@@ -153,11 +183,90 @@ def test_the_page_in_a_browser(futures, tmp_path, webgl):
 
 
 def test_a_worthless_forecast_is_said_to_be_so():
-    surrogate = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[60])
-    near = EGNOSurrogate(mda.Universe(TOPOLOGY, TRAJECTORY), "ca-1ps", horizon=8).run(frames=[40])  # README
+    surrogate, near = run().run(frames=[60]), run().run(frames=[40])  # README
     surrogate.results.positions = surrogate.results.positions + 3 * np.random.default_rng(1).normal(size=(1, 8, 76, 3))
-    assert "nearer to what came" in worth(look_at(near))
-    assert "further from what came" in worth(look_at(surrogate))
+    assert "nearer to what came than" in worth(near)
+    assert "further from what came than" in worth(compared(surrogate))
+
+
+def test_words_and_printed_numbers_say_the_same():
+    surrogate = run().run(frames=[40])
+    still = surrogate.results.rmsd_static_superposed[0, -1]
+    for more, words in ((1e-5, "as far from what came as the start frame"), (0.02, "further"), (-0.02, "nearer")):
+        surrogate.results.rmsd_superposed[0, -1] = np.round(still, 2) + more
+        assert words in worth(surrogate)
+
+
+def test_the_page_and_the_summary_speak_of_the_mean_of_the_futures(several, tmp_path):
+    results, summary = several.results, summary_of(several)
+    members, start = results.ensemble[1, :, -1], 3
+    several.atoms.universe.trajectory[start]
+    here = several.atoms.positions.copy()
+    several.atoms.universe.trajectory[start + 8]
+    came = several.atoms.positions.copy()
+    several.atoms.universe.trajectory[0]
+    # By hand: each future superposed on the start, then their mean on what came.
+    turned = [align.rotation_matrix(m - m.mean(axis=0), here - here.mean(axis=0))[0] for m in members]
+    mean = np.mean([(m - m.mean(axis=0)) @ r.T for m, r in zip(members, turned, strict=True)], axis=0)
+    by_hand = rms.rmsd(mean, came, superposition=True)
+    assert results.rmsd_mean_superposed[1, -1] == pytest.approx(by_hand, abs=1e-3)
+    assert results.rmsd_mean[1, -1] == pytest.approx(rms.rmsd(members.mean(axis=0), came), abs=1e-3)
+    one = summary["starts"][1]
+    assert one["rmsd_mean_superposed_A"][-1] == pytest.approx(by_hand, abs=1e-3)
+    assert one["rmsd_superposed_A"][-1] == pytest.approx(rms.rmsd(members[0], came, superposition=True), abs=1e-3)
+    lines = readable(summary)
+    assert f"frame 3: the mean of the 2 futures, {by_hand:.2f} A at t = 12 ps (standing still" in lines
+    mean, still = (results[kind][:, -1].mean() for kind in ("rmsd_mean_superposed", "rmsd_static_superposed"))
+    assert f"the mean of 3 starts: {mean:.2f} A superposed (the start frames standing still: {still:.2f} A)" in lines
+    assert summary["accuracy"]["rmsd_superposed_A"] == pytest.approx(mean)
+    page = text(write_page(several, tmp_path / "page.html", said=lines.splitlines()).read_text())
+    assert "8 ps after the start, in the mean of 3 starts, the mean of the 2 futures is" in page
+    assert f"{mean:.2f} Å RMSD, superposed, and {still:.2f} Å" in page and "One start says little" not in page
+
+
+def test_one_future_is_not_judged_as_a_guess(single, tmp_path):
+    lines, error = readable(summary_of(single)), single.results.rmsd_superposed[0, -1]
+    assert single.results.rmsd_mean is None
+    assert f"RMSD of one future to the trajectory at t = 9 ps: {error:.2f} A superposed" in lines
+    page = text(write_page(single, tmp_path / "page.html").read_text())
+    for said in (lines, page):
+        assert "no guess at the future" in said and "--samples" in said
+        assert "the start frame is" not in said and "standing still:" not in said
+    many = readable(summary_of(run(model="elastic network").run(frames=[20, 40])))
+    assert many.count(": one future, ") == 2 and "no guess at the future" in many and "(standing still" not in many
+
+
+def test_the_page_says_which_start_it_shows(several, tmp_path):
+    assert shown_start(several) == 2 and look_at(several).frame == 50 and look_at(several, 0).frame == 0
+    page = text(write_page(several, tmp_path / "page.html").read_text())
+    assert "There are 3 starts, frames 0 to 50." in page and "The pictures show the one from frame 50" in page
+    rows = [f"{k + 1} " for k in range(8)]
+    assert "Error at each step" in page and all(row in page for row in rows)
+    assert "24 frames" not in page and "48 frames" in page  # the checks are of all starts and futures
+    # The last frame has nothing after it, the first one nothing before it.
+    edges = run(mean=True, model=None).run(frames=[0, 60, 75, 79])
+    assert [shown_start(edges), look_at(edges).frame] == [1, 60]
+    accuracy = Accuracy.of(edges)
+    assert (accuracy.n_starts, accuracy.n_known, accuracy.after) == (4, 2, 8.0)  # 75 has half of the frames
+    assert accuracy.error == pytest.approx(edges.results.rmsd_superposed[:2, -1].mean())
+
+
+def test_what_a_start_without_a_past_cannot_show_is_left_out(single, several):
+    for surrogate in (single, several):
+        captions = {panel.name: panel.caption for panel in panels(look_at(surrogate, 0))}
+        assert not [caption for caption in captions.values() if "Grey" in caption or "run" in caption]
+        for axes in surrogate.plot(0).axes:
+            labels = [label.get_text() for label in axes.get_legend().get_texts()]
+            assert labels and not [label for label in labels if "run" in label or "RMSF" in label]
+            assert len(axes.collections) <= 1  # torsions: of the forecast alone, no row of zeros
+    # A short run has a fluctuation, but nothing as long as the forecast.
+    short = {panel.name: panel.caption for panel in panels(look_at(several, 1))}
+    assert "last 4 frames of the run" in short["residues"] and "dashed" not in short["residues"]
+    heavy = EGNOSurrogate(
+        mda.Universe(*map(str, sample("chignolin"))), make_model(n_times=4, select="heavy"), horizon=4
+    )
+    (torsions,) = [p.caption for p in panels(look_at(heavy.run(frames=[0]))) if p.name == "torsions"]
+    assert "Grey: the start" in torsions
 
 
 def test_the_command_line_writes_the_page(tmp_path):

@@ -37,46 +37,60 @@ class Panel:
 
 def panels(look: Look) -> list[Panel]:
     """The pictures that the atoms of a forecast allow."""
-    futures = f"the {len(look.members)} futures and their mean" if look.drawn else "the forecast"
+    futures = f"the {len(look.members)} futures and the mean of their curves" if look.drawn else _the(look.what)
     came = " Blue: what came." if look.known.any() else ""
+    run = "Grey: the run; orange" if look.past else "Orange"
+    beginning = "the first frame shown" if look.past else "the start frame"
     found = [
         Panel(
             "rmsd",
-            f"RMSD from the first frame shown, superposed. Grey: the run; orange: {futures}.{came}",
+            f"RMSD from {beginning}, superposed. {run}: {futures}.{came}",
             lambda axes: _fan(axes, look, lambda x: superposed_rmsd(x, shown(look)[1][0]), "RMSD (Å)"),
         ),
         Panel(
             "radius",
-            f"Radius of gyration, all atoms of one weight. Grey: the run; orange: {futures}.{came}",
+            f"Radius of gyration, all atoms of one weight. {run}: {futures}.{came}",
             lambda axes: _fan(axes, look, radius_of_gyration, "radius of gyration (Å)"),
         ),
-        Panel(
-            "residues",
-            f"Grey: fluctuation of every residue in the last {len(look.run)} frames of the run, and how far they move "
-            "in the time of the forecast (dashed). Orange: how far the forecast moves from the start"
-            + ("; dotted: how far the futures are apart at its end." if look.drawn else "."),
-            lambda axes: _residues(axes, look),
-        ),
+        Panel("residues", _of_residues(look), lambda axes: _residues(axes, look)),
     ]
     kind = look.torsions[0]
     if kind == "phi/psi":
+        before = "Grey: the run" if look.past else "Grey: the start"
         found.append(
             Panel(
                 "torsions",
-                "Phi and psi of all residues. Grey: the run; orange: the forecast, all its frames.",
+                f"Phi and psi of all residues. {before}; orange: {_the(look.what)}, all its frames.",
                 lambda axes: _ramachandran(axes, look),
             )
         )
     elif kind:
+        less = "their means in the run" if look.past else "those of the start frame"
         found.append(
             Panel(
                 "torsions",
-                "Virtual torsions of four C-alpha atoms in a row less their means in the run, by the second residue. "
-                "Grey: the run; orange: the end of the forecast.",
+                f"Virtual torsions of four C-alpha atoms in a row less {less}, by the second residue. {run}: the end "
+                "of the forecast.",
                 lambda axes: _virtual(axes, look),
             )
         )
     return found
+
+
+def _the(what: str) -> str:
+    return "the forecast" if what == "forecast" else what
+
+
+def _of_residues(look: Look) -> str:
+    """What the picture of the residues shows: of a short run not every line can be drawn."""
+    said = []
+    if look.past:
+        said.append(f"Grey: fluctuation of every residue in the last {len(look.run)} frames of the run")
+        if np.isfinite(look.run_moved).all():
+            said[0] += ", and how far they move in the time of the forecast (dashed)"
+    moves = "Orange: how far every residue moves from the start in the forecast"
+    said.append(moves + ("; dotted: how far the futures are apart at its end" if look.drawn else ""))
+    return ". ".join(said) + "."
 
 
 def shown(look: Look) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -91,11 +105,12 @@ def _fan(axes: Axes, look: Look, value: Callable[[NDArray], NDArray], label: str
     futures = np.array([value(future) for future in look.members])  # (K, T)
     joined = np.concatenate([np.full((len(futures), 1), before[-1]), futures], axis=1)  # (K, T + 1)
     ahead = np.concatenate([times[-1:], look.times])
-    axes.plot(times, before, color=RUN, lw=1.2, label="run")
+    if look.past:
+        axes.plot(times, before, color=RUN, lw=1.2, label="run")
     if look.drawn:
         axes.plot(ahead, joined.T, color=FORECAST, lw=0.6, alpha=0.5)
     axes.plot(
-        ahead, joined.mean(axis=0), color=FORECAST, lw=2, label="mean of the futures" if look.drawn else "forecast"
+        ahead, joined.mean(axis=0), color=FORECAST, lw=2, label="mean of the futures" if look.drawn else look.what
     )
     if look.known.any():
         came = value(look.true[look.known])
@@ -147,7 +162,7 @@ def _residues(axes: Axes, look: Look) -> None:
 
 def _ramachandran(axes: Axes, look: Look) -> None:
     for frames, colour, size, label in (
-        (look.run, "#bbbbbb", 2, "run"),
+        (look.run, "#bbbbbb", *((2, "run") if look.past else (6, "start"))),
         (look.members.reshape(-1, *look.run.shape[1:]), FORECAST, 6, "forecast"),
     ):
         angles = look.angles(frames)  # (F, Q)
@@ -164,8 +179,10 @@ def _virtual(axes: Axes, look: Look) -> None:
         (look.run, "#bbbbbb", 4, "run"),
         (look.members[:, -1], FORECAST, 10, "end of the forecast"),
     ):
+        if frames is look.run and not look.past:  # a row of zeros
+            continue
         less = (look.angles(frames) - middle + 180) % 360 - 180  # (F, Q)
         axes.scatter(np.broadcast_to(second, less.shape), less, s=size, color=colour, lw=0, label=label)
     residue_axis(axes, look.molecule, np.arange(look.molecule.n_atoms))
-    axes.set(ylabel="torsion less its mean in the run (degrees)")
+    axes.set(ylabel=f"torsion less {'its mean in the run' if look.past else 'that of the start'} (degrees)")
     axes.legend(frameon=False, fontsize="small")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, UsageError, counted
 from ..evaluation.quality import backbone_torsions
-from ..molecule.geometry import aligned, dihedrals, superposed_rmsd
+from ..forecast.summed import Accuracy, checked
+from ..molecule.geometry import aligned, dihedrals
 from ..molecule.molecule import Molecule
 from . import page
 from .figures import panels
@@ -37,6 +38,9 @@ DRAWN = 500_000
 #: Futures whose paths are drawn in three dimensions, and frames of the run there, at most.
 MEMBERS, PAST = 8, 40
 
+#: Rows of a table of steps, at most.
+STEPS = 10
+
 
 @dataclass(frozen=True)
 class Look:
@@ -54,6 +58,10 @@ class Look:
         The futures; K is 1 where none are drawn.
     true : ndarray, shape (T, N, 3)
         What the run has of those times; nan where it has nothing.
+    samples : int or None
+        Futures that were drawn; None where the forecast is a mean.
+    frame, n_starts : int
+        The start frame, and how many starts there are forecasts from.
     """
 
     name: str
@@ -63,11 +71,24 @@ class Look:
     times: NDArray[np.float64]
     members: NDArray[np.float64]
     true: NDArray[np.float64]
+    samples: int | None
+    frame: int
+    n_starts: int
 
     @property
     def drawn(self) -> bool:
         """Whether there are several futures."""
         return len(self.members) > 1
+
+    @property
+    def what(self) -> str:
+        """What one path of the pictures is called."""
+        return "forecast" if self.samples is None else "one future"
+
+    @property
+    def past(self) -> bool:
+        """Whether there is a run before the start, and not the start alone."""
+        return len(self.run) > 1
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -118,15 +139,26 @@ class Look:
         return np.degrees(dihedrals(frames, self.torsions[2]))
 
 
-def look_at(surrogate: Any, start: int = 0) -> Look:
+def shown_start(surrogate: Any) -> int:
+    """Which of the starts has most to show: the last one with frames of the run before it and after it.
+
+    Frames before it come first, as the pictures show the run; then how many of the forecast's frames the run has.
+    """
+    subject, results = surrogate.subject, surrogate.results
+    past = [subject.clock.shifted(int(frame), -surrogate.every) is not None for frame in results.frames]
+    known = np.isfinite(results.rmsd).sum(axis=1)
+    return max(range(len(past)), key=lambda i: (past[i], known[i], i))
+
+
+def look_at(surrogate: Any, start: int | None = None) -> Look:
     """What there is to be seen of one forecast of an :class:`~egno_md.EGNOSurrogate` that has run.
 
     Parameters
     ----------
     surrogate : EGNOSurrogate
         Its trajectory is read again: up to 200 frames before the start, and those after it that it has.
-    start : int
-        Which of its starts.
+    start : int, optional
+        Which of its starts, counted from 0; the last one with frames of the run before it and after it.
 
     Raises
     ------
@@ -137,6 +169,8 @@ def look_at(surrogate: Any, start: int = 0) -> Look:
     n_starts = len(results.frames) if "frames" in results else 0
     if not n_starts:
         raise UsageError("there is no forecast yet: call run() first, with at least one start frame")
+    if start is None:
+        start = shown_start(surrogate)
     if not -n_starts <= start < n_starts:
         raise UsageError(f"start {start}: there are forecasts from {counted(n_starts, 'start')}, counted from 0")
     frame, began = int(results.frames[start]), float(surrogate.start_times[start])
@@ -159,7 +193,7 @@ def look_at(surrogate: Any, start: int = 0) -> Look:
     finally:
         trajectory[here]
     ensemble = results.get("ensemble")
-    each = results.positions[start : start + 1] if ensemble is None else ensemble[start]  # (K, H, N, 3)
+    each = [results.positions[start]] if ensemble is None else ensemble[start]  # (K, H, N, 3)
     members = np.asarray([[future[int(k)] for k in chosen] for future in each], float)  # (K, T, N, 3)
     return Look(
         name=surrogate.engine.name,
@@ -169,18 +203,21 @@ def look_at(surrogate: Any, start: int = 0) -> Look:
         times=times,
         members=aligned(members, run[-1]),
         true=true,
+        samples=surrogate.samples,
+        frame=frame,
+        n_starts=n_starts,
     )
 
 
-def plot(surrogate: Any, start: int = 0) -> Figure:
+def plot(surrogate: Any, start: int | None = None) -> Figure:
     """Pictures of a forecast beside the run: RMSD, radius of gyration, motion by residue, torsions.
 
     Parameters
     ----------
     surrogate : EGNOSurrogate
         That has run.
-    start : int
-        Which of its starts.
+    start : int, optional
+        Which of its starts, see :func:`look_at`.
 
     Returns
     -------
@@ -207,12 +244,13 @@ def plot(surrogate: Any, start: int = 0) -> Figure:
 
 def title(look: Look) -> str:
     ahead = look.times[-1] - look.run_times[-1]
-    futures = f"{len(look.members)} futures" if look.drawn else "forecast"
-    return f"{futures} of {look.molecule.n_atoms} atoms over {ahead:g} ps with {look.name}"
+    futures = f"{len(look.members)} futures" if look.drawn else look.what
+    whence = f" from frame {look.frame}" if look.n_starts > 1 else ""
+    return f"{futures} of {look.molecule.n_atoms} atoms over {ahead:g} ps with {look.name}{whence}"
 
 
 def write_page(
-    surrogate: Any, file: str | Path, *, start: int = 0, said: Sequence[str] = (), force: bool = False
+    surrogate: Any, file: str | Path, *, start: int | None = None, said: Sequence[str] = (), force: bool = False
 ) -> Path:
     """Write a page of one forecast, which holds all that it shows and loads nothing.
 
@@ -222,8 +260,8 @@ def write_page(
         That has run.
     file : path
         ``.html``.
-    start : int
-        Which of its starts.
+    start : int, optional
+        Which of its starts, see :func:`look_at`.
     said : sequence of str
         What the command line says of it: lines of a head of eleven columns and words.
     force : bool
@@ -244,42 +282,70 @@ def write_page(
     page.require_page(file, force)
     look = look_at(surrogate, start)
     heads: list[tuple[str, str]] = [(line[:11].strip(), line[11:]) for line in said]
-    tally, hindcast = surrogate.results.checks[start].tally, surrogate.results.get("hindcast")
-    parts = [_verdict(look, tally, hindcast), _list(heads)]
+    tally, findings = checked(surrogate)
+    hindcast = surrogate.results.get("hindcast")
+    parts = [_verdict(surrogate, hindcast, findings), _which(surrogate, look, chosen=start is None), _list(heads)]
     parts.append(page.figures(*(page.figure(p.name, page.png(p.draw), p.caption) for p in panels(look))))
-    parts += [*_hindcast(hindcast), "<h2>Checks</h2>", _checks(tally), _viewer(look)]
-    return page.write_file(file, page.page(title(look)[0].upper() + title(look)[1:], *parts), force=force)
+    parts += [*_steps(surrogate), *_hindcast(hindcast), "<h2>Checks</h2>", _checks(tally), _viewer(look)]
+    headline = title(look) if look.n_starts == 1 else f"forecasts from {look.n_starts} starts with {look.name}"
+    return page.write_file(file, page.page(headline[0].upper() + headline[1:], *parts), force=force)
 
 
-def _verdict(look: Look, tally: Any, hindcast: Any) -> str:
-    """What the forecast is worth, before anything else: on the last windows of the run, then from this start."""
+def _verdict(surrogate: Any, hindcast: Any, findings: Sequence[str]) -> str:
+    """What the forecast is worth, before anything else: on the last windows of the run, then from these starts."""
     lines = []
     if hindcast is not None:
         words = ". ".join(said[0].upper() + said[1:] for said in (hindcast.line(), hindcast.verdict()) if said)
         lines.append(f"On the last windows of this run: {words}.")
-    if hindcast is None or look.known.any():
-        lines.append(worth(look))
-    if not tally.ok:
-        lines.append(f"The forecast fails the physical checks: {'; '.join(tally.messages)}.")
-    return "".join(f'<p class="verdict{"" if tally.ok else " bad"}">{html.escape(line)}</p>' for line in lines)
+    if hindcast is None or Accuracy.of(surrogate) is not None:
+        lines.append(worth(surrogate))
+    if findings:
+        lines.append(f"The forecast fails the physical checks: {'; '.join(findings)}.")
+    return "".join(f'<p class="verdict{" bad" if findings else ""}">{html.escape(line)}</p>' for line in lines)
 
 
-def worth(look: Look) -> str:
-    """What is known of the error, in a sentence."""
-    known = np.flatnonzero(look.known)
-    if not len(known):
+def worth(surrogate: Any) -> str:
+    """What is known of the error, of all starts, in a sentence or two."""
+    accuracy = Accuracy.of(surrogate)
+    if accuracy is None:
         return (
             "The run has none of these frames: what the forecast is worth is not known from this page. Start inside "
             "the run (--from-frame), or see egno-md evaluate."
         )
-    k = int(known[-1])
-    mean = look.members[:, k].mean(axis=0)
-    error, still = (float(superposed_rmsd(x, look.true[k])) for x in (mean, look.run[-1]))
-    said = "nearer to" if error < still else "further from"
-    return (
-        f"At t = {look.times[k]:g} ps the forecast is {said} what came than the start frame is: {error:.2f} Å RMSD, "
-        f"superposed, and {still:.2f} Å. One start says little; egno-md evaluate compares many."
+    return accuracy.sentence()
+
+
+def _which(surrogate: Any, look: Look, chosen: bool) -> str:
+    """Which of several starts the pictures show; what is said before them is of all."""
+    if look.n_starts == 1:
+        return ""
+    frames = surrogate.results.frames
+    has = " and ".join(["before"] * look.past + ["after"] * bool(look.known.any()))
+    why = f", chosen for what the run has {has} it" if chosen and has else ""
+    said = (
+        f"There are {look.n_starts} starts, frames {frames.min()} to {frames.max()}. The pictures show the one from "
+        f"frame {look.frame} (t = {look.run_times[-1]:g} ps){why}; all else is of all starts."
     )
+    return f"<p>{html.escape(said)}</p>"
+
+
+def _steps(surrogate: Any) -> list[str]:
+    """The error at each step, of several starts; nothing where no step is known."""
+    results = surrogate.results
+    if len(results.frames) == 1:
+        return []
+    some = np.unique(np.linspace(0, results.times.shape[1] - 1, STEPS).astype(int))
+    known = [one for k in some if (one := Accuracy.of(surrogate, step=int(k))) is not None]
+    if not known:
+        return []
+    # One future is no guess: it is not held beside the frame that stands still.
+    heads = ["t after the start (ps)", known[0].what, *([] if known[0].single else ["standing frame"]), "starts"]
+    rows = [
+        [f"{one.after:g}", f"{one.error:.2f}", *([] if one.single else [f"{one.still:.2f}"]), one.n_known]
+        for one in known
+    ]
+    said = "RMSD from what came in Å, superposed, the mean of the starts of which the run has the step."
+    return ["<h2>Error at each step</h2>", page.table(heads, rows, said)]
 
 
 def _list(heads: Sequence[tuple[str, str]]) -> str:
@@ -353,7 +419,9 @@ def _viewer(look: Look) -> str:
         "members": [_packed(future[ahead]) for future in members],
     }
     left = f", {len(members)} of {len(look.members)} futures" if len(members) < len(look.members) else ""
-    caption = f"The last {len(past)} frames of the run in grey and the forecast in colour{left}, on the start."
+    grey = f"The last {len(past)} frames of the run" if len(past) > 1 else "The start frame"
+    whence = f" from frame {look.frame}" if look.n_starts > 1 else ""
+    caption = f"{grey} in grey and the forecast{whence} in colour{left}, on the start."
     return page.filled(
         "viewer.html",
         caption=html.escape(caption),
