@@ -232,6 +232,9 @@ def test_one_future_is_not_judged_as_a_guess(single, tmp_path):
     for said in (lines, page):
         assert "no guess at the future" in said and "--samples" in said
         assert "the start frame is" not in said and "standing still:" not in said
+    mean = run(model="elastic network", mean=True).run(frames=[40])
+    assert "RMSD of the mean of all futures to the trajectory at t = 49 ps: " in readable(summary_of(mean))
+    assert "the mean of all futures is nearer to what came than the start frame" in worth(mean)
     many = readable(summary_of(run(model="elastic network").run(frames=[20, 40])))
     assert many.count(": one future, ") == 2 and "no guess at the future" in many and "(standing still" not in many
 

@@ -21,8 +21,9 @@ class Accuracy:
     Attributes
     ----------
     futures : int or None
-        Drawn from each start: of several it is their mean that is held against what came. None: nothing is drawn, the
-        forecast is a mean itself.
+        Drawn from each start: of several it is their mean that is held against what came. None: nothing is drawn.
+    of_all : bool
+        The mean of all futures was asked for, of a forecast that could draw them.
     n_starts, n_known : int
         Starts, and those of which the run has this step.
     after, time : float
@@ -38,6 +39,7 @@ class Accuracy:
     """
 
     futures: int | None
+    of_all: bool
     n_starts: int
     n_known: int
     after: float
@@ -77,6 +79,7 @@ class Accuracy:
         errors = [results[f"{kind}_superposed"][there, step] for kind in kinds]
         return cls(
             futures=surrogate.samples,
+            of_all=surrogate.mean and surrogate.engine.draws,
             n_starts=len(rows),
             n_known=len(there),
             after=float(results.times[there[0], step] - surrogate.start_times[there[0]]),
@@ -98,7 +101,7 @@ class Accuracy:
     def what(self) -> str:
         """What is held against what came."""
         if self.futures is None:
-            return "the forecast"
+            return "the mean of all futures" if self.of_all else "the forecast"
         return "one future" if self.single else f"the mean of the {self.futures} futures"
 
     @property

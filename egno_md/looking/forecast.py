@@ -193,8 +193,10 @@ def look_at(surrogate: Any, start: int | None = None) -> Look:
     finally:
         trajectory[here]
     ensemble = results.get("ensemble")
-    each = [results.positions[start]] if ensemble is None else ensemble[start]  # (K, H, N, 3)
-    members = np.asarray([[future[int(k)] for k in chosen] for future in each], float)  # (K, T, N, 3)
+    if ensemble is None:  # one by one: those of a streamed forecast are read from its file
+        members = np.asarray([[results.positions[start, int(k)] for k in chosen]], float)  # (1, T, N, 3)
+    else:
+        members = np.asarray(ensemble[start][:, chosen], float)  # (K, T, N, 3)
     return Look(
         name=surrogate.engine.name,
         molecule=Molecule.of(surrogate.atoms),
