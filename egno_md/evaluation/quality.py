@@ -155,6 +155,7 @@ class Quality:
             both = [np.inf if np.isnan(x) else abs(np.log(x / run)) if x > 0 else np.inf for x in (chains, floor)]
             if both[0] > max(np.log(bound), 2 * both[1] if np.isfinite(both[1]) else 0.0):
                 said = many if chains > run or np.isnan(chains) else few
+                chains = 0.0 if abs(chains) < 1e-9 else chains  # the noise of a superposition
                 out.append(f"{said}: {name} {chains:.3g}, in the run {run:.3g} (its other half {floor:.3g})")
 
         ratio("RMSF within a chain (A)", lambda e: e.within.rmsf.mean(), 1.5, "moves too little", "moves too much")
