@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
-from tqdm import tqdm
 
 from egno_md.forecast.long import relaxing, require_writable, settings_of, unphysical_start, write_chain
 from egno_md.forecast.rolling import check_numbers
@@ -37,6 +36,7 @@ from egno_md.trajectory.writer import write_topology
 
 from .errors import EGNOError, UsageError, counted
 from .files import memory_of_machine
+from .progress import Progress, watched
 
 #: Frames that are read at a time where there may be many.
 CHUNK = 64
@@ -102,7 +102,7 @@ class EGNOSurrogate(Written, AnalysisBase):
     max_memory : int or "auto"
         Bound of the temporaries in bytes.
     verbose : bool
-        Show progress bars.
+        Show on stderr how far the work is: a bar in a terminal or notebook, elsewhere a line every half minute.
 
     Attributes
     ----------
@@ -159,6 +159,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         A streamed forecast is being written.
     stop_when : callable
         Asked after each window of a streamed forecast; True ends it by a ``StoppedError``, to be gone on with.
+    when_chosen : callable
+        Called before a streamed forecast begins, when `engine`, `decisions` and ``results.hindcast`` are known.
 
     Raises
     ------
@@ -269,7 +271,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         if on_unphysical != "warn" and (samples or 1) > 1:
             raise UsageError(f"on_unphysical={on_unphysical!r} takes one sample: every future would end elsewhere")
         self.on_unphysical = on_unphysical
-        self.streaming, self.stop_when = False, lambda: False
+        self.streaming, self.stop_when, self.when_chosen = False, lambda: False, lambda: None
 
     def _use(self, engine: Engine) -> None:
         """Let it forecast: what it cannot give is refused."""
@@ -296,7 +298,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         frames : array-like, optional
             Start frames, or a mask; instead of the slice.
         verbose : bool, optional
-            Show progress bars.
+            Instead of that of the constructor.
 
         Returns
         -------
@@ -318,7 +320,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         self._next: int | None = None
         before = max(self._trajectory.frame, 0)
         try:
-            return super().run(start, stop, step, self._asked, verbose, **kwargs)
+            # Its bar counts the starts, which are read in no time; the frames are what takes long.
+            return super().run(start, stop, step, self._asked, verbose=False, **kwargs)
         except EGNOError:
             raise
         except Exception as error:
@@ -366,8 +369,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         """Look at the run, and let the best of its forecasts forecast."""
         material = Material.of(self.subject, -(-self.horizon // self.substeps))
         self.decisions += material.said
-        bar = tqdm(desc="hindcast", unit="forecast", disable=not self._verbose, leave=False)
-        with bar:
+        with Progress("hindcast", "forecast", shown=self._verbose) as bar:
             engine, hindcast, said = choose_engine(
                 material,
                 self._learned(material),
@@ -388,7 +390,12 @@ class EGNOSurrogate(Written, AnalysisBase):
         """What learns from the run, where that was asked for."""
         if not self.adapt:
             return None
-        how = {"beside": self.filename, "seed": self.seed, "device": self.device, "progress": self._verbose}
+        how = {
+            "beside": self.filename,
+            "seed": self.seed,
+            "device": self.device,
+            "progress": self._verbose and watched(),
+        }
         return Learned(material, self._select, self.adapt, self._asked, **how)
 
     def _single_frame(self) -> None:
@@ -468,8 +475,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         """All predicted frames (n_starts, K, horizon, N, 3), without members (n_starts, horizon, N, 3)."""
         members = self.samples or 1
         out = np.empty((self.n_frames, members, self.horizon, len(self.atoms), 3), np.float32)
-        bar = tqdm(total=self.n_frames * self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
-        with bar:
+        total = self.n_frames * members * self.horizon
+        with Progress("forecast", "frame", total, shown=self._verbose) as bar:
             for rows, forecaster in self._forecasters():
                 lengths = np.array([len(self._history[row]) for row in rows])
                 for length in np.unique(lengths):  # starts near the beginning have less of a past
@@ -481,7 +488,7 @@ class EGNOSurrogate(Written, AnalysisBase):
                         members,
                         self._streams(some),
                         boxes=[self._boxes[row] for row in some],
-                        progress=bar.update,
+                        progress=lambda count: bar.update(count * members),
                     )
         return out if self.samples is not None else out[:, 0]
 
@@ -542,10 +549,11 @@ class EGNOSurrogate(Written, AnalysisBase):
             stream.resume()
         else:
             stream.start()
-        bar = tqdm(total=self.horizon, desc="forecast", unit="frame", disable=not self._verbose)
+        self.when_chosen()
         self.streaming = True
         try:
-            with bar:
+            done = max(0, stream.n_frames - len(numbers))  # of a forecast that is gone on with
+            with Progress("forecast", "frame", self.horizon, done, shown=self._verbose) as bar:
                 tally = write_chain(
                     stream,
                     forecaster,

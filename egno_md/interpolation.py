@@ -16,7 +16,6 @@ from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import Results
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from egno_md.forecast.bridge import FAST, FEWEST_PAIRS, Bridge
 from egno_md.forecast.streams import check_seed
@@ -32,6 +31,7 @@ from egno_md.trajectory.universe import in_memory_universe, input_files, stored_
 from egno_md.trajectory.writer import FrameWriter, require_targets, write_topology
 
 from .errors import DataError, OutputError, UsageError, counted
+from .progress import Progress
 
 if TYPE_CHECKING:
     from .forecast.model import Model
@@ -79,7 +79,7 @@ class Interpolated:
     force : bool
         Replace files that exist. The input is never replaced.
     verbose : bool
-        Show a progress bar.
+        Show how far it is, on stderr: a bar in a terminal or notebook, elsewhere a line every half minute.
 
     Attributes
     ----------
@@ -252,7 +252,7 @@ class Interpolated:
         if not targets:
             results.positions = np.empty((members, len(results.times), *runs[0].shape[1:]), np.float32)
         total = members * (len(results.times) - sum(map(len, stretches)))
-        with tqdm(total=total, desc="interpolate", unit="frame", disable=not self.verbose) as bar:
+        with Progress("interpolate", "frame", total, shown=self.verbose) as bar:
             for k in range(members):
                 frames = self._frames(bridge, runs, boxes, molecule, k, bar)
                 if targets:
@@ -315,7 +315,7 @@ class Interpolated:
         return np.split(frames, np.cumsum([len(s) for s in stretches])[:-1]), boxes
 
     def _frames(
-        self, bridge: Bridge, runs: list[np.ndarray], boxes: list, molecule: Molecule, member: int, bar: tqdm
+        self, bridge: Bridge, runs: list[np.ndarray], boxes: list, molecule: Molecule, member: int, bar: Progress
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """All frames (N, 3) of one sample in order, with their boxes; those filled in are checked."""
         generator = None if self.samples is None else np.random.default_rng([self.seed, member])

@@ -26,7 +26,7 @@ STDLIB = sys.stdlib_module_names
 PACKAGE = Path(egno_md.__file__).parent
 
 #: Who may import whom: a room and the rooms below it.
-BASE = {"errors", "_version", "plugins", "files"}
+BASE = {"errors", "_version", "plugins", "files", "progress"}
 NETWORK = BASE | {"specs", "compiled"}
 ARRAYS = BASE | {"molecule", "compiled"}
 GRAPHS = NETWORK | ARRAYS
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "_version": set(),
     "plugins": {"errors"},
     "files": set(),
+    "progress": set(),
     "compiled": set(),
     "specs": BASE,
     "nn": NETWORK,

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 import click
 
 from .._version import __version__
-from ..errors import EGNOError, UsageError
+from ..errors import EGNOError, StoppedError, UsageError
 from . import doctor, evaluate, extend, interpolate, models, predict, reproduce, train
+from .stopping import stoppable
 
 # Nothing heavy is imported at the top of these files: --help has to answer at once.
 
 
 class _Group(click.Group):
-    """Turns our errors into one line on stderr and the exit code: 2 for usage, 1 for failures."""
+    """Turns our errors into one line on stderr and the exit code: 2 for usage, 1 for failures.
+
+    A signal that asks for an end is one line as well, and the exit code is that of the signal.
+    """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with stoppable() as stop:
+            try:
+                return super().main(*args, obj=stop, **options)
+            except SystemExit as end:
+                if stop.asked and end.code == 1:  # what click makes of a signal before the command begins
+                    sys.exit(stop.code)
+                raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for word in args:
@@ -29,6 +43,17 @@ class _Group(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._invoked(ctx)
+        except (KeyboardInterrupt, Exception) as error:
+            # What a signal raises comes out of some libraries as another error, such as one of an import.
+            asked = ctx.obj.asked and not isinstance(error, click.exceptions.Exit)
+            if not asked and not isinstance(error, KeyboardInterrupt):
+                raise
+            click.echo(error.__cause__ if isinstance(error.__cause__, StoppedError) else ctx.obj.said(), err=True)
+            sys.exit(ctx.obj.code)
+
+    def _invoked(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (MemoryError, RuntimeError) as error:

@@ -75,7 +75,7 @@ def interpolate(
         fast_ps=fast_ps,
         filename=output,
         force=force,
-        verbose=sys.stderr.isatty(),
+        verbose=True,
     ).run(start, stop)
     results, checks = done.results, done.results.checks
     summary = {

@@ -10,6 +10,7 @@ import click
 from ..errors import UnphysicalError
 from .completion import models_and_files
 from .output import OutputFile, as_text
+from .stopping import Stop
 
 
 @click.command()
@@ -70,7 +71,9 @@ from .output import OutputFile, as_text
 )
 @click.option("--verbose", is_flag=True, help="Print what every forecast of this run is worth.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_obj
 def predict(
+    stop: Stop,
     topology: Path,
     trajectory: tuple[Path, ...],
     horizon: int,
@@ -110,43 +113,43 @@ def predict(
     """
     from ..analysis import EGNOSurrogate
     from ..trajectory.universe import forget_box, open_universe
-    from .predicting import readable, start_frames, stoppable, summary_of
+    from .predicting import beforehand, readable, start_frames, summary_of
 
     if report is not None:
         from ..looking.page import require_page
 
         require_page(report, force)  # before the work
     output = output or Path(f"{(trajectory or (topology,))[-1].stem}_forecast.dcd")
-    with stoppable() as stop:
-        universe = open_universe(topology, trajectory, dt=dt)
-        if no_box:
-            forget_box(universe)
-        frames = start_frames(from_frame, from_frames, universe.trajectory.n_frames)
-        surrogate = EGNOSurrogate(
-            universe,
-            model,
-            select,
-            horizon,
-            substeps=substeps,
-            samples=samples,
-            mean=mean,
-            seed=seed,
-            every=every,
-            adapt=adapt,
-            filename=output,
-            resume=resume,
-            with_input=with_input,
-            force=force,
-            on_unphysical=on_unphysical,
-            device=device,
-            precision=precision,
-            verbose=sys.stderr.isatty(),
-        )
-        try:
-            stop.watch(surrogate).run(frames=frames)
-        except UnphysicalError as error:
-            click.echo(f"Error: {error}", err=True)
-            sys.exit(3)
+    universe = open_universe(topology, trajectory, dt=dt)
+    if no_box:
+        forget_box(universe)
+    frames = start_frames(from_frame, from_frames, universe.trajectory.n_frames)
+    surrogate = EGNOSurrogate(
+        universe,
+        model,
+        select,
+        horizon,
+        substeps=substeps,
+        samples=samples,
+        mean=mean,
+        seed=seed,
+        every=every,
+        adapt=adapt,
+        filename=output,
+        resume=resume,
+        with_input=with_input,
+        force=force,
+        on_unphysical=on_unphysical,
+        device=device,
+        precision=precision,
+        verbose=True,
+    )
+    surrogate.when_chosen = lambda: click.echo(beforehand(surrogate), err=True)
+    try:
+        stop.watch(surrogate).run(frames=frames)
+    except UnphysicalError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(3)
     summary = summary_of(surrogate)
     if report is not None:
         from ..looking import write_page

@@ -1,72 +1,14 @@
-"""What `egno-md predict` says of a forecast, and how it is stopped."""
+"""What `egno-md predict` says of a forecast."""
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import click
-
-from ..errors import StoppedError, UsageError, counted
+from ..errors import UsageError, counted
 from ..forecast.summed import Accuracy, checked
 from ..molecule.checks import SIZE_FACTOR, Tally
 from .output import written
-
-#: Signals that ask for an end.
-SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-
-
-class Stop:
-    """Whether a signal asked for an end, and what is to be ended."""
-
-    def __init__(self) -> None:
-        self.asked: list[int] = []
-        self.surrogate: Any = None
-
-    def watch(self, surrogate: Any) -> Any:
-        """A signal lets it finish the window that is being made; its forecasts that are not streamed end at once."""
-        surrogate.stop_when = lambda: bool(self.asked)
-        self.surrogate = surrogate
-        return surrogate
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Inside, SIGTERM, SIGINT and SIGHUP end the program with its exit code, 128 more than the number of the signal.
-
-    A second signal does what it always did.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # no other can set handlers
-        yield stop
-        return
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    # nohup has SIGHUP ignored: so it stays.
-    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
-
-    def as_before() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def handle(number: int, frame: Any) -> None:
-        as_before()
-        stop.asked.append(number)
-        if stop.surrogate is None or not stop.surrogate.streaming:
-            raise StoppedError("stopped; nothing was written")
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    except StoppedError as error:
-        click.echo(str(error), err=True)
-        sys.exit(128 + stop.asked[0])
-    finally:
-        as_before()
 
 
 def start_frames(one: int | None, several: str | None, n_frames: int) -> list[int] | None:
@@ -194,10 +136,7 @@ def readable(summary: dict[str, Any]) -> str:
     lines = [
         f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, {_whence(starts)}"
     ]
-    lines += [f"decided    {line}" for line in summary["decisions"]]
-    if summary["hindcast"]:
-        said = summary["hindcast"]
-        lines += [f"hindcast   {said['said']}", *([f"{'':<11}{said['verdict']}"] if said["verdict"] else [])]
+    lines += _choice(summary["decisions"], summary["hindcast"])
     if summary["windows"] > 1:
         lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
     if futures is not None:
@@ -231,6 +170,27 @@ def readable(summary: dict[str, Any]) -> str:
         )
     lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]
     return "\n".join(lines + written(summary["files"]))
+
+
+def _choice(decisions: list[str], hindcast: dict[str, Any] | None) -> list[str]:
+    """Who forecasts, and what it is worth."""
+    lines = [f"decided    {line}" for line in decisions]
+    if hindcast:
+        lines += [
+            f"hindcast   {hindcast['said']}",
+            *([f"{'':<11}{hindcast['verdict']}"] if hindcast["verdict"] else []),
+        ]
+    return lines
+
+
+def beforehand(surrogate) -> str:
+    """What is known before the first frame of a long forecast; it is said again in the summary."""
+    hindcast = surrogate.results.hindcast
+    first = (
+        f"forecast   {surrogate.horizon} frames of {len(surrogate.atoms)} atoms with {surrogate.engine.name} begins; "
+        f"{surrogate.filename} can be read meanwhile"
+    )
+    return "\n".join([first, *_choice(surrogate.decisions, hindcast and _said(hindcast))])
 
 
 def _whence(starts: list[dict[str, Any]]) -> str:

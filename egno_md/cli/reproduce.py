@@ -64,6 +64,8 @@ def reproduce(experiment, systems, cases, preset, seeds, budget, settings, data,
         raise UsageError("-o is for page and zero-shot; runs are written into --work")
     if budget is not None and budget <= 0:
         raise UsageError(f"--budget must be more than 0 minutes, found {budget:g}")
+    stop = click.get_current_context().obj
+    stop.said = lambda: f"stopped by {stop.name}; the same command goes on from the last state in {work}"
     asked = jobs(
         experiment,
         systems or ("egno",),

@@ -13,6 +13,7 @@ import click
 from ..errors import UsageError
 from .completion import models_and_files
 from .output import OutputFile, as_text
+from .stopping import Stop
 
 
 @click.command()
@@ -56,9 +57,10 @@ from .output import OutputFile, as_text
 @click.option("--patience", type=int, hidden=True)
 @click.option("--split", nargs=3, type=float, hidden=True)
 @click.option("--blocks", type=int, hidden=True)
+@click.pass_obj
 def train(
-    files, output, print_recipe, settings, hold_out, minutes, work, resume, device, devices, nodes, precision, force,
-    as_json, manifest, **short: Any,
+    stop: Stop, files, output, print_recipe, settings, hold_out, minutes, work, resume, device, devices, nodes,
+    precision, force, as_json, manifest, **short: Any,
 ) -> None:  # fmt: skip
     """Train a model by a RECIPE, a TOML file, or on runs of one system, and judge it on frames it has not seen.
 
@@ -97,13 +99,12 @@ def train(
         if rank:
             sys.exit(0)  # the first process says it
         again = (work / "last.ckpt").exists()
-        click.echo(
+        stop.said = lambda: (
             f"interrupted; the last whole epoch is saved in {work}: go on with the same command and --resume"
             if again
-            else "interrupted before the first epoch was finished: nothing to resume",
-            err=True,
+            else "interrupted before the first epoch was finished: nothing to resume, the same command begins again"
         )
-        sys.exit(130)
+        raise
     if result is None:
         return  # of several processes the first alone writes and prints
     model.save(output, force=force)

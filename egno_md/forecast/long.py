@@ -110,7 +110,6 @@ def write_chain(
     horizon = len(times)
     tally, state = _restored(stream)
     done = max(0, stream.n_frames - n_before)
-    progress(done)
     saved = stream.state
     mark = stream.n_frames, stream.size
 
