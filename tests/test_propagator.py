@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import resource
+import signal
 from contextlib import contextmanager
 
 import MDAnalysis as mda
@@ -25,6 +27,7 @@ from egno_md.errors import DataError, ModelError, OutputError, UnphysicalError, 
 from egno_md.forecast.model import new_model
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run, TrajectoryWindows
+from egno_md.progress import Progress
 from egno_md.propagator import (
     GUIDE,
     EGNOIntegrator,
@@ -37,6 +40,7 @@ from egno_md.propagator import (
 )
 from egno_md.propagator import jump as jump_module
 from egno_md.propagator.dynamics import Dynamics
+from egno_md.propagator.jump import Jumper
 from egno_md.specs import GraphSpec, ModelSpec, WindowSpec
 from egno_md.training.source import elastic
 
@@ -915,6 +919,50 @@ def test_extend_from_system_and_state(dipeptide_files):
     assert times == [1, 1]
     steps = [int(row["step"]) for row in csv.DictReader(open(dipeptide_files / "second_jumps.csv"))]
     assert steps == [500, 600]  # 200 before the first call, 200 in it
+
+
+def test_an_extension_that_is_ended_by_a_signal_leaves_frames_and_a_state_to_go_on_from(dipeptide_files, monkeypatch):
+    given = ["--system", str(dipeptide_files / "system.xml"), "--state", str(dipeptide_files / "state.xml")]
+    lead = Jumper._lead
+
+    def ended(self, path):
+        found = lead(self, path)
+        if self.dynamics.md_steps == 200:  # in the second jump
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Jumper, "_lead", ended)
+        result = extend(dipeptide_files, *given)
+    assert result.exit_code == 143 and not result.stdout, result.output
+    assert "running    2 jumps, 0.2 ps of plain MD before each" in result.stderr and "jump 1/2: " in result.stderr
+    assert "jump 2/2" not in result.stderr and "stopped by SIGTERM; 10 frames of plain MD in" in result.stderr
+    read = mda.Universe(str(dipeptide_files / "out.pdb"), str(dipeptide_files / "out.dcd"))
+    assert read.trajectory.n_frames == 10
+    assert len(list(csv.DictReader(open(dipeptide_files / "out_jumps.csv")))) == 1
+    given[-1] = str(dipeptide_files / "out_state.xml")
+    more = extend(dipeptide_files, *given, "-o", str(dipeptide_files / "more.dcd"))
+    assert more.exit_code == 0, more.output
+    assert int(next(csv.DictReader(open(dipeptide_files / "more_jumps.csv")))["step"]) == 500  # 400 and 100
+
+
+def test_an_extension_says_what_it_is_doing_and_hears_a_signal_meanwhile(dipeptide_files, monkeypatch):
+    fields = ["--forcefield", "amber14-all.xml", "--forcefield", "implicit/obc2.xml", "--equilibrate-ps", "0.2"]
+    before = set(dipeptide_files.iterdir())
+    for what, name in (("minimisation", "SIGINT"), ("equilibration", "SIGTERM")):
+
+        def ended(self, count=1, what=what, name=name):
+            if self.what == what:
+                os.kill(os.getpid(), getattr(signal, name))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "update", ended)
+            patch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)  # of tests in the background
+            result = extend(dipeptide_files, *fields)
+        assert result.exit_code == 128 + getattr(signal, name), result.output
+        lines = result.stderr.splitlines()
+        assert lines[-2].startswith(f"running    {what}") and lines[-1].startswith(f"stopped by {name}; ")
+        assert set(dipeptide_files.iterdir()) == before
 
 
 def test_extend_from_a_force_field(dipeptide_files):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
-import sys
 from pathlib import Path
 
 import click
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
 from .completion import models_and_files
 from .output import OutputFile, as_text
+from .stopping import Stop
 
 
 @click.command()
@@ -52,7 +52,9 @@ from .output import OutputFile, as_text
 @click.option("--device", default="auto", show_default=True, help="Of the network: auto, cpu or cuda.")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@click.pass_obj
 def extend(
+    stop: Stop,
     topology: Path,
     forcefields: tuple[str, ...],
     system: Path | None,
@@ -95,7 +97,9 @@ def extend(
     if report < 1:
         raise UsageError(f"--report must be at least 1, found {report}")
     from ..forecast.model import load_model
+    from ..progress import Progress
     from ..propagator import HybridPropagator, RunFiles, load_simulation
+    from ..propagator.files import say_stage
 
     prepared: list[str] = []
 
@@ -127,6 +131,7 @@ def extend(
         platform=platform,
         seed=seed,
         said=said,
+        progress=True,
     )
     hybrid = HybridPropagator(
         simulation,
@@ -139,15 +144,24 @@ def extend(
         device=device,
     )
 
-    def progress(jump) -> None:
-        outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
-        click.echo(
-            f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride", err=True
-        )
+    stop.said = lambda: f"stopped by {stop.name}; {files.left or 'nothing was written yet'}"
+    steps = hybrid.default_md_steps if md_steps is None else md_steps
+    ps = step_fs / 1000
+    say_stage(
+        f"{counted(jumps, 'jump')}, {steps * ps:g} ps of plain MD before each, {hybrid.jumper.steps * ps:g} ps of lead "
+        f"and relaxation in it; a frame in {files.trajectory} every {report * ps:g} ps of plain MD"
+    )
+    with (
+        files.reporting(simulation, report),
+        Progress("jumps", "step", jumps * (steps + hybrid.jumper.steps)) as bar,
+    ):
+        hybrid.dynamics.on_steps = bar.update
 
-    shown = progress if sys.stderr.isatty() else None
-    with files.reporting(simulation, report):
-        summary = hybrid.run(jumps, md_steps, log=files.log, force=force, progress=shown).as_dict()
+        def jumped(jump) -> None:
+            outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
+            bar.say(f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride")
+
+        summary = hybrid.run(jumps, steps, log=files.log, force=force, progress=jumped).as_dict()
     summary["prepared"] = prepared
     summary["files"] = [str(path) for path in files.all]
     if as_json:

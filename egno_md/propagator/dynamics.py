@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole /
 
 #: Energies and temperatures taken in each stretch of unbiased MD; what a jump is judged by.
 SAMPLES = 20
+
+#: Steps that are done at once where nobody looks at them: a signal is heard between them.
+TOGETHER = 25
 
 
 class Dynamics:
@@ -40,6 +44,8 @@ class Dynamics:
         Of the last stretches of unbiased MD, kJ/mol and K.
     all_temperatures : list of float
         Of all of them.
+    on_steps : callable
+        Called with the number of steps that have just been done, of any kind.
 
     Raises
     ------
@@ -64,6 +70,7 @@ class Dynamics:
         self.energies: deque[float] = deque(maxlen=10 * SAMPLES)
         self.temperatures: deque[float] = deque(maxlen=10 * SAMPLES)
         self.all_temperatures: list[float] = []
+        self.on_steps: Callable[[int], Any] = lambda count: None
 
     def _constant_step(self) -> float:
         integrator = self.simulation.integrator
@@ -184,11 +191,15 @@ class Dynamics:
                 "step or check the force field"
             ) from error
         self.md_steps += steps
+        self.on_steps(steps)
 
     def biased(self, steps: int) -> None:
         """Steps that reporters do not see."""
         self.biased_steps += int(steps)
-        self.simulation.integrator.step(int(steps))
+        for done in range(0, int(steps), TOGETHER):
+            some = min(TOGETHER, int(steps) - done)
+            self.simulation.integrator.step(some)
+            self.on_steps(some)
 
     def relax(self, steps: int) -> tuple[float, float]:
         """Steps without restraints; mean potential energy and temperature of their second half."""

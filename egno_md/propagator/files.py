@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ import numpy as np
 import openmm
 from openmm import app
 
-from ..errors import DataError, ModelError, OutputError, UsageError
+from ..errors import DataError, ModelError, OutputError, UsageError, counted
+from ..progress import Progress
 from .common import in_angstrom
 from .prepare import build_system
+
+#: Steps of an equilibration between two looks at how far it is.
+TOGETHER = 50
 
 
 def load_simulation(
@@ -36,6 +41,7 @@ def load_simulation(
     platform: str | None = None,
     seed: int = 0,
     said: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
 ) -> app.Simulation:
     """An all-atom Simulation from files, with :class:`openmm.LangevinMiddleIntegrator`.
 
@@ -66,6 +72,8 @@ def load_simulation(
         Of velocities and thermostat; 0 is another one each time.
     said : callable
         Takes a line for every choice that nobody asked for.
+    progress : bool
+        Say on stderr what is done, and how far it is.
 
     Returns
     -------
@@ -131,12 +139,40 @@ def load_simulation(
         simulation.context.setStepCount(found.getStepCount())
         return simulation
     simulation.context.setPositions(modeller.positions)
-    simulation.minimizeEnergy()
+    if progress:
+        name = simulation.context.getPlatform().getName()
+        say_stage(f"minimisation of {n_atoms} atoms on OpenMM's platform {name}")
+    with Progress("minimisation", "iteration", shown=progress) as bar:
+        simulation.minimizeEnergy(reporter=_Minimised(bar))
     simulation.context.setVelocitiesToTemperature(temperature, *([seed] if seed else []))
-    simulation.step(round(equilibrate_ps * 1000 / step_fs))
+    n_steps = round(equilibrate_ps * 1000 / step_fs)
+    if progress and n_steps:
+        say_stage(f"equilibration at {temperature:g} K, {equilibrate_ps:g} ps in {n_steps} steps (--equilibrate-ps)")
+    with Progress("equilibration", "step", n_steps, shown=progress) as bar:
+        for done in range(0, n_steps, TOGETHER):
+            some = min(TOGETHER, n_steps - done)
+            simulation.step(some)
+            bar.update(some)
     simulation.context.setTime(0.0)
     simulation.context.setStepCount(0)
     return simulation
+
+
+def say_stage(line: str) -> None:
+    """What of a run begins, on stderr."""
+    print(f"running    {line}", file=sys.stderr, flush=True)
+
+
+class _Minimised(openmm.MinimizationReporter):
+    """Counts iterations. It also brings the minimiser back to Python, which alone hears of a signal."""
+
+    def __init__(self, bar: Progress) -> None:
+        super().__init__()
+        self.bar = bar
+
+    def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
+        self.bar.update()
+        return False
 
 
 def _put_names_back(path: Path, modeller: app.Modeller) -> None:
@@ -172,6 +208,11 @@ class RunFiles:
     force : bool
         Replace files that exist.
 
+    Attributes
+    ----------
+    left : str or None
+        What an interrupted run has left.
+
     Raises
     ------
     UsageError
@@ -182,6 +223,7 @@ class RunFiles:
 
     def __init__(self, trajectory: str | os.PathLike, *, inputs: Sequence[Path] = (), force: bool = False) -> None:
         self.trajectory = Path(trajectory)
+        self.left: str | None = None
         stem = self.trajectory.with_suffix("")
         self.topology = stem.with_suffix(".pdb")
         self.log = stem.with_name(f"{stem.name}_jumps.csv")
@@ -203,7 +245,7 @@ class RunFiles:
 
     @contextmanager
     def reporting(self, simulation: app.Simulation, every: int):
-        """Write topology first, a frame every `every` steps, and the State when all went well."""
+        """Write topology first, a frame every `every` steps, and at the end the State, also after an interrupt."""
         kind = app.DCDReporter if self.trajectory.suffix.lower() == ".dcd" else app.XTCReporter
         try:
             positions = simulation.context.getState(positions=True).getPositions()
@@ -213,9 +255,20 @@ class RunFiles:
             reporter = kind(str(self.trajectory), every)
         except OSError as error:
             raise OutputError(f"cannot write the run to {self.trajectory.parent}: {error.strerror}") from error
+        first = simulation.currentStep // every
         simulation.reporters.append(reporter)
         try:
             yield
+        except KeyboardInterrupt:
+            # A jump that it cut short is undone by now.
+            with suppress(OSError):
+                simulation.saveState(str(self.state))
+            self.left = (
+                f"{counted(simulation.currentStep // every - first, 'frame')} of plain MD in {self.trajectory}, the "
+                f"jumps that were finished in {self.log}; to go on, give {self.topology} and --state {self.state}, and "
+                "another file for what comes (-o)"
+            )
+            raise
         finally:
             simulation.reporters.remove(reporter)
             del reporter  # closes the file

@@ -139,6 +139,11 @@ class HybridPropagator:
             )
         return steps
 
+    @property
+    def default_md_steps(self) -> int:
+        """Steps of unbiased MD before each jump, where nobody says how many."""
+        return 2 * frames_back(self.model.window) * self._stride_steps
+
     def run(
         self,
         n_jumps: int,
@@ -180,7 +185,7 @@ class HybridPropagator:
         """
         back = frames_back(self.model.window)
         needed = back * self._stride_steps
-        md_steps = 2 * needed if md_steps is None else md_steps
+        md_steps = self.default_md_steps if md_steps is None else md_steps
         if n_jumps < 1 or int(n_jumps) != n_jumps:
             raise UsageError(f"n_jumps must be a whole number of at least 1, found {n_jumps}")
         if md_steps < needed or int(md_steps) != md_steps:

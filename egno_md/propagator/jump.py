@@ -83,6 +83,11 @@ class Jumper:
         self._solute_bonds = topology_bonds(self._solute)
         self.guide = self._guided()
 
+    @property
+    def steps(self) -> int:
+        """Of a jump along a whole forecast."""
+        return self._lead_steps + self._relax_steps
+
     def _guided(self) -> openmm.CustomExternalForce:
         """The restraints, added to the System and to the Context where they are missing."""
         system, context = self.dynamics.simulation.system, self.dynamics.simulation.context
