@@ -369,7 +369,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         """Look at the run, and let the best of its forecasts forecast."""
         material = Material.of(self.subject, -(-self.horizon // self.substeps))
         self.decisions += material.said
-        with Progress("hindcast", "forecast", shown=self._verbose) as bar:
+        with Progress("hindcast", "forecasts", shown=self._verbose) as bar:
             engine, hindcast, said = choose_engine(
                 material,
                 self._learned(material),
@@ -476,7 +476,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         members = self.samples or 1
         out = np.empty((self.n_frames, members, self.horizon, len(self.atoms), 3), np.float32)
         total = self.n_frames * members * self.horizon
-        with Progress("forecast", "frame", total, shown=self._verbose) as bar:
+        with Progress("forecast", "frames", total, shown=self._verbose) as bar:
             for rows, forecaster in self._forecasters():
                 lengths = np.array([len(self._history[row]) for row in rows])
                 for length in np.unique(lengths):  # starts near the beginning have less of a past
@@ -553,7 +553,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         self.streaming = True
         try:
             done = max(0, stream.n_frames - len(numbers))  # of a forecast that is gone on with
-            with Progress("forecast", "frame", self.horizon, done, shown=self._verbose) as bar:
+            with Progress("forecast", "frames", self.horizon, done, shown=self._verbose) as bar:
                 tally = write_chain(
                     stream,
                     forecaster,

@@ -252,7 +252,7 @@ class Interpolated:
         if not targets:
             results.positions = np.empty((members, len(results.times), *runs[0].shape[1:]), np.float32)
         total = members * (len(results.times) - sum(map(len, stretches)))
-        with Progress("interpolate", "frame", total, shown=self.verbose) as bar:
+        with Progress("interpolate", "frames", total, shown=self.verbose) as bar:
             for k in range(members):
                 frames = self._frames(bridge, runs, boxes, molecule, k, bar)
                 if targets:

@@ -27,7 +27,7 @@ class Progress:
     what : str
         The work: the first word of the line.
     unit : str
-        What is counted, in the singular.
+        What is counted, in the plural.
     total : int, optional
         How many there are.
     done : int
@@ -49,7 +49,9 @@ class Progress:
 
             # In terminals of no size, as some editors and `script` have them, tqdm shows nothing by itself.
             size = {} if _width() else {"ncols": COLUMNS, "nrows": ROWS}
-            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}, {remaining} left]" if self.total else None
+            form = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed}, {remaining} left]"
+            if not self.total:
+                form = "{desc}: {n_fmt} {unit} [{elapsed}]"
             self.bar = tqdm(
                 total=self.total, initial=self.done, desc=self.what, unit=self.unit, bar_format=form,
                 leave=False, **size,
@@ -81,9 +83,9 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         if self.total is None:
-            return f"{self.what}: {self.done} {self.unit}s so far"
+            return f"{self.what}: {self.done} {self.unit} so far"
         left = seconds * (self.total - self.done) / max(self.done - self.before, 1)
-        return f"{self.what}: {self.done} of {self.total} {self.unit}s, about {spoken(left)} left"
+        return f"{self.what}: {self.done} of {self.total} {self.unit}, about {spoken(left)} left"
 
 
 def spoken(seconds: float) -> str:

@@ -84,13 +84,13 @@ def test_elsewhere_long_work_says_a_line_now_and_then_and_short_work_nothing(mon
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress, "watched", lambda: False)
-    with Progress("forecast", "frame", 1000, 200) as bar:
+    with Progress("forecast", "frames", 1000, 200) as bar:
         for _ in range(8):
             now[0] += 10
             bar.update(100)
     said = ["forecast: 500 of 1000 frames, about 50 s left", "forecast: 800 of 1000 frames, about 20 s left"]
     assert capsys.readouterr().err.splitlines() == said
-    with Progress("forecast", "frame", 1000, shown=False) as bar:
+    with Progress("forecast", "frames", 1000, shown=False) as bar:
         now[0] += 100
         bar.update(10)
     assert capsys.readouterr() == ("", "")
@@ -102,7 +102,7 @@ def test_a_terminal_has_a_bar_with_the_time_that_is_left_also_one_that_does_not_
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(progress, "_width", lambda: columns)
-    with Progress("forecast", "frame", 20) as bar:
+    with Progress("forecast", "frames", 20) as bar:
         bar.bar.mininterval = 0
         bar.update(5)
         bar.update(5)

@@ -153,7 +153,7 @@ def extend(
     )
     with (
         files.reporting(simulation, report),
-        Progress("jumps", "step", jumps * (steps + hybrid.jumper.steps)) as bar,
+        Progress("jumps", "steps", jumps * (steps + hybrid.jumper.steps)) as bar,
     ):
         hybrid.dynamics.on_steps = bar.update
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from .stopping import Stop
 @click.option("--layers", type=int, help="Number of layers.")
 @click.option("--cutoff", type=float, help="Radius of the graph in Angstrom.  [default: 10]")
 @click.option("--epochs", type=int, help="Largest number of epochs.")
-@click.option("--minutes", type=float, help="Train no longer than this, and take the best epoch so far.")
+@click.option("--minutes", type=float, help="Be done after so long, with the best model so far.")
 @click.option("--batch-size", type=int, help="Windows per step, of all processes together.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--seed", type=int, help="Of the initial weights and the order of the windows.  [default: 0]")
@@ -70,6 +71,7 @@ def train(
     """
     if minutes is not None and not minutes > 0:
         raise UsageError(f"--minutes must be more than 0, found {minutes:g}")
+    began = time.monotonic()  # what is imported is slow to load
     from ..errors import OutputError
     from ..training import source_of, to_toml
     from ..training.recipe import complete
@@ -92,7 +94,8 @@ def train(
         warnings.simplefilter("ignore")  # of several processes the first alone speaks
     work = work or output.with_name(f"{output.stem}_work")
     options = {"device": device, "devices": devices, "nodes": nodes, "precision": precision}
-    options |= {"minutes": minutes, "enough": True}
+    if minutes is not None:
+        options |= {"minutes": minutes - (time.monotonic() - began) / 60, "enough": True}
     try:
         model, result = train_recipe(recipe, name=output.stem, work_dir=work, resume=resume, **options)
     except KeyboardInterrupt:

@@ -142,13 +142,13 @@ def load_simulation(
     if progress:
         name = simulation.context.getPlatform().getName()
         say_stage(f"minimisation of {n_atoms} atoms on OpenMM's platform {name}")
-    with Progress("minimisation", "iteration", shown=progress) as bar:
+    with Progress("minimisation", "iterations", shown=progress) as bar:
         simulation.minimizeEnergy(reporter=_Minimised(bar))
     simulation.context.setVelocitiesToTemperature(temperature, *([seed] if seed else []))
     n_steps = round(equilibrate_ps * 1000 / step_fs)
     if progress and n_steps:
         say_stage(f"equilibration at {temperature:g} K, {equilibrate_ps:g} ps in {n_steps} steps (--equilibrate-ps)")
-    with Progress("equilibration", "step", n_steps, shown=progress) as bar:
+    with Progress("equilibration", "steps", n_steps, shown=progress) as bar:
         for done in range(0, n_steps, TOGETHER):
             some = min(TOGETHER, n_steps - done)
             simulation.step(some)

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
-from tqdm import tqdm
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
+from ..progress import Progress
+from .limit import BACKWARD, Thinned
 from .reference import listed
 
 #: The error of a molecule's last frame without its rigid motion.
@@ -24,41 +26,88 @@ class Epochs(Callback):
     Beside the validation error stand those of forecasts without a network: a loss that falls is no sign that anything
     was learned. The loss of an operator that draws has no such measure. The first process alone speaks, with a bar
     inside the epoch where someone watches.
+
+    `until` is the end of the time, as ``time.monotonic`` has it. With `enough` an epoch is cut short where another step
+    and a look at the validation windows would not fit into it; it is judged and saved as a whole one is.
     """
 
     def __init__(
         self, references: Mapping[str, float], standing: float | None, judged: str, progress: bool,
-        minutes: float | None,
+        until: float = math.inf, enough: bool = False,
     ) -> None:  # fmt: skip
         self.judged, self.beside = judged, f"; {listed(references)}" if judged == "F-MSE" else ""
         self.standing = standing
-        self.progress, self.minutes = progress, math.inf if minutes is None else minutes
+        self.progress, self.until, self.enough = progress, until, enough and until < math.inf
         self.history: list[dict[str, float]] = []
+        self.looked_at: int | None = None  # of the validation windows, where there is no time for all of them
         self.began = self.part = time.monotonic()
         self.before, self.spent = 0.0, False  # seconds of earlier parts; whether the time is up
+        self.step = self.looking = (
+            0.0  # the longest step so far, and the last look at the validation windows, in seconds
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        windows = trainer.val_dataloaders.dataset.windows
+        self.looked_at = len(windows) if isinstance(windows, Thinned) else None
+        if not self.history or self.history[-1].get("windows") == self.looked_at:
+            return
+        # What an earlier part was judged on are other windows: its errors are not to be compared with those to come.
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor:
+                callback.best_model_score, callback.best_k_models, callback.kth_best_model_path = None, {}, ""
+            elif isinstance(callback, EarlyStopping):
+                callback.best_score, callback.wait_count = torch.tensor(math.inf), 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
-        quiet = not (self.progress and trainer.is_global_zero and sys.stderr.isatty())
-        self.bar = tqdm(total=trainer.num_training_batches, unit="batch", leave=False, disable=quiet)
+        shown = self.progress and trainer.is_global_zero
+        what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.bar = Progress(what, "batches", int(trainer.num_training_batches), shown=shown).__enter__()
+        self.batch = time.monotonic()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self.loss, self.seen = self.loss + module.last_loss, self.seen + 1
         self.bar.update()
+        now = time.monotonic()
+        self.step, self.batch = max(self.step, now - self.batch), now
+        # An epoch that is not judged is not saved either.
+        if self.enough and not (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
+            looking = self.looking
+            if looking is None:
+                looking = self.step / BACKWARD * sum(trainer.num_val_batches)
+            over = now + self.step + looking > self.until
+            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(over, all=False)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.look = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.looking = time.monotonic() - self.look
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Whoever goes on from an epoch that may have been cut short begins the next one."""
+        if self.enough:
+            done = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            data = trainer.train_dataloader.dataset
+            whole = -(-data.whole // data.spec.batch_size)
+            done["is_last_batch"] = True
+            done["current"] = {name: max(count, whole) for name, count in done["current"].items()}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.bar.close()
+        self.bar.__exit__()
         if (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
             return
         now = time.monotonic()
         found = {name: float(value) for name, value in trainer.callback_metrics.items()}
         entry = {"epoch": trainer.current_epoch + 1, "seconds": round(self.before + now - self.part, 3), **found}
+        if self.looked_at is not None:
+            entry["windows"] = self.looked_at
         self.history.append(entry)
         # The state of this epoch is saved by a later callback.
-        self.spent = now - self.part > 60 * self.minutes
+        self.spent = now > self.until or self.enough and trainer.should_stop
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(trainer.should_stop or self.spent, all=False)
         if trainer.is_global_zero and self.progress:
-            best = min(entry[self.judged] for entry in self.history)
+            best = min(entry[self.judged] for entry in self.comparable)
             shape = f"; superposed {found[SHAPE]:.4g} (standing still {self.standing:.4g})" if SHAPE in found else ""
             print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {self.loss / max(self.seen, 1):.4g}  "
@@ -69,11 +118,16 @@ class Epochs(Callback):
             )
 
     @property
+    def comparable(self) -> list[dict[str, float]]:
+        """What was found on the same validation windows as the last time."""
+        return [entry for entry in self.history if entry.get("windows") == self.history[-1].get("windows")]
+
+    @property
     def shape(self) -> tuple[float, float] | None:
         """The superposed errors of the best state and of the standing frame."""
         if self.standing is None:
             return None
-        return min(self.history, key=lambda entry: entry[self.judged])[SHAPE], self.standing
+        return min(self.comparable, key=lambda entry: entry[self.judged])[SHAPE], self.standing
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

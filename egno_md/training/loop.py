@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..nn.captured import RECORDABLE, CapturedTraining
 from ..nn.flow import Numbers
 from ..specs import ModelSpec, TrainSpec
 from .alike import Alike, as_batch
+from .limit import fitted
 from .order import Batches, Varied
 from .process import check_processes, process_rank, unchanged_process
 from .reference import learned, reference_errors, standing_shape, static_errors, superposed_squares
@@ -342,11 +344,10 @@ def fit(
     progress : bool
         A line per epoch on stderr.
     references : mapping of str to float, optional
-        Validation F-MSE of forecasts without a network in Angstrom squared, which are shown beside the model's; that
-        of the standing start frame when None.
+        Validation F-MSE of forecasts without a network in Angstrom squared; that of the standing frame when None.
     minutes, enough : float, optional, and bool
         Stop after the first state that is saved when this time has passed; `resume` goes on as if nothing had happened.
-        If it is `enough`, the best state so far is returned.
+        If it is `enough`, the time is kept, by epochs of fewer windows, and the best state so far is returned.
 
     Returns
     -------
@@ -405,6 +406,7 @@ def _fit(
 ) -> Model:
     """:func:`fit` in a folder that is its own, from the state `last` if there is one."""
     (device, devices, nodes, _), (minutes, enough) = where, until
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
     if references is None:
         references = {name: float(errors[-1]) for name, errors in reference_errors(validation).items()}
     if not spec.distill and getattr(operators.options_of(model.spec), "direct", False):
@@ -418,10 +420,12 @@ def _fit(
         windows = Varied(train, spec)
         module = _Module(trained, spec, windows)
         frozen = _freeze_unreached(module, validation) if devices * nodes > 1 else []
+        if enough and end < math.inf and devices * nodes == 1:
+            validation, references = fitted(module, windows, validation, references, end, device, progress)
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
             standing = standing_shape(validation) if judged == "F-MSE" else None
-            epochs = Epochs(references, standing, judged, progress, minutes)
+            epochs = Epochs(references, standing, judged, progress, end, enough)
             try:
                 trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             except ValueError as error:  # a device that is none
@@ -465,6 +469,7 @@ def _fit(
         print(learned(best_score(state), references, epochs.shape), file=sys.stderr, flush=True)
     training = {
         **spec.model_dump(),
+        "epoch_windows": windows.most or spec.epoch_windows,
         "windows": len(train),  # type: ignore[arg-type]
         "validation_windows": len(validation),  # type: ignore[arg-type]
         "epochs": trainer.current_epoch or int(read_state(last or work_dir / LAST)["epoch"]) + 1,
@@ -526,7 +531,8 @@ def _trainer(
     callbacks = [best, last, stopping, EMAWeightAveraging(decay=spec.ema_decay), epochs]
     # Advice about worker processes, which cost more than they give for graphs of this size.
     warnings.filterwarnings("ignore", message=".*num_workers.*|.*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # looked at before
+    # Of a folder, which was looked at before, and of an epoch that a limit of time has cut short.
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*|.*ended before the epoch ended.*")
     # Of torch, when it records a backward pass: the gradients are those of a step that is not recorded.
     warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream.*")
     return pl.Trainer(

@@ -29,6 +29,7 @@ class Varied(Dataset):
                 "cannot be: use unroll = 1, or velocity = 'backward'"
             )
         self.windows, self.spec, self.epoch = windows, spec, 0
+        self.most: int | None = None  # windows of an epoch for which there is time
         self.unchanged = None if spec.noise or spec.unroll > 1 else Alike(windows)  # the same in every epoch
         self.items = list(range(len(windows)))  # type: ignore[arg-type]
         if spec.unroll > 1:
@@ -41,6 +42,16 @@ class Varied(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def taken(self) -> int:
+        """Windows of an epoch, as many as there is time for."""
+        return min(self.whole, self.most or self.whole)
+
+    @property
+    def whole(self) -> int:
+        """Windows of an epoch that is not limited by time."""
+        return min(len(self), self.spec.epoch_windows or len(self))
 
     def __getitem__(self, k: int) -> Graph:
         rng = np.random.default_rng((self.spec.seed, self.epoch, k))
@@ -73,7 +84,7 @@ class Batches(Sampler):
 
     def __init__(self, data: Varied, epoch: Callable[[], int], rank: int = 0, world: int = 1) -> None:
         self.data, self.epoch, self.rank, self.world = data, epoch, rank, world
-        self.taken = min(len(data), data.spec.epoch_windows or len(data))
+        self.taken = data.taken
 
     def __len__(self) -> int:
         return -(-self.taken // self.data.spec.batch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,16 @@ from ..nn import operators
 from ..specs import Recipe, TrainSpec, WindowSpec
 from .data import Data, System
 from .judge import score_windows
+from .limit import TEST, TRIED
 from .loop import fit
 from .process import process_rank
 from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
 from .source import elastic, processes, source_of
 from .states import LAST, PREVIOUS, own_folder, read_plan
+
+#: Windows that a model is tested on at most.
+MOST = 2000
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -86,9 +91,20 @@ def train(
 
 
 def _train(
-    model: Model, data: Data, spec: TrainSpec, work_dir: Path, rank: int, *, resume: bool, **options: Any
+    model: Model,
+    data: Data,
+    spec: TrainSpec,
+    work_dir: Path,
+    rank: int,
+    *,
+    resume: bool,
+    until: float | None = None,
+    **options: Any,
 ) -> tuple[Model, Evaluation | None]:
-    """:func:`train` in a folder that is its own."""
+    """:func:`train` in a folder that is its own; `until` is the end of the time, where that has begun before."""
+    if options.get("minutes") is not None and until is None:
+        until = time.monotonic() + 60 * options["minutes"]
+    kept = options.get("enough", False) and until is not None
     plan = {
         "graph": model.graph.model_dump(mode="json"),
         "window": model.window.model_dump(mode="json"),
@@ -124,16 +140,23 @@ def _train(
     references = {
         name: float(errors[-1]) for name, errors in reference_errors(data.validation, data.regression).items()
     }
+    if until is not None:  # what was done so far counts, and so does the test
+        options["minutes"] = (until - time.monotonic()) * (1 - TEST * kept) / 60
     trained = fit(
         model, data.train, data.validation, spec, work_dir=work_dir, resume=resume, references=references, **options
     )
     if rank:
         return trained, None
-    judged = {"seed": spec.seed, "device": options.get("device", "auto")}
+    judged, began = {"seed": spec.seed, "device": options.get("device", "auto")}, time.monotonic()
     if isinstance(data.test, TrajectoryWindows):
         result = score_windows(trained, data.train, data.test, **judged)
     else:
-        result = score(trained, data.test, **judged)
+        result = score(trained, data.test, max_windows=TRIED if kept else MOST, **judged)
+        per_window = (time.monotonic() - began) / result.n_windows
+        if until is not None and kept:
+            fits = int(max(until - began, TEST * options["minutes"] * 60) / per_window)
+            if fits > result.n_windows:
+                result = score(trained, data.test, max_windows=min(fits, MOST), **judged)
     history = [*model.provenance.get("history", [])]
     if "training" in model.provenance:
         history.append({k: model.provenance[k] for k in ("data", "training", "test") if k in model.provenance})
@@ -201,6 +224,7 @@ def train_recipe(
     UsageError, DataError, ModelError, OutputError
         Of :func:`complete`, of reading the data, and of :func:`fit`.
     """
+    began = time.monotonic()
     recipe = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
     source = source_of(recipe)
     plan = planned(complete(recipe, source))
@@ -215,6 +239,8 @@ def train_recipe(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the work folder {folder} ({error}); choose another one (--work)") from error
+    if options.get("minutes") is not None:
+        options["until"] = began + 60 * options["minutes"]
     with own_folder(work_dir, rank):
         return _train_plan(source, plan, model, name, work_dir, folder, rank, limit, resume=resume, **options)
 
