@@ -114,7 +114,7 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, options):
 
     with pytest.raises(Killed):
         fit(model, Stops(), validation, spec, work_dir=tmp_path / "cut", progress=False)
-    with pytest.raises(UsageError, match="resume=True"):
+    with pytest.raises(UsageError, match="go on with it"):
         fit(model, train, validation, spec, work_dir=tmp_path / "cut", progress=False)
     resumed = fit(model, train, validation, spec, work_dir=tmp_path / "cut", resume=True, progress=False)
     for name, tensor in whole.network.state_dict().items():

@@ -38,8 +38,10 @@ def evaluate(topology, trajectory, model, report, force, as_json, **options: Any
     Every TRAJECTORY is a run of its own. The baselines of each half of the data are fitted on the other half.
     """
     from ..evaluation.evaluate import evaluate
+    from ..progress import Progress
 
-    result = evaluate(model, topology, *trajectory, **options)
+    with Progress("evaluate", "predicted frames") as bar:
+        result = evaluate(model, topology, *trajectory, progress=bar.update, **options)
     files = []
     if report is not None:
         from ..looking.evaluation import write_report

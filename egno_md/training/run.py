@@ -19,6 +19,7 @@ from ..files import write_whole
 from ..forecast.model import Model, load_model, new_model
 from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows
 from ..nn import operators
+from ..progress import Progress
 from ..specs import Recipe, TrainSpec, WindowSpec
 from .data import Data, System
 from .judge import score_windows
@@ -151,12 +152,14 @@ def _train(
     if isinstance(data.test, TrajectoryWindows):
         result = score_windows(trained, data.train, data.test, **judged)
     else:
-        result = score(trained, data.test, max_windows=TRIED if kept else MOST, **judged)
-        per_window = (time.monotonic() - began) / result.n_windows
-        if until is not None and kept:
-            fits = int(max(until - began, TEST * options["minutes"] * 60) / per_window)
-            if fits > result.n_windows:
-                result = score(trained, data.test, max_windows=min(fits, MOST), **judged)
+        with Progress("test", "predicted frames", shown=options.get("progress", True)) as bar:
+            judged["progress"] = bar.update
+            result = score(trained, data.test, max_windows=TRIED if kept else MOST, **judged)
+            per_window = (time.monotonic() - began) / result.n_windows
+            if until is not None and kept:
+                fits = int(max(until - began, TEST * options["minutes"] * 60) / per_window)
+                if fits > result.n_windows:
+                    result = score(trained, data.test, max_windows=min(fits, MOST), **judged)
     history = [*model.provenance.get("history", [])]
     if "training" in model.provenance:
         history.append({k: model.provenance[k] for k in ("data", "training", "test") if k in model.provenance})
