@@ -76,6 +76,20 @@ def test_an_epoch_that_the_time_cuts_short_is_judged_saved_and_gone_on_from(tmp_
     assert rest.provenance["training"]["epochs"] == 6
 
 
+def test_time_is_left_to_look_at_the_validation_windows_also_before_the_first_look(tmp_path, monkeypatch):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 60)
+    spec = TrainSpec(batch_size=8, max_epochs=6)
+    looks = -(-len(validation) // spec.batch_size)
+    with monkeypatch.context() as patch:
+        clock = Clock(patch, 6.0)
+        # Two steps, and a look that takes a third of a step for each of its batches.
+        fit(
+            model, train, validation, spec, work_dir=tmp_path, device="cpu", enough=True, minutes=(2.9 + looks / 3) / 10
+        )
+    assert clock.steps == [(0, 0), (0, 1)]
+
+
 def test_an_epoch_is_of_as_many_windows_as_fit_into_the_time(tmp_path, monkeypatch, capsys):
     model = make_model(start="static")
     train, validation = harmonic_windows(model, 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +43,8 @@ class Epochs(Callback):
         self.looked_at: int | None = None  # of the validation windows, where there is no time for all of them
         self.began = self.part = time.monotonic()
         self.before, self.spent = 0.0, False  # seconds of earlier parts; whether the time is up
-        self.step = self.looking = (
-            0.0  # the longest step so far, and the last look at the validation windows, in seconds
-        )
+        self.steps: deque[float] = deque(maxlen=20)  # seconds of the last ones: the very first compile, or record
+        self.looking: float | None = None  # seconds of the last look at the validation windows
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         windows = trainer.val_dataloaders.dataset.windows
@@ -69,13 +69,14 @@ class Epochs(Callback):
         self.loss, self.seen = self.loss + module.last_loss, self.seen + 1
         self.bar.update()
         now = time.monotonic()
-        self.step, self.batch = max(self.step, now - self.batch), now
+        self.steps.append(now - self.batch)
+        self.batch, step = now, max(self.steps)
         # An epoch that is not judged is not saved either.
         if self.enough and not (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch:
             looking = self.looking
             if looking is None:
-                looking = self.step / BACKWARD * sum(trainer.num_val_batches)
-            over = now + self.step + looking > self.until
+                looking = step / BACKWARD * sum(trainer.num_val_batches)
+            over = now + step + looking > self.until
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(over, all=False)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
