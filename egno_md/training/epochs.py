@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch.utils.data import Dataset
 
 from ..progress import Progress
 from .limit import BACKWARD, Thinned
@@ -34,21 +35,20 @@ class Epochs(Callback):
 
     def __init__(
         self, references: Mapping[str, float], standing: float | None, judged: str, progress: bool,
-        until: float = math.inf, enough: bool = False,
+        until: float, enough: bool, validation: Dataset,
     ) -> None:  # fmt: skip
         self.judged, self.beside = judged, f"; {listed(references)}" if judged == "F-MSE" else ""
         self.standing = standing
         self.progress, self.until, self.enough = progress, until, enough and until < math.inf
         self.history: list[dict[str, float]] = []
-        self.looked_at: int | None = None  # of the validation windows, where there is no time for all of them
+        # How many of the validation windows there are, where there is no time for all of them.
+        self.looked_at = len(validation) if isinstance(validation, Thinned) else None
         self.began = self.part = time.monotonic()
         self.before, self.spent = 0.0, False  # seconds of earlier parts; whether the time is up
         self.steps: deque[float] = deque(maxlen=20)  # seconds of the last ones: the very first compile, or record
         self.looking: float | None = None  # seconds of the last look at the validation windows
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        windows = trainer.val_dataloaders.dataset.windows
-        self.looked_at = len(windows) if isinstance(windows, Thinned) else None
         if not self.history or self.history[-1].get("windows") == self.looked_at:
             return
         # What an earlier part was judged on are other windows: its errors are not to be compared with those to come.

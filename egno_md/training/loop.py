@@ -425,7 +425,7 @@ def _fit(
         try:
             judged = "F-MSE" if module.operator.drawing is None else DRAWN
             standing = standing_shape(validation) if judged == "F-MSE" else None
-            epochs = Epochs(references, standing, judged, progress, end, enough)
+            epochs = Epochs(references, standing, judged, progress, end, enough, validation)
             try:
                 trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             except ValueError as error:  # a device that is none
