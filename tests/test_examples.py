@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import MDAnalysis as mda
+import numpy as np
 import pytest
 
-from egno_md import load_model, sample
+from egno_md import EGNOSurrogate, load_model, sample
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 #: What each script leaves in its folder.
@@ -146,6 +147,29 @@ def test_what_a_page_names_is_there(page):
         except (ImportError, AttributeError):
             missing.append(name)
     assert not missing
+
+
+def test_the_quickstart_is_better_than_standing_still(capsys, one_thread):
+    """Its own question, answered on the bundled run: a single drawn future would be further off at every step."""
+    page = blocks(EXAMPLES.parent / "docs" / "quickstart.md")
+    (code,) = (block for block in page if "static_rmsd" in block)
+    u = mda.Universe(*map(str, sample()))
+    exec(compile(code, "quickstart.md", "exec"), {"u": u, "EGNOSurrogate": EGNOSurrogate})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 8 and all(float(line[3]) < float(line[7]) for line in lines)
+
+
+def test_the_page_of_openmm_forecasts_what_it_says(tmp_path, monkeypatch, one_thread):
+    """The frames of the simulation are those of the call that the page names beside them."""
+    pytest.importorskip("openmm")
+    page = EXAMPLES.parent / "docs" / "openmm.md"
+    (call,) = re.findall(r"`step\(8\)`.* and `(EGNOSurrogate\(.*?\))` give", page.read_text())
+    monkeypatch.chdir(tmp_path)
+    names = {"EGNOSurrogate": EGNOSurrogate}
+    exec(compile(blocks(page)[0], "openmm.md", "exec"), names)
+    found = 10 * names["simulation"].context.getState(positions=True).getPositions(asNumpy=True)._value
+    np.testing.assert_allclose(found, eval(call, names).run().results.positions[0, -1], atol=1e-4)
+    assert len(mda.Universe(names["simulation"]).atoms) == 76
 
 
 def test_the_page_of_models_trains_one(tmp_path, monkeypatch, one_thread):
