@@ -16,9 +16,9 @@ from test_metrics import tumbled
 
 from egno_md import EGNOSurrogate, sample
 from egno_md.errors import DataError, ModelError, StoppedError, UsageError
-from egno_md.forecast.forecasters import Static
+from egno_md.forecast.forecasters import Static, free_named
 from egno_md.forecast.subject import Subject
-from egno_md.hindcast.choose import choose, free_named
+from egno_md.hindcast.choose import choose
 from egno_md.hindcast.engine import FreeEngine
 from egno_md.hindcast.material import Judged, Material
 from egno_md.hindcast.proteins import NAME
@@ -160,7 +160,7 @@ def test_a_long_forecast_goes_on_to_the_same_bytes(monkeypatch, tmp_path, model)
 
 
 def test_names():
-    assert free_named("GAUSSIAN_process").name == "Gaussian process" and free_named("ar(1)").name == "AR(1)"
+    assert free_named("GAUSSIAN_process") == "Gaussian process" and free_named("ar(1)") == "AR(1)"
     assert free_named("ca-1ps") is None
     with pytest.raises(ModelError, match=r"'analog'.*ca-1ps.*Gaussian process.*analogues"):
         EGNOSurrogate(make_universe(), "analog")

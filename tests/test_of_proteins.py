@@ -10,6 +10,7 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from MDAnalysisTests import datafiles
 from scipy.spatial.transform import Rotation
 
 from egno_md import EGNOSurrogate, sample
@@ -123,8 +124,18 @@ def test_other_atoms_are_not_its_and_the_cure_works(tmp_path):
     for select in ("ca", "heavy"):
         right = CliRunner().invoke(main, [*arguments, "--select", select, "--force"])
         assert right.exit_code == 0, right.output
-    with pytest.raises(DataError, match="one frame.*egno-md extend"):
+    with pytest.raises(DataError, match="one frame.*these 40 atoms.*TRAJECTORY.*--select ca.*egno-md extend"):
         EGNOSurrogate(mda.Universe(TOPOLOGY), select="name CA and resid 1:40")  # part of a protein
+
+
+@pytest.mark.parametrize(
+    "name", ["martini_dppc_chol_bilayer.gro", "nucl_res.pdb", "fullerene.pdb.gz", "two_water_gro.gro"]
+)
+def test_a_structure_that_is_no_protein_is_not_sent_to_openmm(name):
+    with pytest.raises(DataError, match="one frame") as said:
+        EGNOSurrogate(mda.Universe(str(Path(datafiles.__file__).parent / "data" / name)))
+    assert "TOPOLOGY TRAJECTORY" in str(said.value)
+    assert "extend" not in str(said.value) and "--select" not in str(said.value)
 
 
 def test_a_spacing_that_it_is_not_for_is_refused_for_a_structure(tmp_path):

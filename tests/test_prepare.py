@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import MDAnalysis as mda
+import MDAnalysisTests
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -15,6 +17,7 @@ from openmm import app
 
 from egno_md.cli import main
 from egno_md.errors import DataError
+from egno_md.propagator import load_simulation
 from egno_md.propagator.prepare import DEFAULT_FIELD, build_system
 
 #: Chignolin, ten residues with all heavy atoms and no hydrogen, as `simulate` begins.
@@ -108,3 +111,44 @@ def test_a_wrong_report_is_refused_before_openmm_loads(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split("\n")[:2] == ["2", "[]"] and "--report must be at least 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("martini_dppc_chol_bilayer.gro", "no protein but DPPC, CHOL"),
+        ("nucl_res.pdb", "no protein but ADE, URA, CYT"),
+        ("fullerene.pdb.gz", "no protein but MOL"),
+    ],
+)
+def test_what_is_no_structure_of_a_protein_is_said_to_be_none(name, found):
+    """And not that a list was too short, or that a text was no number."""
+    path = Path(MDAnalysisTests.__file__).parent / "data" / name
+    with pytest.raises(DataError, match=f"{found}.*egno-md predict") as said:
+        load_simulation(path)
+    assert "cannot be read" not in str(said.value) and "a PDB or mmCIF file of a protein" in str(said.value)
+
+
+def test_a_molecule_that_no_force_field_knows_is_named(tmp_path):
+    packed = Path(MDAnalysisTests.__file__).parent / "data" / "fullerene.pdb.gz"
+    path = tmp_path / "fullerene.pdb"
+    path.write_bytes(gzip.decompress(packed.read_bytes()).replace(b"   inf   inf", b"  1.00  0.00"))
+    with pytest.raises(DataError, match="of MOL, neither a protein nor a nucleic acid: name a force field.*--model"):
+        load_simulation(path)
+
+
+def test_a_protein_in_another_format_is_read_as_the_message_says(crystal, tmp_path, monkeypatch):
+    mda.Universe(str(crystal)).atoms.write(tmp_path / "own.gro")
+    with pytest.raises(DataError, match="write one, python -c") as said:
+        load_simulation(tmp_path / "own.gro")
+    monkeypatch.chdir(tmp_path)
+    command = str(said.value).partition("write one, python")[2]
+    subprocess.run(f'"{sys.executable}"{command}', shell=True, check=True)
+    simulation = load_simulation("own.pdb", equilibrate_ps=0, platform="Reference")
+    assert simulation.topology.getNumResidues() == 10
+
+
+def test_a_damaged_structure_is_said_to_be_one(tmp_path):
+    (tmp_path / "cut.pdb").write_text("ATOM      1  N   ALA A   1      11.1")
+    with pytest.raises(DataError, match="cut.pdb is no PDB file that OpenMM reads.*it may be damaged"):
+        load_simulation(tmp_path / "cut.pdb")

@@ -326,6 +326,10 @@ def test_bad_input_of_the_integrator(model, universe):
     with pytest.raises(ModelError, match="forward"):
         surrogate_simulation(universe, moving_model(velocity="forward"))
 
+    for name in ("gaussian process", "Elastic network of proteins", "static"):  # of runs, and no networks
+        with pytest.raises(ModelError, match="free forecast.*a network is needed.*ca-1ps"):
+            surrogate_simulation(universe, name)
+
     integrator = EGNOIntegrator(model, universe.atoms)
     with pytest.raises(UsageError, match="bind"):
         integrator.step(1)

@@ -21,7 +21,13 @@ def info(model: str, as_json: bool) -> None:
     from ..models.header import read_header
     from ..specs import GraphSpec, ModelSpec, WindowSpec
 
-    header = read_header(model)
+    try:
+        header = read_header(model)
+    except ModelError:
+        from ..forecast.forecasters import require_network
+
+        require_network(model)  # another word to those who took a free forecast for a model
+        raise
     try:
         specs = {
             name: kind(**header.content[name]).model_dump(mode="json")

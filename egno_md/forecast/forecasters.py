@@ -7,6 +7,7 @@ package are forecasters too, see :class:`egno_md.forecast.chain.ModelForecaster`
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import plugins
-from ..errors import DataError, UsageError, counted
+from ..errors import DataError, ModelError, UsageError, counted
+from ..models import bundled_models
 from ..molecule.geometry import aligned, superposition
 
 #: Frames that a mean structure and its memory are estimated from, at most.
@@ -499,6 +501,37 @@ def _running_means(past: NDArray[np.float64]) -> NDArray[np.float64]:
 _REGISTER: dict[str, type[FreeForecast]] = {
     cls.name: cls for cls in (Static, Linear, MeanStructure, AR1, SmoothedHistory, PathRegression)
 }
+
+
+#: The free forecast that is fitted to runs of others than the one at hand (:mod:`egno_md.hindcast.proteins`).
+OF_PROTEINS = "elastic network of proteins"
+
+
+def free_named(name: str) -> str | None:
+    """The name of a free forecast as it is written, whatever its case here; None where none is called so."""
+    return next((own for own in (*free_forecasts(), OF_PROTEINS) if _plain(own) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def require_network(model: object) -> None:
+    """Refuse the name of a free forecast where a network is needed; a file or a bundled model of that name is one.
+
+    Raises
+    ------
+    ModelError
+        It is the name of a free forecast.
+    """
+    if not isinstance(model, str) or model in bundled_models() or os.path.isfile(model):
+        return
+    if (name := free_named(model)) is not None:
+        raise ModelError(
+            f"{model!r} is a free forecast, which is fitted to a run, and a network is needed here: give a bundled "
+            f"model ({', '.join(bundled_models())}) or a checkpoint; {name} forecasts with egno-md predict --model "
+            f'"{name}" or EGNOSurrogate(u, "{name}")'
+        )
 
 
 def free_forecasts() -> dict[str, type[FreeForecast]]:

@@ -25,7 +25,7 @@ from ..molecule.local import LocalGeometry
 from ..nn import operators
 from ..specs import GraphSpec, ModelSpec, WindowSpec
 from .drawn import GaussianProcess
-from .forecasters import PathRegression
+from .forecasters import PathRegression, require_network
 from .network import ElasticNetwork
 
 #: What is known of molecules: how it is built from its arrays, and how it gives them.
@@ -255,10 +255,12 @@ def load_model(name_or_path: str | os.PathLike | Model | None = None) -> Model:
     Raises
     ------
     ModelError
-        No such name or file; a file that is damaged, was not written by egno_md, or comes from a newer version.
+        No such name or file, or that of a free forecast; a file that is damaged, was not written by egno_md, or comes
+        from a newer version.
     """
     if isinstance(name_or_path, Model):
         return name_or_path
+    require_network(name_or_path)
     header = read_header(name_or_path)
     path, content = header.path, header.content
     with safe_open(path, "pt") as file:

@@ -8,18 +8,20 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ..errors import DataError, ModelError, UsageError, counted
+from ..errors import DataError, EGNOError, ModelError, UsageError, counted
 from ..forecast.drawn import RunEnsemble
-from ..forecast.forecasters import Forecaster, FreeForecast, Known, Static, free_forecasts
+from ..forecast.forecasters import OF_PROTEINS as PROTEINS
+from ..forecast.forecasters import Forecaster, Known, Static, free_forecasts, free_named
 from ..forecast.subject import Subject
 from ..models import bundled_models
+from ..molecule.atoms import WATER, matching_atoms
+from ..molecule.default import CAPS, SHORT_PROTEIN
 from .engine import Engine, FreeEngine
 from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
 from .learned import NAME as LEARNED
 from .learned import Learned
 from .material import WINDOW, Judged, Material, stride_of
 from .networks import bundled
-from .proteins import NAME as PROTEINS
 from .proteins import OfProteins, content, not_for
 
 #: From the simplest to the most involved; what is not here comes after them, networks last.
@@ -39,15 +41,6 @@ MOST_SECONDS = 86_400
 
 #: Frames of past that starts of judged windows have where there is room.
 REACH = 16
-
-
-def free_named(name: str) -> type[FreeForecast] | None:
-    """A free forecast by its name, whatever its case; None where no free forecast is called so."""
-    return next((cls for own, cls in free_forecasts().items() if _plain(own) == _plain(name)), None)
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
 
 
 class Choice(NamedTuple):
@@ -274,15 +267,13 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     if model is None:
         return None, None
     if isinstance(model, str) and model not in bundled_models() and not os.path.isfile(model):
-        if _plain(model) == PROTEINS:
-            return None, PROTEINS
         free = free_named(model)
         if free is None:
             raise ModelError(
                 f"no model {model!r}: neither a file nor a bundled model nor a free forecast; bundled are "
                 f"{', '.join(bundled_models())}; free forecasts are {', '.join([*free_forecasts(), PROTEINS])}"
             )
-        return None, free.name
+        return None, free
     from ..forecast.model import load_model
 
     return load_model(model), None
@@ -300,10 +291,37 @@ def check_one_frame(subject: Subject) -> None:
         return
     if OfProteins.of(subject, content()["strides_ps"][0]) is None:
         raise DataError(
-            f"{subject.clock.name} has one frame with positions, which tells nothing of how these atoms move: give the "
-            "trajectory as well (egno-md predict TOPOLOGY TRAJECTORY), or simulate from it (egno-md extend)"
+            f"{subject.clock.name} has one frame with positions, which tells nothing of how these "
+            f"{counted(len(subject.atoms), 'atom')} move: {', or '.join(_cures(subject))}"
         )
     raise not_for(subject, stride_of(subject))
+
+
+#: Endings of the files that egno-md extend reads.
+STRUCTURES = (".pdb", ".ent", ".cif", ".mmcif", ".pdbx")
+
+
+def _cures(subject: Subject) -> list[str]:
+    """What can be done with one frame of atoms of which nothing is known: of a protein more than of anything else."""
+    cures = ["give the trajectory as well (egno-md predict TOPOLOGY TRAJECTORY)"]
+    universe = subject.atoms.universe
+    try:
+        residues = matching_atoms(universe, "ca").residues
+        backbone = matching_atoms(residues.atoms, "name N CA C O OT1 O1")
+    except EGNOError:  # without names
+        return cures
+    if len(residues) < SHORT_PROTEIN:
+        return cures
+    cures.append("forecast all C-alpha atoms of the protein (--select ca, select='ca')")
+    # OpenMM goes on from a file that it reads, of a chain with all of its atoms, with nothing strange beside it.
+    others = set((universe.residues - residues).resnames)
+    if (
+        str(universe.filename or "").lower().endswith(STRUCTURES)
+        and len(backbone) >= 4 * len(residues)
+        and others <= {*WATER, *CAPS[:2]}
+    ):
+        cures.append("simulate from it (egno-md extend)")
+    return cures
 
 
 def choose_engine(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import DataError, EGNOError
-from ..forecast.forecasters import Known
+from ..forecast.forecasters import OF_PROTEINS, Known
 from ..forecast.network import MOST_ATOMS, ElasticNetwork
 from ..forecast.subject import Subject
 from ..molecule.atoms import are_all, matching_atoms
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from MDAnalysis.core.groups import AtomGroup
 
 #: As it is called beside the forecasts that are fitted to the run at hand.
-NAME = "elastic network of proteins"
+NAME = OF_PROTEINS
 
 #: Frames that tell a local geometry; share of the nearest distance in the last of fewer that atoms may approach to.
 FEWEST_FRAMES, CLEARANCE = 50, 0.9

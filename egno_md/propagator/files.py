@@ -17,7 +17,8 @@ import numpy as np
 import openmm
 from openmm import app
 
-from ..errors import DataError, ModelError, OutputError, UsageError, counted
+from ..errors import DataError, ModelError, OutputError, UsageError, counted, few
+from ..molecule.atoms import matching_atoms
 from ..progress import Progress
 from .common import in_angstrom
 from .prepare import build_system
@@ -97,8 +98,7 @@ def load_simulation(
         raise UsageError("a serialised System is taken as it is: no hydrogens, no other box; give force fields instead")
     path = Path(topology)
     reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif", ".pdbx") else app.PDBFile
-    file = _parsed(path, lambda: reader(str(path)))
-    modeller = app.Modeller(file.topology, file.positions)
+    modeller = _structure(path, reader)
     if system is None:
         built = build_system(modeller, forcefields, hydrogens=hydrogens, no_box=no_box, said=said)
     else:
@@ -173,6 +173,41 @@ class _Minimised(openmm.MinimizationReporter):
     def report(self, iteration: int, x: Any, grad: Any, args: Any) -> bool:
         self.bar.update()
         return False
+
+
+def _structure(path: Path, reader: Callable[[str], Any]) -> app.Modeller:
+    """The atoms of a file.
+
+    Raises
+    ------
+    DataError
+        No such file, or none that OpenMM reads; what it needs is said, and what the file holds if MDAnalysis reads it.
+    """
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    try:
+        file = reader(str(path))
+        if file.topology.getNumAtoms():
+            return app.Modeller(file.topology, file.positions)
+    except Exception:  # OpenMM's parsers raise whatever the damage leads to, in words that are Python's
+        pass
+    kind = "mmCIF" if reader is app.PDBxFile else "PDB"
+    needs = f"{path} is no {kind} file that OpenMM reads; a PDB or mmCIF file of a protein, with all its heavy atoms,"
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            universe = mda.Universe(str(path))
+            residues, protein = list(dict.fromkeys(universe.residues.resnames)), len(matching_atoms(universe, "ca"))
+    except Exception:  # nor does MDAnalysis
+        raise DataError(f"{needs} was expected: it may be damaged, or of another format") from None
+    if not protein:
+        raise DataError(
+            f"{needs} was expected, and this is no protein but {few(residues, 5)}: what moves like that is forecast "
+            "from its run (egno-md predict TOPOLOGY TRAJECTORY)"
+        )
+    raise DataError(
+        f'{needs} was expected: write one, python -c "import MDAnalysis; '
+        f"MDAnalysis.Universe('{path}').atoms.write('{path.name.partition('.')[0]}.pdb')\""
+    )
 
 
 def _put_names_back(path: Path, modeller: app.Modeller) -> None:

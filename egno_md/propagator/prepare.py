@@ -144,6 +144,11 @@ def _cure(modeller: app.Modeller, field: app.ForceField) -> str:
     """What can be done about residues that the force field does not know, and about those that lack atoms."""
     unmatched = field.getUnmatchedResidues(modeller.topology)
     strange = sorted({r.name for r in unmatched} - STANDARD)
+    if strange and not STANDARD & {r.name for r in modeller.topology.residues()}:
+        return (
+            f". The structure is of {few(strange, 6)}, neither a protein nor a nucleic acid: name a force field that "
+            "knows it (--forcefield), or give a serialised System (--system), and a model of these atoms (--model)"
+        )
     if strange:
         return (
             f". It does not know {few(strange, 6)}: take it out of the file, name a force field that does "
