@@ -15,7 +15,7 @@ from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysisTests import datafiles
 
-from egno_md import EGNOSurrogate
+from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, SpacingError
 from egno_md.evaluation import evaluate
@@ -328,12 +328,17 @@ class TestFormats:
         u.atoms.write(str(tmp_path / "r.dcd"), frames="all")
         u.atoms.write(str(tmp_path / "r.xtc"), frames="all")
         loaded = mdtraj.load(str(tmp_path / "r.dcd"), top=str(topology))
-        with pytest.warns(UserWarning, match="numbers the frames of a DCD"):
-            from_mdtraj(loaded)
+        for numbered in (loaded, loaded[1:], loaded[::2]):
+            with pytest.warns(UserWarning, match="numbers the frames.*every DCD file") as said:
+                from_mdtraj(numbered)
         assert Clock.of(from_mdtraj(loaded, dt=2.0)).spacing == 2
-        loaded.time = 2.0 * np.arange(loaded.n_frames)  # what the message says
-        assert Clock.of(from_mdtraj(loaded)).spacing == 2
+        cure = str(said[0].message).rpartition(": ")[2]  # "trajectory.time = 10.0 * ..."
+        exec(cure, {"trajectory": loaded, "np": np})
+        assert Clock.of(from_mdtraj(loaded)).spacing == 10
         assert Clock.of(from_mdtraj(mdtraj.load(str(tmp_path / "r.xtc"), top=str(topology)))).spacing == 2
+        read = mdtraj.load(str(sample()[1]), top=str(sample()[0]))
+        with warnings.catch_warnings(action="error"):  # times that were read may be 1, 2, 3, ... ps as well
+            assert Clock.of(from_mdtraj(read)).spacing == 1
 
 
 def dump(u, path):

@@ -98,7 +98,8 @@ def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> md
     trajectory : mdtraj.Trajectory
     dt : float, optional
         Spacing of the frames in ps, in place of ``trajectory.time``. mdtraj numbers the frames of a DCD file, and of
-        other files without times, instead of reading them: times of 0, 1, 2, ... are used with a warning.
+        other files without times, instead of reading them. Such numbers are integers, where times that were read are
+        floats: integers are used with a warning.
 
     Raises
     ------
@@ -142,11 +143,11 @@ def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> md
         if not (np.isfinite(dt) and dt > 0):
             raise DataError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
         times = dt * np.arange(len(times))
-    elif len(times) > 1 and (times == int(times[0]) + np.arange(len(times))).all():
+    elif len(times) > 1 and np.asarray(trajectory.time).dtype.kind in "iu":
         warnings.warn(
             f"the frames of the mdtraj.Trajectory are at {times[0]:g}, {times[1]:g}, ... ps: mdtraj numbers the frames "
-            "of a DCD file instead of reading its times, so 1 ps may not be true; if it is not, set the times first: "
-            "trajectory.time = dt * np.arange(trajectory.n_frames)",
+            f"of every DCD file, and of others without times, so {times[1] - times[0]:g} ps may not be true; set the "
+            "times, here to 10 ps: trajectory.time = 10.0 * np.arange(trajectory.n_frames)",
             UserWarning,
             stacklevel=2,
         )
