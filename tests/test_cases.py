@@ -70,7 +70,7 @@ def duplicate_ca(out: str) -> None:
 def one_place(out: str) -> None:
     """An atom that is there twice is taken once, and that is said."""
     assert not errors(out) and "8 frames of 10 atoms" in out and "checks     passed: 9 bonds" in out
-    assert "of atoms in several places the first (1 left out)" in out
+    assert "of atoms in several places the first (1 left out" in out
 
 
 def large_box(out: str) -> None:
@@ -79,6 +79,9 @@ def large_box(out: str) -> None:
 
 def microheterogeneity(out: str) -> None:
     one_place(out)
+    # Which residue it is about, that it is not taken for an ion, and the forecast of its siblings.
+    assert "residue 5 is GLU A, not SER B" in out and "ion" not in out.partition("decided    atoms")[2].split("\n")[0]
+    assert "with elastic network of proteins" in out
 
 
 def modified_residue_left_out(out: str) -> None:

@@ -17,6 +17,7 @@ from egno_md.errors import DataError
 from egno_md.hindcast.proteins import kind_of
 from egno_md.molecule.atoms import matching_atoms, select_atoms
 from egno_md.molecule.checks import check_frames
+from egno_md.molecule.default import default_selection
 from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.possible import check_start
 from egno_md.molecule.whole import make_whole
@@ -121,7 +122,28 @@ def test_two_residues_at_one_place(tmp_path: Path, altlocs: str, found: str) -> 
     universe = written(tmp_path / "t.pdb", lines)
     with pytest.raises(DataError, match=r"residue 5 twice \(GLU.* and SER") as error:
         select_atoms(universe, "ca")
-    assert found in cure(error) and len(Molecule.of(select_atoms(universe, cure(error))).bonds) == 9
+    kept = select_atoms(universe, cure(error))
+    assert found in cure(error) and len(Molecule.of(kept).bonds) == 9
+    # They are all links of the chain, whose forecast the other residue does not change; and it is no ion.
+    assert kind_of(kept) == "ca" and kind_of(kept[1:]) is None
+    said = default_selection(universe).said
+    first, second = (f"{name} {place}".strip() for name, place in zip(("GLU", "SER"), altlocs, strict=True))
+    assert said.endswith(
+        f"of 1 chain; of atoms in several places the first (1 left out; residue 5 is {first}, not {second})"
+    )
+
+
+def test_a_residue_in_the_place_of_another_goes_as_a_whole(tmp_path: Path) -> None:
+    """Also the atoms that the other one does not have."""
+    second = with_column(lines_of("N CA C O CB", 5) + with_column(lines_of("CG", 5), 12, " OG "), 16, "B")
+    first = with_column(lines_of("", 5), 16, "A")
+    lines = [*lines_of("", 1, 2, 3, 4), *first, *with_column(second, 17, "SER"), *lines_of("", 6, 7, 8, 9, 10)]
+    universe, whole = written(tmp_path / "t.pdb", lines), written(tmp_path / "w.pdb", lines_of())
+    with pytest.raises(DataError, match=r"residue 5 twice \(GLU A and SER B") as error:
+        select_atoms(universe, "heavy")
+    kept = select_atoms(universe, cure(error))
+    assert list(kept.names) == list(select_atoms(whole, "heavy").names) and "SER" not in kept.resnames
+    assert kind_of(kept) == "heavy"
 
 
 def test_names_that_repeat_in_what_is_no_chain_are_no_matter() -> None:

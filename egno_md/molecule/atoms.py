@@ -120,8 +120,9 @@ def are_all(atoms: AtomGroup, wanted: AtomGroup) -> bool:
         return True
     if not hasattr(atoms, "names") or not np.isin(atoms.indices, wanted.indices).all():
         return False
-    own, all_of_them = (list(zip(group.resindices, group.names, strict=True)) for group in (atoms, wanted))
-    return len(set(own)) == len(own) and set(own) == set(all_of_them)
+    groups, dropped, _ = _doubles(wanted)
+    own = groups[np.isin(wanted.indices, atoms.indices)]
+    return len(np.unique(own)) == len(atoms) and bool(np.isin(groups[~dropped], own).all())
 
 
 def _matching(atoms: AtomGroup, select: str) -> AtomGroup:
@@ -477,40 +478,51 @@ def refuse_updating(atoms: Any) -> None:
 
 def _refuse_twice(atoms: AtomGroup, select: str) -> None:
     """Refuse a selection that holds one atom of a molecule twice, with the selection that keeps one of them."""
-    groups, dropped = _doubles(atoms)
+    groups, dropped, first = _doubles(atoms)
     if not dropped.any():
         return
     places = _places(atoms)
     order = np.lexsort([np.arange(len(atoms)), places, groups])
-    twice = order[groups[order] == groups[dropped].min()]
-    first, second = atoms[twice[0]], atoms[twice[1]]
-    if getattr(first, "resname", "") != getattr(second, "resname", ""):
+    twice = order[groups[order] == groups[first != np.arange(len(atoms))].min()]
+    one, other = atoms[twice[0]], atoms[twice[1]]
+    if getattr(one, "resname", "") != getattr(other, "resname", ""):
         who = " and ".join(f"{atoms[k].resname} {places[k]}".strip() for k in twice)
-        found = f"residue {first.resid} twice ({who}, at one place): {atom_label(first)} and {atom_label(second)}"
+        found = f"residue {one.resid} twice ({who}, at one place): {atom_label(one)} and {atom_label(other)}"
     elif (places[twice] != "").any():
-        found = f"{atom_label(first)} in {len(twice)} alternate locations"
+        found = f"{atom_label(one)} in {len(twice)} alternate locations"
     else:
-        found = f"{atom_label(first)} twice, {atom_label(second)} is at the same place"
+        found = f"{atom_label(one)} twice, {atom_label(other)} is at the same place"
     raise DataError(
         f"the selection {select!r} holds {found}. Keep one of them: select='{_without(atoms, select, dropped)}'."
     )
 
 
-def unique_selection(atoms: AtomGroup, select: str) -> tuple[str, int]:
-    """A selection like `select` with no atom in it twice, of several the first, and how many that leaves out."""
+def unique_selection(atoms: AtomGroup, select: str) -> tuple[str, AtomGroup, list[str]]:
+    """A selection like `select` with no atom in it twice, of several the first; what that leaves out; and a few words
+    for every residue that stood in the place of another."""
     chosen = matching_atoms(atoms, select)
-    dropped = _doubles(chosen)[1]
-    return (_without(chosen, select, dropped), int(dropped.sum())) if dropped.any() else (select, 0)
+    groups, dropped, first = _doubles(chosen)
+    if not dropped.any():
+        return select, chosen[dropped], []
+    places, said = _places(chosen), []
+    for k in np.flatnonzero(dropped & (chosen.resindices != chosen.resindices[first])):
+        kept, other = (f"{chosen[i].resname} {places[i]}".strip() for i in (first[k], k))
+        said.append(f"residue {chosen[k].resid} is {kept}, not {other}")
+    return _without(chosen, select, dropped), chosen[dropped], list(dict.fromkeys(said))
 
 
-def _doubles(atoms: AtomGroup) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Which are one atom of the molecule, by a number for each (N,), and all of those but the first (N,)."""
-    groups = _one_atom(atoms)
-    _, counts = np.unique(groups, return_counts=True)
+def _doubles(atoms: AtomGroup) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Which are one atom of the molecule, by a number for each (N,); all of those but the first (N,); and where the
+    first is (N,)."""
+    groups = np.unique(_one_atom(atoms), return_inverse=True)[1]
     order = np.lexsort([np.arange(len(atoms)), _places(atoms), groups])
-    dropped = np.ones(len(atoms), bool)
-    dropped[order[np.append(0, np.cumsum(counts)[:-1])]] = False
-    return groups, dropped
+    first = order[np.append(0, np.cumsum(np.bincount(groups))[:-1])][groups]
+    dropped = first != np.arange(len(atoms))
+    if hasattr(atoms, "resnames"):
+        # A residue in the place of another goes as a whole, with the atoms that the other does not have.
+        resindices, resnames = atoms.resindices, atoms.resnames
+        dropped |= np.isin(resindices, resindices[dropped & (resnames != resnames[first])])
+    return groups, dropped, first
 
 
 def _places(atoms: AtomGroup) -> NDArray[np.str_]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..errors import DataError, UsageError, counted
+from ..errors import DataError, UsageError, counted, few
 from .atoms import (
     NUCLEIC,
     SELECTIONS,
@@ -127,12 +127,12 @@ def default_selection(source: Any) -> Default:
     if not (hasattr(atoms, "names") and hasattr(atoms, "resnames")):
         return _without_names(atoms)
     found = _protein(atoms) or _nucleic(atoms) or _rest(atoms)
-    select, dropped = unique_selection(atoms, found.select)
+    select, dropped, residues = unique_selection(atoms, found.select)
     chosen = matching_atoms(atoms, select)
-    twice = f"; of atoms in several places the first ({dropped} left out)" if dropped else ""
-    said = (
-        f"{counted(len(chosen), found.said)} of {_whose(chosen, found.kind)}{_left_out(atoms, chosen, select)}{twice}"
-    )
+    places = f"; {few(residues, 5)}" if residues else ""
+    twice = f"; of atoms in several places the first ({len(dropped)} left out{places})" if len(dropped) else ""
+    left_out = _left_out(atoms, (chosen + dropped).unique, select)
+    said = f"{counted(len(chosen), found.said)} of {_whose(chosen, found.kind)}{left_out}{twice}"
     return Default(select, found.kind, said)
 
 
