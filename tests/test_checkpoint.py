@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 from pathlib import Path
 
 import MDAnalysis as mda
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_flow import flow_model
 from test_forecast import with_regression
 
+import egno_md
 from egno_md import load_model, sample
 from egno_md.errors import ModelError, OutputError, UsageError
 from egno_md.forecast import forecast
@@ -191,6 +193,15 @@ def test_a_header_says_without_torch_what_the_model_is(name):
     }
     assert GraphSpec(**header.content["graph"]) == model.graph
     assert WindowSpec(**header.content["window"]) == model.window
+
+
+def test_what_a_bundled_model_names_is_there():
+    """Modules by which its data were made; the text lies in the header of the file."""
+    root = Path(egno_md.__file__).parents[1]
+    for name in bundled_models():
+        text = json.dumps(read_header(name).content["provenance"])
+        modules = re.findall(r"\b(?:egno_md|benchmarks)(?:\.[a-z]\w*)+", text)
+        assert modules and all((root / f"{module.replace('.', '/')}.py").is_file() for module in modules), modules
 
 
 def test_the_same_model_has_the_same_bytes(tmp_path):

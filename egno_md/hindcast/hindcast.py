@@ -1,4 +1,4 @@
-"""Candidates judged on the last windows of the very run that is forecast, none of whose frames they were fitted to."""
+"""Candidates judged on the last windows of the very run that is forecast; what is fitted to it does not know them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ def sample(name: str = "ubiquitin") -> tuple[Path, Path]:
     Parameters
     ----------
     name : {"ubiquitin", "chignolin", "chignolin-fine"}
-        Ubiquitin: 1231 atoms, 80 frames, one per ps; a protein that no bundled model has seen. Chignolin: the 93 heavy
+        Ubiquitin: 1231 atoms, 80 frames, one per ps; a protein that no bundled network has seen (the
+        elastic network of proteins was fitted to another run of it, in water). Chignolin: the 93 heavy
         atoms of the ten residues of CLN025, 1000 frames, one per ps; the fine one is the first tenth of the same run,
         1000 frames, one per 0.1 ps, at which a forecast of so small a protein is worth something. All in implicit
         solvent at 300 K, without a box.
