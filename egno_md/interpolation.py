@@ -171,8 +171,8 @@ class Interpolated:
         first, last = (k + count if k < 0 else k for k in (first, last))
         if not 0 <= first < last <= count:
             raise UsageError(
-                f"frames {start} to {stop} (start and stop): expected a part of the run's frames 0 to {count - 1}, the "
-                f"end not included; {count} is the end of the run"
+                f"start (--start) and stop (--stop): {start} to {stop} is no part of the run, which has the frames 0 "
+                f"to {count - 1}; stop is the frame to end before, {count} the end of the run"
             )
         stretches = [s[(s >= first) & (s < last)] for s in self.subject.clock.stretches]
         stretches = [s for s in stretches if len(s)]

@@ -176,7 +176,7 @@ class WindowSpec(Spec):
             known = f"{least:g} ps" if least == most else f"{least:g} to {most:g} ps"
             raise UsageError(
                 f"a stride of {stride_ps:g} ps is not what the model was made for, which is {known}: give another "
-                "multiple of the run's spacing (every=, --every), or take or train a model for this stride"
+                "multiple of the run's spacing with every (--every), or take or train a model for this stride"
             )
         return self.model_copy(update={"stride_ps": float(stride_ps)})
 

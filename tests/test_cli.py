@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from MDAnalysisTests.datafiles import DCD, PSF
 
 from egno_md import load_model, sample
 from egno_md.cli.output import as_text
+from egno_md.cli.predicting import readable
 
 TOPOLOGY, TRAJECTORY = map(str, sample())
 
@@ -199,3 +201,29 @@ def test_models_and_info():
 def test_json_is_json_where_numbers_are_none():
     text = as_text({"a": [1.5, float("inf"), (float("nan"), -float("inf"))], "b": {"c": True}})
     assert json.loads(text, parse_constant=pytest.fail) == {"a": [1.5, "inf", [None, "-inf"]], "b": {"c": True}}
+
+
+def test_what_has_no_bonds_did_not_pass_a_look_at_them(tmp_path):
+    topology, trajectory = tmp_path / "beads.gro", tmp_path / "beads.xtc"
+    rng = np.random.default_rng(0)
+    u = mda.Universe.empty(6, 6, atom_resindex=np.arange(6), trajectory=True)
+    for name, values in (("names", ["W"] * 6), ("resnames", ["W"] * 6), ("resids", np.arange(1, 7))):
+        u.add_TopologyAttr(name, values)
+    u.load_new((20 * np.arange(6)[:, None] + rng.normal(0, 0.3, (30, 6, 3))).astype(np.float32), dt=1.0)
+    u.dimensions = [200, 200, 200, 90, 90, 90]
+    u.atoms.write(topology)
+    u.atoms.write(trajectory, frames="all")
+    done = egno_md("predict", topology, trajectory, "-o", "o.dcd", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("checks"))
+    assert "0 bonds" not in line and line.endswith("; no bonds are known of these atoms, so that none were looked at")
+
+
+def test_one_is_not_many():
+    """In what a forecast of one frame with one bond prints."""
+    summary = {"checks": {"ok": True, "bonds": 1, "largest_bond_deviation_A": 0.01, "radius_of_gyration_ratio": [1, 1]}}
+    summary["checks"] |= {"relaxed": 1, "largest_relaxation_A": 0.1, "findings": []}
+    summary |= {"frames": 1, "atoms": 1, "model": "static", "start_frame": 1, "start_time_ps": 1.0, "windows": 1}
+    summary |= {"times_ps": [2.0], "decisions": [], "hindcast": None, "rmsd_A": [None], "moved_A": 0.0, "course": []}
+    text = readable(summary | {"files": []})
+    assert "1 frame of 1 atom " in text and "1 bond within" in text and not re.search(r"\b1 [a-z]+s\b", text)

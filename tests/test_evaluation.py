@@ -285,7 +285,10 @@ def test_command_line(tmp_path):
     table = called("evaluate", *sample(), "--windows", 12, "--horizon", 2, "--chains", 1, "--chain-length", 8)
     assert table.exit_code == 0 and "verdict" in table.stdout and "clash" in table.stdout, table.stderr
     said = called("suggest", *sample())
-    assert said.exit_code == 0 and "suggested" in said.stdout and "because" in said.stdout, said.stderr
+    assert said.exit_code == 0 and "because" in said.stdout, said.stderr
+    # What it is about, one frame in the singular, and the options that take it.
+    assert "suggested  to train a model: stride 1 ps, a window of 1 frame, horizon 1 ps" in said.stdout
+    assert "egno-md train --stride 1 --window 1)" in said.stdout and "take 1 frame per window" in said.stdout
 
 
 @pytest.mark.parametrize(

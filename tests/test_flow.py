@@ -274,7 +274,7 @@ def test_positions_from_outside_are_followed_by_another_future(flow):
     simulation.context.setPositions(state.getPositions(asNumpy=True)._value + 1e-3)
     second = simulated(simulation, 4) - 0.01
     assert np.abs(second - first).max() > 0.05
-    with pytest.raises(UsageError, match="seed must be a whole number"):
+    with pytest.raises(UsageError, match=r"seed \(--seed\) must be a whole number"):
         surrogate_simulation(universe, flow[0], seed=-1)
 
 
@@ -417,7 +417,7 @@ def test_what_cannot_be_is_said(flow, tmp_path):
     with pytest.raises(UsageError, match="at least 1, found 0"):
         forecast(model, builder, past, 4, samples=0)
     for seed in (-1, 0.5, "x"):
-        with pytest.raises(UsageError, match="seed must be a whole number"):
+        with pytest.raises(UsageError, match=r"seed \(--seed\) must be a whole number"):
             forecast(model, builder, past, 4, samples=1, seed=seed)
     with pytest.raises(ModelError, match="none between them: substeps must be 1"):
         forecast(model, builder, past, 4, substeps=2, samples=1)
@@ -520,7 +520,7 @@ def test_predict_writes_a_file_for_each_member_to_the_same_bytes(files, tmp_path
     assert not set(same) & set(differ)
     refused = predict("a.dcd", "--samples", "3")
     assert refused.exit_code == 1 and "a_1.dcd" in refused.output
-    assert "samples must be a whole number of at least 1, found 0" in predict("d.dcd", "--samples", "0").output
+    assert "--samples must be a whole number of at least 1, found 0" in predict("d.dcd", "--samples", "0").output
     assert predict("d.dcd", "--seed", "x").exit_code == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_model, make_universe
 
-from egno_md import EGNOSurrogate, analysis
+from egno_md import EGNOSurrogate, analysis, sample
 from egno_md.cli import main
+from egno_md.cli.output import for_the_shell
 from egno_md.errors import UsageError
 from egno_md.forecast.device import resolve_device
 from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS
@@ -92,7 +94,7 @@ def test_nodes_that_nobody_told_of_are_refused(monkeypatch):
 
 
 def test_a_device_without_numbers_is_refused():
-    with pytest.raises(UsageError, match="device 'meta' cannot be used"):
+    with pytest.raises(UsageError, match=r"device \(--device\) 'meta' cannot be used"):
         resolve_device("meta")
 
 
@@ -123,3 +125,65 @@ def test_too_little_memory_is_said_in_a_line(monkeypatch, error):
     assert done.exit_code == 1 and "memory of this machine is too small" in done.output
     monkeypatch.setattr("egno_md.models.header.read_header", lambda name: [][0])
     assert isinstance(CliRunner().invoke(main, ["info", "ca-1ps"]).exception, IndexError)  # a fault stays a fault
+
+
+T, X = map(str, sample("chignolin"))
+#: What is typed, and what the message names; of predict where no command is named.
+TYPED = [
+    (["--stride", "0"], "--stride must be a whole number of at least 1, found 0"),
+    (["--horizon", "0"], "--horizon must be a whole number"),
+    (["--samples", "0"], "--samples must be a whole number"),
+    (["--samples", "99999"], "--samples must be at most 10,000"),
+    (["--seed", "-1"], "--seed must be a whole number"),
+    (["--dt", "-1"], "--dt -1.0: the frame spacing"),
+    (["--device", "nothing"], "--device 'nothing' cannot be used here"),
+    (["--precision", "tf32", "--device", "cpu"], "use 'bf16'"),
+    (["--select", "resname LIG"], "for example --select heavy"),
+    (["--from-frames", "5,a"], "--from-frames '5,a' are no frames: give START:STOP:STEP, such as 0:1000:50, or whole"),
+    (["-o", "there.dcd"], "there.dcd exists; choose another name, or replace it with --force"),
+    (["--on-unphysical", "stop", "--samples", "2"], "--on-unphysical stop takes one sample"),
+    (["--model", "static", "--samples", "2"], "or leave out --samples"),
+    (["--model", "ca-1ps", "--dt", "2"], "give the true spacing: --dt 1"),
+    (["interpolate", "--factor", "1"], "--factor 1: a whole number"),
+    (["interpolate", "--fast-ps", "0"], "--fast-ps 0.0: a time"),
+    (["interpolate", "--start", "5", "--stop", "2"], "--start and --stop: 5 to 2"),
+    (["evaluate", "--every", "0"], "--every must be"),
+    (["evaluate", "--windows", "0"], "--windows must be at least 1"),
+    (["evaluate", "--seed", "-1"], "--seed must be"),
+    (["evaluate", "--chains", "1", "--chain-length", "1"], "--chain-length must be at least 2"),
+    (["suggest", "--window", "0"], "--window must be at least 1"),
+    (["train", "-o", "n.safetensors", "--devices", "0"], "--devices must be at least 1"),
+    (["train", "-o", "n.safetensors", "--window", "0"], "window.n_times (--window): "),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), TYPED, ids=lambda value: " ".join(value) if type(value) is list else None)
+def test_what_was_typed_is_named_as_it_is_typed(typed, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.dcd").touch()
+    command, *options = typed if not typed[0].startswith("-") else ["predict", *typed]
+    done = CliRunner().invoke(main, [command, T, X, *options])
+    line = done.output.splitlines()[-1]
+    assert done.exit_code in (1, 2) and line.startswith("Error: ") and said in line
+    names = "|".join(parameter.name for parameter in main.commands[command].params)
+    assert not re.search(rf"(?<![\w.-])({names})=|\((--|({names})[=)])", line.replace("(--window): ", ""))
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("replace it with --force (force=True)", "replace it with --force"),
+        ("--select protein (select='protein') or --select heavy", "--select protein or --select heavy"),
+        (
+            "Keep one: select='(protein and name CA) and not altloc B'.",
+            "Keep one: --select '(protein and name CA) and not altloc B'.",
+        ),
+        ("the true spacing: dt=2 (--dt 2)", "the true spacing: --dt 2"),
+        ("every=3 fits, every (--every) is found", "--stride 3 fits, --stride is found"),
+        ("choose another work folder (--work)", "choose another work folder (--work)"),
+        *((text, text) for text in ("egno-md train --set seed=3", "/data/seed=3/a.xtc", "window.seed=3")),
+    ],
+)
+def test_messages_for_python_are_put_into_the_words_of_the_shell(message, said):
+    assert for_the_shell(message, main.commands["predict"]) == said
+    assert for_the_shell(message, None) == message

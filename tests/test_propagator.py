@@ -564,7 +564,7 @@ def test_jumps_along_drawn_futures(dipeptide):
     first, again, other = moved(1), moved(1), moved(2)
     assert first == again
     assert len({round(x, 4) for x in first + other}) == 4
-    with pytest.raises(UsageError, match="seed must be a whole number"):
+    with pytest.raises(UsageError, match=r"seed \(--seed\) must be a whole number"):
         short(simulation, model, seed=-1)
 
 

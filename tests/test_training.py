@@ -302,7 +302,7 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut.safetensors").exists()
-    assert "go on with it (resume, --resume)" in called(*cut).stderr
+    assert "go on with it, --resume, or take another folder, --work" in called(*cut).stderr
     changed = called(*cut, "--resume", "--lr", 0.5)
     assert changed.exit_code == 2 and "learning_rate (then 0.002, now 0.5)" in changed.stderr
     resumed = called(*cut, "--resume")

@@ -11,6 +11,7 @@ import click
 from .._version import __version__
 from ..errors import EGNOError, StoppedError, UsageError
 from . import doctor, evaluate, extend, interpolate, models, predict, reproduce, train
+from .output import for_the_shell
 from .stopping import stoppable
 
 # Nothing heavy is imported at the top of these files: --help has to answer at once.
@@ -65,9 +66,12 @@ class _Group(click.Group):
                 "for fewer atoms, frames or samples, or for a smaller network"
             ) from error
         except UsageError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(self._said(ctx, error)) from error
         except EGNOError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(self._said(ctx, error)) from error
+
+    def _said(self, ctx: click.Context, error: Exception) -> str:
+        return for_the_shell(str(error), self.commands.get(ctx.invoked_subcommand or ""))
 
 
 #: How torch says that there is no more memory, on a CPU and on a GPU.
@@ -78,7 +82,8 @@ def _short_warnings() -> None:
     """Show our own warnings as one line; libraries' advice about our use of them is no help to a user."""
 
     def show(message, category, filename, lineno, file=None, line=None):
-        click.echo(f"warning: {message}", err=True)
+        ctx = click.get_current_context(silent=True)
+        click.echo(f"warning: {for_the_shell(str(message), ctx and ctx.command)}", err=True)
 
     warnings.showwarning = show
     warnings.simplefilter("ignore")

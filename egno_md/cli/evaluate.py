@@ -63,7 +63,10 @@ def evaluate(topology, trajectory, model, report, force, as_json, **options: Any
 def suggest(
     topology: Path, trajectory: tuple[Path, ...], select: str, n_times: int, dt: float | None, as_json: bool
 ) -> None:
-    """Say which stride and horizon of a run are worth forecasting, and why."""
+    """Say which stride and window a model trained on a run should have, and why.
+
+    It is about training (egno-md train): what egno-md predict forecasts of a run without a model has no such bounds.
+    """
     from ..evaluation.suggest import suggest
 
     found = suggest(topology, *trajectory, select=select, n_times=n_times, dt=dt)

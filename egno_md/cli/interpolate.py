@@ -101,8 +101,8 @@ def _readable(summary: dict) -> str:
     first, last = summary["times_ps"]
     paths = "the mean path" if summary["samples"] is None else f"{counted(summary['samples'], 'path')} drawn"
     lines = [
-        f"frames     {summary['frames']} of {summary['atoms']} atoms, {summary['saved_frames']} of them saved ones; "
-        f"{summary['spacing_ps']:g} ps apart, {first:g} to {last:g} ps; {paths}"
+        f"frames     {summary['frames']} of {counted(summary['atoms'], 'atom')}, {summary['saved_frames']} of them saved "
+        f"ones; {summary['spacing_ps']:g} ps apart, {first:g} to {last:g} ps; {paths}"
     ]
     if (error := summary["error_A"]) is not None:
         lines.append(

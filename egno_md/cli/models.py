@@ -56,8 +56,8 @@ def _readable_info(content: dict[str, Any]) -> str:
         f"name       {content['name']}",
         f"operator   {spec['operator'].upper()}, {', '.join([*size, str(content['parameters'])])} parameters",
         f"atoms      {graph['select']}",
-        f"graph      {graph['cutoff']:g} A, covalent neighbours up to {graph['hops']} bonds",
-        f"window     {window['n_times']} frames of {window['stride_ps']:g} ps from "
+        f"graph      {graph['cutoff']:g} A, covalent neighbours up to {counted(graph['hops'], 'bond')}",
+        f"window     {counted(window['n_times'], 'frame')} of {window['stride_ps']:g} ps from "
         f"{counted(window['history'], 'frame')}",
     ]
     if calls := spec["options"].get("steps"):

@@ -27,6 +27,37 @@ class OutputFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+def for_the_shell(message: str, command: click.Command | None) -> str:
+    """A message in the words of a command: where it names an argument of Python, the option of that argument.
+
+    Messages name both, "samples (--samples)" or "--force (force=True)", of which the option is enough. A value alone,
+    "select='heavy'", is written as it is typed, "--select heavy".
+    """
+    options = {
+        str(parameter.name): max(parameter.opts, key=lambda name: name.startswith("--"))
+        for parameter in (command.params if command is not None else ())
+        if isinstance(parameter, click.Option)
+    }
+    if not options:
+        return message
+    names = rf"(?<![\w./-])({'|'.join(options)})"
+    value = r"('[^']*'|\"[^\"]*\"|[^\s'\",;:()]+)"
+
+    def typed(found: re.Match[str]) -> str:
+        given = found[2] if " " in found[2] else found[2].strip("'\"")
+        return options[found[1]] if given == "True" else f"{options[found[1]]} {given}"
+
+    for pattern, words in (
+        (rf"{names}={value} \((--[^()]+)\)", r"\3"),  # dt=2 (--dt 2)
+        (rf"(--[^()]*) \({names}(={value})?\)", r"\1"),  # --force (force=True)
+        (r"(?<![\w./-])\w+_\w+ \((--[\w-]+)\)", r"\1"),  # md_steps (--md-steps)
+        (rf"{names} \(--[\w-]+\)", lambda found: options[found[1]]),  # samples (--samples)
+        (rf"(?<!--set ){names}={value}", typed),  # select='heavy'
+    ):
+        message = re.sub(pattern, words, message)
+    return message
+
+
 def as_text(content: Any) -> str:
     """JSON that every reader takes: numbers that are none are null, and infinite ones the words inf and -inf."""
     return json.dumps(_plain(content), indent=2, allow_nan=False)

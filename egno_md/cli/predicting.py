@@ -34,7 +34,8 @@ def start_frames(one: int | None, several: str | None, n_frames: int) -> list[in
             found = [int(part) for part in several.split(",")]
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"--from-frames {several!r} ({error}): give START:STOP:STEP, such as 0:1000:50, or numbers with commas"
+            f"--from-frames {several!r} are no frames: give START:STOP:STEP, such as 0:1000:50, or whole numbers with "
+            "commas, such as 5,10"
         ) from error
     wrong = [frame for frame in found if not -n_frames <= frame < n_frames]
     if wrong or not found:
@@ -134,7 +135,8 @@ def readable(summary: dict[str, Any]) -> str:
     starts = summary.get("starts", [summary])
     several, futures = len(starts) > 1, summary.get("samples")
     lines = [
-        f"forecast   {summary['frames']} frames of {summary['atoms']} atoms with {summary['model']}, {_whence(starts)}"
+        f"forecast   {counted(summary['frames'], 'frame')} of {counted(summary['atoms'], 'atom')} with "
+        f"{summary['model']}, {_whence(starts)}"
     ]
     lines += _choice(summary["decisions"], summary["hindcast"])
     if summary["windows"] > 1:
@@ -158,14 +160,13 @@ def readable(summary: dict[str, Any]) -> str:
     if checks["ok"]:
         low, high = checks["radius_of_gyration_ratio"]
         size = "the size kept" if 1 / SIZE_FACTOR < low <= high < SIZE_FACTOR else "its size changes as in the run"
-        lines.append(
-            f"checks     passed: {checks['bonds']} bonds within {checks['largest_bond_deviation_A']:.2f} A of the "
-            f"start, no clashes, {size}"
-        )
+        bonds = f"{counted(checks['bonds'], 'bond')} within {checks['largest_bond_deviation_A']:.2f} A of the start, "
+        unknown = "" if checks["bonds"] else "; no bonds are known of these atoms, so that none were looked at"
+        lines.append(f"checks     passed: {bonds if checks['bonds'] else ''}no clashes, {size}{unknown}")
     lines += _course(starts, futures)
     if checks["relaxed"]:
         lines.append(
-            f"relaxed    {checks['relaxed']} of {summary['frames']} frames, in which atoms moved by up to "
+            f"relaxed    {checks['relaxed']} of {counted(summary['frames'], 'frame')}, in which atoms moved by up to "
             f"{checks['largest_relaxation_A']:.2f} A, before they passed the checks"
         )
     lines += [f"checks     FAILED: {finding}" for finding in checks["findings"]]

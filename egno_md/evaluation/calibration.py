@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..forecast.drawn import NoisyStart
 from ..forecast.forecasters import Forecaster
 from ..molecule.geometry import aligned
@@ -210,7 +210,8 @@ class Calibration:
         """Lines for people."""
         names = list(self.superposed)
         lines = [
-            f"drawn      {self.samples} futures of {self.n_windows} windows each, {self.n_blocks} independent blocks",
+            f"drawn      {self.samples} futures of {counted(self.n_windows, 'window')} each, "
+            f"{counted(self.n_blocks, 'independent block')}",
             "           energy score in A, less is better; spread over error, 1 is calibrated; superposed on the start",
             f"{'t/ps':>8}" + "".join(f"{name:>26}" for name in names),
         ]
@@ -272,7 +273,7 @@ def calibrate(
         No window, or nobody who draws.
     """
     if samples < 2:
-        raise UsageError(f"samples must be at least 2 to judge what is drawn, found {samples}")
+        raise UsageError(f"samples (--samples) must be at least 2 to judge what is drawn, found {samples}")
     total = sum(len(part.starts) for part in parts)
     if not total:
         raise DataError("there is no window to evaluate")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import DataError, ModelError, UsageError, counted
 from ..forecast.forecasters import Known
+from ..forecast.streams import check_seed
 from ..forecast.subject import Subject
 from ..graph.windows import Run, frames_back
 from .calibration import calibrate
@@ -146,8 +147,14 @@ def evaluate(
     model = load_model(model)
     horizon = model.window.n_times if horizon is None else horizon
     check_request(model, horizon, 1)
-    if chains < 0 or (chain_length is not None and chain_length < 2):
-        raise UsageError(f"chains must be at least 0 and their length at least 2, found {chains} and {chain_length}")
+    check_seed(seed)
+    for name, value, least in (
+        ("max_windows (--windows)", max_windows, 1),
+        ("chains (--chains)", chains, 0),
+        ("chain_length (--chain-length)", chain_length, 2),
+    ):
+        if value is not None and value < least:
+            raise UsageError(f"{name} must be at least {least}, found {value}")
     subjects = Subject.each(
         source, trajectories, model.graph, model.window, dt=dt, select=select, every=every, who=f"model {model.name!r}"
     )

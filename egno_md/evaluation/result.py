@@ -236,7 +236,8 @@ class Evaluation(Scores):
             q = self.quality
             lines += [
                 "",
-                f"chains     {q.n_chains} of {q.chain_length} frames; floor: second half of the run beside its first",
+                f"chains     {q.n_chains} of {counted(q.chain_length, 'frame')}; floor: second half of the run beside "
+                "its first",
                 f"{'':<42}{'chains':>12}{'run':>12}{'floor':>12}",
                 *(
                     f"{name:<42}" + "".join(f"{'-' if np.isnan(v) else format(v, '.3f'):>12}" for v in values)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from ..forecast.forecasters import InternalMotion
 from ..forecast.subject import Subject
 from ..molecule.geometry import aligned
@@ -70,10 +70,12 @@ class Suggestion:
             lines.append("".join(cells))
         lines.append("")
         if np.isnan(self.stride_ps):
-            lines.append("suggested  nothing at this spacing")
+            lines.append("suggested  to train a model: nothing at this spacing")
         else:
             lines.append(
-                f"suggested  stride {self.stride_ps:g} ps, {self.n_times} frames: horizon {self.horizon_ps:g} ps"
+                f"suggested  to train a model: stride {self.stride_ps:g} ps, a window of "
+                f"{counted(self.n_times, 'frame')}, horizon {self.horizon_ps:g} ps (egno-md train --stride "
+                f"{self.stride_ps:g} --window {self.n_times}); egno-md predict without a model has no such bounds"
             )
         return "\n".join(lines + [f"because    {reason}" for reason in self.reasons])
 
@@ -91,9 +93,9 @@ def suggest(
     n_times: int = 8,
     dt: float | None = None,
 ) -> Suggestion:
-    """Say which stride and horizon of a run are worth forecasting.
+    """Say which stride and window a model should have that is trained on a run, and whether it can gain anything.
 
-    A forecast can gain where the start still tells something about the future but not all of it. With C(k) the
+    A model can gain where the start still tells something about the future but not all of it. With C(k) the
     autocorrelation of the internal displacements, the static frame errs by ``2 (1 - C)``, the mean structure by 1 and
     the best linear memory by ``1 - C^2`` times their variance. The horizon is the longest lag with C above 1/2, up to
     which the start frame says more than the mean structure; the stride is the horizon over `n_times`.
@@ -113,7 +115,7 @@ def suggest(
         Fewer than 20 frames, or files of different spacing.
     """
     if n_times < 1:
-        raise UsageError(f"n_times must be at least 1, found {n_times}")
+        raise UsageError(f"n_times (--window) must be at least 1, found {n_times}")
     runs: list[np.ndarray] = []
     spacings: list[tuple[float, str]] = []
     n_atoms = 0
@@ -125,9 +127,11 @@ def suggest(
     spacing = spacings[0][0]
     longest = max(len(x) for x in runs)
     if longest < 20:
-        raise DataError(f"the longest run has {longest} frames; at least 20 are needed to see how fast it forgets")
+        raise DataError(
+            f"the longest run has {counted(longest, 'frame')}; at least 20 are needed to see how fast it forgets"
+        )
     if n_atoms < 4:
-        raise DataError(f"the selection {select!r} has {n_atoms} atoms; internal motion needs at least 4")
+        raise DataError(f"the selection {select!r} has {counted(n_atoms, 'atom')}; internal motion needs at least 4")
     mean = InternalMotion.fit(runs).mean
     fitted = [aligned(x, mean) - mean for x in runs]  # (F, N, 3)
     variance = float(np.mean(np.concatenate(fitted) ** 2))
@@ -206,7 +210,7 @@ def _recommend(
     k = int(np.argmin(np.abs(lags - stride_frames)))
     if frames < n_times:
         reasons.append(
-            f"that is less than {n_times} frames of this run: take {max(1, int(frames))} frames per window, or save "
+            f"that is less than {n_times} frames of this run: take {counted(max(1, int(frames)), 'frame')} per window, or save "
             "the run more finely"
         )
         n_times = max(1, int(frames))

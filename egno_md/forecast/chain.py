@@ -91,11 +91,11 @@ def check_samples(model: Model, samples: int | None) -> None:
     if samples is None:
         return
     if isinstance(samples, bool) or int(samples) != samples or samples < 1:
-        raise UsageError(f"samples must be a whole number of at least 1, found {samples}")
+        raise UsageError(f"samples (--samples) must be a whole number of at least 1, found {samples}")
     if not draws(model):
         raise ModelError(
             f"model {model.name!r} knows the mean of all futures alone and cannot draw any: train one that draws "
-            "(egno-md train ... --operator flow), or leave out samples"
+            "(egno-md train ... --operator flow), or leave out samples (--samples)"
         )
 
 

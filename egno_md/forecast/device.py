@@ -24,7 +24,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
         torch.zeros(1, device=resolved).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"device {str(device)!r} cannot be used here ({error}); use device='auto' or 'cpu'") from error
+        raise UsageError(
+            f"device (--device) {str(device)!r} cannot be used here ({error}); use 'auto' or 'cpu'"
+        ) from error
     return resolved
 
 
@@ -53,15 +55,15 @@ def check_precision(precision: str, device: torch.device) -> None:
         The precision is unknown, or the device cannot compute in it.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}; found {precision!r}")
+        raise UsageError(f"precision (--precision) must be one of {', '.join(PRECISIONS)}; found {precision!r}")
     if precision == "tf32" and device.type != "cuda":
         raise UsageError(
-            f"precision 'tf32' needs an NVIDIA GPU, the forecast runs on {device.type!r}: use precision='bf16', which "
-            "a CPU has too, or the default 'float32'"
+            f"precision (--precision) 'tf32' needs an NVIDIA GPU, the forecast runs on {device.type!r}: use 'bf16', "
+            "which a CPU has too, or the default 'float32'"
         )
     if precision != "float32" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise UsageError(
-            f"precision {precision!r} needs a GPU of compute capability 8.0 or higher, {device} has "
+            f"precision (--precision) {precision!r} needs a GPU of compute capability 8.0 or higher, {device} has "
             f"{'.'.join(map(str, torch.cuda.get_device_capability(device)))}: use the default 'float32'"
         )
 

@@ -30,9 +30,9 @@ def check_numbers(horizon: int, substeps: int) -> None:
     """
     for name, value, most in (("horizon", horizon, MOST_FRAMES), ("substeps", substeps, MOST_SUBSTEPS)):
         if isinstance(value, bool) or int(value) != value or value < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, found {value}")
+            raise UsageError(f"{name} (--{name}) must be a whole number of at least 1, found {value}")
         if value > most:
-            raise UsageError(f"{name} must be at most {most:,}, found {value}")
+            raise UsageError(f"{name} (--{name}) must be at most {most:,}, found {value}")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def check_seed(seed: int) -> int:
         It is no whole number of at least 0.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise UsageError(f"seed must be a whole number of at least 0, found {seed!r}")
+        raise UsageError(f"seed (--seed) must be a whole number of at least 0, found {seed!r}")
     return int(seed)
 
 

@@ -105,7 +105,7 @@ class Subject:
             A stride that is not a whole number of frames, or not `every` of them.
         """
         if every is not None and (int(every) != every or every < 1):
-            raise UsageError(f"every must be a whole number of at least 1, found {every}")
+            raise UsageError(f"every (--every) must be a whole number of at least 1, found {every}")
         known = "all" if graph is None else graph.select
         atoms = choose_atoms(source, known, select, who=who)
         trajectory = atoms.universe.trajectory
@@ -158,12 +158,12 @@ class Subject:
         Molecules that the box cuts are put together.
         """
         if int(every) != every or every < 1:
-            raise UsageError(f"every must be a whole number of at least 1, found {every}")
+            raise UsageError(f"every (--every) must be a whole number of at least 1, found {every}")
         atoms = select_atoms(source, select)
         trajectory = atoms.universe.trajectory
         if every > max(1, trajectory.n_frames - 1):
             raise UsageError(
-                f"every (--stride) must be less than the {trajectory.n_frames} frames of the run, found {every}"
+                f"every (--every) must be less than the {trajectory.n_frames} frames of the run, found {every}"
             )
         clock = Clock.of(atoms.universe)
         with _frame_with_positions(trajectory, clock):

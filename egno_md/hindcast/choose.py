@@ -218,9 +218,9 @@ def check_samples(samples: int | None, mean: bool) -> int | None:
     if samples is None:
         return None
     if isinstance(samples, bool) or int(samples) != samples or samples < 1:
-        raise UsageError(f"samples must be a whole number of at least 1, found {samples}")
+        raise UsageError(f"samples (--samples) must be a whole number of at least 1, found {samples}")
     if samples > MOST_SAMPLES:
-        raise UsageError(f"samples must be at most {MOST_SAMPLES:,}, found {samples}")
+        raise UsageError(f"samples (--samples) must be at most {MOST_SAMPLES:,}, found {samples}")
     if mean:
         raise UsageError("samples (--samples) are futures, mean (--mean) is their mean: give one of them")
     return int(samples)
@@ -252,7 +252,7 @@ def cannot_draw(name: str) -> ModelError:
     """The error for futures of who knows their mean alone."""
     return ModelError(
         f"{name!r} knows the mean of all futures alone and cannot draw any: leave out the model, train one that draws "
-        "(egno-md train ... --operator flow), or leave out samples"
+        "(egno-md train ... --operator flow), or leave out samples (--samples)"
     )
 
 
@@ -312,7 +312,7 @@ def _cures(subject: Subject) -> list[str]:
         return cures
     if len(residues) < SHORT_PROTEIN:
         return cures
-    cures.append("forecast all C-alpha atoms of the protein (--select ca, select='ca')")
+    cures.append("forecast all C-alpha atoms of the protein, --select ca (select='ca')")
     # OpenMM goes on from a file that it reads, of a chain with all of its atoms, with nothing strange beside it.
     others = set((universe.residues - residues).resnames)
     if (

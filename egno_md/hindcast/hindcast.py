@@ -162,7 +162,7 @@ class Hindcast:
         heads = "".join(f"{self.times[k]:>8g}" for k in steps)
         width, names = 9 + 8 * len(steps), max(map(len, self.entries))
         lines = [
-            f"hindcast   {self.n_windows} windows, {self.n_blocks} independent; energy score, RMSD of the mean "
+            f"hindcast   {counted(self.n_windows, 'window')}, {self.n_blocks} independent; energy score, RMSD of the mean "
             "forecast, spread over error; A, at t/ps",
             f"{'':<{names + 2}}{'energy':>8}{heads}{'RMSD':>8}{heads}{'s/e':>8}{heads}",
         ]

@@ -94,7 +94,7 @@ def write_report(evaluation: Evaluation, folder: str | os.PathLike, *, force: bo
     files = [folder / "report.html", *(folder / f"{name}.png" for name in plots)]
     if not force and any(file.exists() for file in files):
         found = next(file for file in files if file.exists())
-        raise OutputError(f"{found} exists; choose another folder or replace it (force=True, --force)")
+        raise OutputError(f"{found} exists; choose another folder, or replace it with --force (force=True)")
     pictures = {name: page.png(draw) for name, (draw, _) in plots.items()}
     drawn = {name: page.figure(name, pictures[name], caption) for name, (_, caption) in plots.items()}
     text = page.page(

@@ -248,7 +248,7 @@ def title(look: Look) -> str:
     ahead = look.times[-1] - look.run_times[-1]
     futures = f"{len(look.members)} futures" if look.drawn else look.what
     whence = f" from frame {look.frame}" if look.n_starts > 1 else ""
-    return f"{futures} of {look.molecule.n_atoms} atoms over {ahead:g} ps with {look.name}{whence}"
+    return f"{futures} of {counted(look.molecule.n_atoms, 'atom')} over {ahead:g} ps with {look.name}{whence}"
 
 
 def write_page(
@@ -375,7 +375,7 @@ def _hindcast(hindcast: Any) -> list[str]:
     first, last = (f"RMSD after {hindcast.times[k]:g} ps" for k in (0, -1))
     heads = ("", "energy score", "less the standing frame's", first, last, "spread over error")
     said = (
-        f"{hindcast.n_windows} windows, {hindcast.n_blocks} independent; Å, superposed, 95 % intervals; the energy "
+        f"{counted(hindcast.n_windows, 'window')}, {hindcast.n_blocks} independent; Å, superposed, 95 % intervals; the energy "
         "score judges all futures together, less is better; spread over error: 1 is calibrated."
     )
     return ["<h2>Candidates on the last windows of the run</h2>", page.table(heads, rows, said)]
@@ -384,11 +384,11 @@ def _hindcast(hindcast: Any) -> list[str]:
 def _checks(tally: Any) -> str:
     low, high = tally.radius_ratio
     rows = [
-        ("largest change of a bond (Å)", f"{tally.bond_deviation:.2f}", f"{tally.n_bonds} bonds"),
+        ("largest change of a bond (Å)", f"{tally.bond_deviation:.2f}", counted(tally.n_bonds, "bond")),
         ("clashes in a frame", tally.clashes, f"pairs closer than {tally.clash_distance:.1f} Å"),
         ("turned over", tally.flipped, f"of {tally.n_centres} chiral centres"),
         ("radius of gyration over the start's", f"{low:.2f} to {high:.2f}", "every frame"),
-        ("verdict", "passed" if tally.ok else "failed", f"{tally.n_frames} frames"),
+        ("verdict", "passed" if tally.ok else "failed", counted(tally.n_frames, "frame")),
     ]
     return page.table(("", "found", "of"), rows)
 

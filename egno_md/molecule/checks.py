@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.sparse import coo_matrix
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, counted
 from .geometry import bond_lengths, bonded_neighbours, radius_of_gyration, runs_of_four
 from .molecule import Molecule
 from .neighbors import contacts
@@ -182,15 +182,15 @@ class Tally:
             "finite": "hold nan or infinite positions",
             "bonds": f"have bonds off by more than {BOND_TOLERANCE} A (up to {self.bonds_off} of {self.n_bonds}, worst "
             f"{worst} A)",
-            "clashes": f"have atoms closer than {self.clash_distance:.2f} A that are not bonded (up to {self.clashes} "
-            "pairs)",
+            "clashes": f"have atoms closer than {self.clash_distance:.2f} A that are not bonded (up to "
+            f"{counted(self.clashes, 'pair')})",
             "flipped": f"have chiral centres turned over (up to {self.flipped} of {self.n_centres})",
             "mirrored": "are nearer to the mirror image of the start than to the start",
             "impossible": f"are no molecule: {self.worst}",
             "size": f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start",
         }
         return tuple(
-            f"{self.found[kind][0]} of {self.n_frames} frames {text}, first frame {self.found[kind][1]}"
+            f"{self.found[kind][0]} of {counted(self.n_frames, 'frame')} {text}, first frame {self.found[kind][1]}"
             for kind, text in what.items()
             if kind in self.found
         )

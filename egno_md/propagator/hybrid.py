@@ -108,7 +108,7 @@ class HybridPropagator:
         check_request(self.model, horizon, 1)
         for name, value in (("lead_ps", lead_ps), ("relax_ps", relax_ps), ("strength", strength)):
             if not (np.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be positive, found {value}")
+                raise UsageError(f"{name} (--{name.replace('_', '-')}) must be positive, found {value}")
         self.dynamics = Dynamics(simulation)
         self._stride_steps = self._steps_per_stride()
         universe = self.dynamics.universe(simulation.topology if atoms is None else atoms)
@@ -187,11 +187,11 @@ class HybridPropagator:
         needed = back * self._stride_steps
         md_steps = self.default_md_steps if md_steps is None else md_steps
         if n_jumps < 1 or int(n_jumps) != n_jumps:
-            raise UsageError(f"n_jumps must be a whole number of at least 1, found {n_jumps}")
+            raise UsageError(f"n_jumps (--jumps) must be a whole number of at least 1, found {n_jumps}")
         if md_steps < needed or int(md_steps) != md_steps:
             raise UsageError(
-                f"md_steps must be a whole number of at least {needed}, found {md_steps}: the model has to see "
-                f"{needed * self.dynamics.step_ps:g} ps of unbiased MD before each jump"
+                f"md_steps (--md-steps) must be a whole number of at least {needed}, found {md_steps}: the model has "
+                f"to see {needed * self.dynamics.step_ps:g} ps of unbiased MD before each jump"
             )
         marks = {int(md_steps) - k * self._stride_steps for k in range(back, -1, -1)}
         with JumpLog(log, [field.name for field in fields(Jump)], force) as write:

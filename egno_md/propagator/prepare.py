@@ -137,7 +137,7 @@ def _add_hydrogens(
             f"hydrogens cannot be added by the force field {' + '.join(names)}: {_text(error)}{_cure(modeller, field)}"
         ) from error
     if added := modeller.topology.getNumAtoms() - before:
-        said(f"{added} missing hydrogens added, as at pH 7 (which carries what, see OpenMM's Modeller)")
+        said(f"{counted(added, 'missing hydrogen')} added, as at pH 7 (which carries what, see OpenMM's Modeller)")
 
 
 def _cure(modeller: app.Modeller, field: app.ForceField) -> str:

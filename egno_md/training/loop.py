@@ -383,8 +383,8 @@ def fit(
         state = newest_state(work_dir, shapes) if resume else None
         if not resume and any((work_dir / name).exists() for name in (LAST, PREVIOUS)):
             raise UsageError(
-                f"{work_dir} holds an earlier training: go on with it (resume, --resume), or take another folder "
-                "(work_dir, --work)"
+                f"{work_dir} holds an earlier training: go on with it, resume (--resume), or take another folder, "
+                "work_dir (--work)"
             )
         return _fit(
             model, train, validation, spec, work_dir, state, references,
@@ -429,7 +429,7 @@ def _fit(
             try:
                 trainer = _trainer(spec, work_dir, *where, judged, epochs, last)
             except ValueError as error:  # a device that is none
-                raise UsageError(f"device={device!r}: {error}; use device='auto' or 'cpu'") from error
+                raise UsageError(f"device={device!r}: {error}; use 'auto' or 'cpu'") from error
             if last and stopped_early(last):
                 epochs.load_state_dict(callback_state(read_state(last), type(epochs).__name__))
             else:

@@ -54,13 +54,13 @@ def check_processes(devices: int, nodes: int) -> None:
     """
     for name, value in (("devices", devices), ("nodes", nodes)):
         if value < 1:
-            raise UsageError(f"{name} must be at least 1, found {value}")
+            raise UsageError(f"{name} (--{name}) must be at least 1, found {value}")
     # All of them are started before any of them can find out that there is no room.
     if devices > (most := max(PROCESSES, os.cpu_count() or 1)):
-        raise UsageError(f"devices {devices}: this machine can be asked for {most} processes at most; pass fewer")
+        raise UsageError(f"devices={devices}: this machine can be asked for {most} processes at most; pass fewer")
     if nodes > 1 and not any(name in os.environ for name in MEETING):
         raise UsageError(
-            f"nodes {nodes}: nobody has said where the other nodes are, and this one would wait for them for ever; "
+            f"nodes={nodes}: nobody has said where the other nodes are, and this one would wait for them for ever; "
             "start it with srun or torchrun on each of them, or pass --nodes 1"
         )
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) != devices * nodes:

@@ -351,7 +351,9 @@ def _spec(kind: type[BaseModel], section: str, values: Mapping[str, Any]) -> Any
 def _first(error: ValidationError, section: str = "") -> str:
     wrong = error.errors()[0]
     place = ".".join(map(str, (*([section] if section else []), *wrong["loc"])))
-    return f"{place}: {wrong['msg']}" + ("" if isinstance(wrong["input"], dict) else f"; found {wrong['input']!r}")
+    flag = f" ({_FLAGS[place]})" if place in _FLAGS else ""
+    found = "" if isinstance(wrong["input"], dict) else f"; found {wrong['input']!r}"
+    return f"{place}{flag}: {wrong['msg']}{found}"
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -121,7 +121,7 @@ def newest_state(folder: Path, shapes: Mapping[str, torch.Size]) -> Path:
     """
     found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
     if not found:
-        raise UsageError(f"nothing to resume: {folder / LAST} does not exist; start without resume")
+        raise UsageError(f"nothing to resume: {folder / LAST} does not exist; start without resume (--resume)")
     anew = "begin a new training in another work folder (--work)"
     wrong = []
     for path in found:

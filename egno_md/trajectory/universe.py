@@ -7,8 +7,11 @@ import functools
 import itertools
 import math
 import os
+import re
 import shutil
+import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import MDAnalysis as mda
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
+from MDAnalysis.coordinates.base import ReaderBase
 from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.XTC import XTCReader
@@ -129,6 +133,7 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
     except EGNOError:
         raise
     except Exception as exc:  # MDAnalysis raises whatever its parsers raise
+        _let_go(exc)
         raise _diagnose(top, files, scans, exc) from exc
     universe.filename = top
     try:
@@ -360,6 +365,7 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
             warnings.simplefilter("ignore")
             n_atoms = len(mda.Universe(topology, to_guess=()).atoms)
     except Exception as alone:
+        _let_go(alone)
         return DataError(f"MDAnalysis cannot read the topology {topology} ({_said(alone)}); {_cure(_said(alone))}")
     cure = "give the topology that the trajectory was written with, or write both for the same atoms"
     for name, scan in zip(files, scans, strict=True):
@@ -373,6 +379,23 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
     return DataError(f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); {_cure(said)}")
 
 
+def _let_go(exc: BaseException) -> None:
+    """Take the readers away that an error has left half made.
+
+    MDAnalysis' readers fail once more when they are taken away, and Python prints that as an ignored exception after
+    the message that says what is wrong.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if found.object is ReaderBase.__del__ else before(found)
+    try:
+        seen: BaseException | None = exc
+        while seen is not None:
+            traceback.clear_frames(seen.__traceback__)
+            seen = seen.__cause__ or seen.__context__
+    finally:
+        sys.unraisablehook = before
+
+
 def _cure(said: str) -> str:
     """What helps where MDAnalysis cannot read a file."""
     if "install" in said:  # TNG, H5MD, GSD: formats whose packages do not come with MDAnalysis
@@ -381,8 +404,10 @@ def _cure(said: str) -> str:
 
 
 def _said(exc: Exception) -> str:
-    """What MDAnalysis said, on one line; it can list all its formats."""
+    """What MDAnalysis said, on one line; without the list of all its formats."""
     text = " ".join(f"{type(exc).__name__}: {exc}".split())
+    if unknown := re.search(r"'([^']+)' isn't a valid topology format|coordinate trajectory format '([^']+)'", text):
+        return f"it knows no format .{(unknown[1] or unknown[2]).lower()}"
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
