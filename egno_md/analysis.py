@@ -30,7 +30,7 @@ from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.formats import format_of
 from egno_md.trajectory.mdtraj import from_mdtraj
-from egno_md.trajectory.stream import FrameStream, StoredFrames, is_streamed
+from egno_md.trajectory.stream import Awaited, FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
 
@@ -141,8 +141,9 @@ class EGNOSurrogate(Written, AnalysisBase):
         How the end of each forecast that is longer than a window differs from the run: it shrinks or swells, leaves the
         run, or comes to rest; see :class:`~egno_md.molecule.course.Course`.
     results.universe : Universe or None
-        The forecast in memory, with topology, times and box; the starts one after the other. None without a start. Of
-        a streamed forecast it is on the file, all of it.
+        The forecast in memory, with topology, times and box. Of several starts their windows stand one after the
+        other, so that time goes back at each: start k is ``universe.trajectory[k * horizon : (k + 1) * horizon]``.
+        None without a start. Of a streamed forecast it is on the file, all of it.
     results.files : list of Path
         What was written.
     atoms : AtomGroup
@@ -262,6 +263,7 @@ class EGNOSurrogate(Written, AnalysisBase):
                 stacklevel=2,
             )
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
+        self.results = Awaited()
         self.filename = None if filename is None else Path(filename)
         if self.filename is not None:
             format_of(self.filename)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
-from MDAnalysis.analysis.base import Results
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -27,6 +26,7 @@ from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.neighbors import box_vectors, box_widths
 from egno_md.molecule.whole import make_whole
 from egno_md.trajectory.formats import format_of
+from egno_md.trajectory.stream import Awaited
 from egno_md.trajectory.universe import in_memory_universe, input_files, stored_universe
 from egno_md.trajectory.writer import FrameWriter, require_targets, write_topology
 
@@ -42,6 +42,9 @@ MOLECULES = 20
 
 #: Frames that are left out and filled in again to tell what the paths are worth, at most.
 JUDGED = 200
+
+#: Stretches of them whose means say what is chance, and the value of Student's t for so many (95 %, two-sided).
+BLOCKS, TWO_SIDED = 10, 2.262
 
 #: Largest number of steps from one saved frame to the next.
 MOST = 1000
@@ -95,8 +98,9 @@ class Interpolated:
         Of all frames that were filled in.
     results.error : dict or None
         Frames of the run that were left out and filled in again from those twice as far apart: RMSD in Angstrom, each
-        frame superposed on the true one, of the path (``"path"``), of straight lines (``"linear"``), and how many
-        frames (``"frames"``). None where the run is too short, and with a model.
+        frame superposed on the true one, of the path (``"path"``), of straight lines (``"linear"``), how many frames
+        (``"frames"``), and whether the path is nearer beyond chance (``"gains"``). None where the run is too short, and
+        with a model.
     results.notes : list of str
         What is worth knowing: gaps, too few frames, molecules that were put together.
     results.files : list of Path
@@ -161,7 +165,7 @@ class Interpolated:
             self._window = OperatorWindow(check_fills(loaded, self.factor, clock.spacing), self.subject.builder)
         self._fast = FAST if fast_ps is None else fast_ps / clock.spacing
         self.filename = None if filename is None else Path(filename)
-        self.results = Results()
+        self.results = Awaited()
 
     def run(self, start: int | None = None, stop: int | None = None) -> Interpolated:
         """Fill in, from frame `start` to frame `stop` - 1 of the run; all of it by default."""
@@ -364,8 +368,12 @@ class Interpolated:
         path = np.concatenate([paths[:, 0] for half in halves for paths in bridge.fill(half)])
         linear = np.concatenate([(half[1:] + half[:-1]) / 2 for half in halves])
         wanted = np.concatenate(true)
-        errors = (float(np.sqrt(np.mean(superposed_rmsd(found, wanted) ** 2))) for found in (path, linear))
-        return {"path": next(errors), "linear": next(errors), "frames": len(wanted)}
+        squares = np.stack([superposed_rmsd(found, wanted) ** 2 for found in (path, linear)])  # (2, F)
+        # Frames near each other err alike: the means of stretches say how much is chance.
+        less = np.array([part.mean() for part in np.array_split(squares[1] - squares[0], BLOCKS)])
+        gains = bool(less.mean() > TWO_SIDED * less.std(ddof=1) / np.sqrt(BLOCKS))
+        errors = np.sqrt(squares.mean(axis=1)).tolist()
+        return {"path": errors[0], "linear": errors[1], "frames": len(wanted), "gains": gains}
 
 
 def _loaded(model: Model | str | os.PathLike | None) -> Model | None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.analysis import rms
 
-from egno_md import EGNOSurrogate
+from egno_md import EGNOSurrogate, Interpolated
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
 from egno_md.forecast import written
 
@@ -229,3 +229,25 @@ def test_bad_input(ballistic):
     broken.trajectory.coordinate_array[:, 6:] += 28
     with pytest.raises(DataError, match="(?s)unwrap"):
         EGNOSurrogate(broken, ballistic).run()
+
+
+def test_what_is_not_there_yet_says_to_run(ballistic):
+    waiting = [EGNOSurrogate(make_universe(), ballistic, horizon=2), Interpolated(make_universe(), 2)]
+    for analysis in waiting:
+        assert not hasattr(analysis.results, "positions")
+        with pytest.raises(AttributeError, match=r"no result 'positions' yet: call run\(\) first"):
+            analysis.results.positions  # noqa: B018
+    done = waiting[0].run()
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):  # MDAnalysis' own words
+        done.results.nothing  # noqa: B018
+
+
+def test_one_of_several_starts_is_taken_as_the_docstrings_say(ballistic):
+    many = EGNOSurrogate(make_universe(), ballistic, horizon=3).run(frames=[2, 3, 5])
+    assert (np.diff(many.to_mdtraj().time) < 0).sum() == 2
+    k, horizon = 1, many.horizon
+    one = many.to_mdtraj()[k * horizon : (k + 1) * horizon]
+    np.testing.assert_allclose(one.time, many.results.times[k])
+    np.testing.assert_allclose(10 * one.xyz, many.results.positions[k], atol=1e-4)
+    frames = many.results.universe.trajectory[k * horizon : (k + 1) * horizon]
+    np.testing.assert_allclose([ts.time for ts in frames], many.results.times[k])

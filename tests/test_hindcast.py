@@ -170,7 +170,7 @@ def test_names():
 
 class TestOddRuns:
     def test_one_frame(self):
-        with pytest.raises(DataError, match=r"one frame.*TRAJECTORY.*egno-md extend"):
+        with pytest.raises(DataError, match=r"one frame.*these 10 atoms.*TOPOLOGY TRAJECTORY"):
             EGNOSurrogate(make_universe(1))
         u = mda.Universe(TOPOLOGY)
         with pytest.warns(UserWarning, match="one frame"):
@@ -248,3 +248,10 @@ def test_the_command_line_decides_says_why_and_does_not_wait_for_torch(tmp_path)
     assert [one["start_frame"] for one in told["starts"]] == [20, 40] and told["hindcast"]["candidates"]
     assert len(told["files"]) == 4 and "hindcast" not in told["starts"][0]  # once for all of them
     assert {path.name for path in tmp_path.glob("many_*.xtc")} == {"many_000020.xtc", "many_000040.xtc"}
+
+
+def test_a_hindcast_is_printed_as_its_table():
+    hindcast = EGNOSurrogate(universe_of(wobbling(120)), horizon=4).run().results.hindcast
+    lines = str(hindcast).splitlines()
+    assert lines == repr(hindcast).splitlines() == [*hindcast.table(), f"{hindcast.chosen}: {hindcast.line()}"]
+    assert "array(" not in str(hindcast)

@@ -10,10 +10,12 @@ import sys
 import MDAnalysis as mda
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.linalg import solve
 from scipy.spatial.transform import Rotation
 
 from egno_md import Interpolated, open_universe, sample
+from egno_md.cli import main
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.forecast.bridge import Bridge, Memory
 from egno_md.forecast.forecasters import InternalMotion
@@ -281,3 +283,23 @@ def test_command_line(tmp_path):
     assert found["files"] == ["d_1.dcd", "d_1.pdb", "d_2.dcd", "d_2.pdb"] and found["checks"]["ok"]
     both = command(topology, trajectory, "--samples", 2, "--mean", check=False, cwd=tmp_path)
     assert both.returncode == 2 and "give one of them" in both.stderr
+
+
+@pytest.mark.parametrize(("name", "gains"), [("chignolin", True), ("chignolin-fine", False)])
+def test_where_the_path_is_no_nearer_than_straight_lines_it_is_said(name, gains, tmp_path):
+    arguments = [
+        *map(str, sample(name)),
+        "--select",
+        "ca",
+        "--factor",
+        "2",
+        "--stop",
+        "300",
+        "-o",
+        str(tmp_path / "o.xtc"),
+    ]
+    done = CliRunner().invoke(main, ["interpolate", *arguments])
+    assert done.exit_code == 0, done.output
+    assert ("no nearer to the true frames than straight lines, beyond chance" in done.output) == (not gains)
+    again = CliRunner().invoke(main, ["interpolate", *arguments, "--force", "--json"])
+    assert json.loads(again.stdout)["error_A"]["gains"] is gains

@@ -16,7 +16,7 @@ from .output import OutputFile, written
 @click.argument("topology", type=click.Path(path_type=Path))
 @click.argument("trajectory", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--factor", default=8, show_default=True, help="Frames that each saved one becomes.")
-@click.option("--select", help="ca, backbone, heavy or an MDAnalysis selection. Default: all atoms.")
+@click.option("--select", help="ca, backbone, heavy or an MDAnalysis selection. Default: all atoms, hydrogens too.")
 @click.option("--model", help="A model that knows both ends of a window. Default: a Gaussian process of the run.")
 @click.option("-o", "--output", type=OutputFile(), help="DCD or XTC; default: <trajectory>_x<factor>.")
 @click.option("--start", type=int, help="First frame of the run (counted from 0; negative: from the end).")
@@ -101,14 +101,19 @@ def _readable(summary: dict) -> str:
     first, last = summary["times_ps"]
     paths = "the mean path" if summary["samples"] is None else f"{counted(summary['samples'], 'path')} drawn"
     lines = [
-        f"frames     {summary['frames']} of {counted(summary['atoms'], 'atom')}, {summary['saved_frames']} of them saved "
-        f"ones; {summary['spacing_ps']:g} ps apart, {first:g} to {last:g} ps; {paths}"
+        f"frames     {summary['frames']} of {counted(summary['atoms'], 'atom')}, {summary['saved_frames']} of them "
+        f"saved ones; {summary['spacing_ps']:g} ps apart, {first:g} to {last:g} ps; {paths}"
     ]
     if (error := summary["error_A"]) is not None:
         lines.append(
             f"accuracy   {error['frames']} saved frames left out and filled in again, from frames twice as far apart: "
             f"{error['path']:.2f} A superposed (straight lines: {error['linear']:.2f} A)"
         )
+        if not error["gains"]:
+            lines.append(
+                f"{'':<11}no nearer to the true frames than straight lines, beyond chance: what is gained is the "
+                "geometry (bonds, rings, handedness)"
+            )
     lines += [f"note       {note}" for note in summary["notes"]]
     lines += [f"checks     FAILED: {finding}" for finding in summary["checks"]["findings"]]
     if summary["checks"]["ok"]:

@@ -210,8 +210,8 @@ def _recommend(
     k = int(np.argmin(np.abs(lags - stride_frames)))
     if frames < n_times:
         reasons.append(
-            f"that is less than {n_times} frames of this run: take {counted(max(1, int(frames)), 'frame')} per window, or save "
-            "the run more finely"
+            f"that is less than {n_times} frames of this run: take {counted(max(1, int(frames)), 'frame')} per window, "
+            "or save the run more finely"
         )
         n_times = max(1, int(frames))
     gain = 1 - (1 - memory[k] ** 2) / min(2 * (1 - memory[k]), 1.0) if memory[k] < 1 else 0.0

@@ -128,7 +128,11 @@ class Written:
         return np.repeat(np.asarray(boxes), self.results.times.shape[1], axis=0)
 
     def to_mdtraj(self):
-        """The forecast as an ``mdtraj.Trajectory`` (nm, ps)."""
+        """The forecast as an ``mdtraj.Trajectory`` (nm, ps).
+
+        The windows of several starts stand one after the other, and time goes back at each: start k is
+        ``to_mdtraj()[k * horizon : (k + 1) * horizon]``.
+        """
         self._need_results()
         return to_mdtraj(self.results.universe)
 

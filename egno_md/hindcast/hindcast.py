@@ -71,9 +71,9 @@ class Entry:
         return float(self.energy.mean())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Hindcast:
-    """Candidates on the last windows of a run.
+    """Candidates on the last windows of a run; printed, it is their table.
 
     Attributes
     ----------
@@ -95,6 +95,10 @@ class Hindcast:
     entries: dict[str, Entry]
     left_out: dict[str, str] = field(default_factory=dict)
     chosen: str = ""
+
+    def __repr__(self) -> str:
+        """The table, and what it comes to where one was chosen."""
+        return "\n".join([*self.table(), *([f"{self.chosen}: {self.line()}"] if self.chosen else [])])
 
     @property
     def gains(self) -> bool:
@@ -162,8 +166,8 @@ class Hindcast:
         heads = "".join(f"{self.times[k]:>8g}" for k in steps)
         width, names = 9 + 8 * len(steps), max(map(len, self.entries))
         lines = [
-            f"hindcast   {counted(self.n_windows, 'window')}, {self.n_blocks} independent; energy score, RMSD of the mean "
-            "forecast, spread over error; A, at t/ps",
+            f"hindcast   {counted(self.n_windows, 'window')}, {self.n_blocks} independent; energy score, RMSD of the "
+            "mean forecast, spread over error; A, at t/ps",
             f"{'':<{names + 2}}{'energy':>8}{heads}{'RMSD':>8}{heads}{'s/e':>8}{heads}",
         ]
         for name, one in sorted(self.entries.items(), key=lambda item: item[1].score):

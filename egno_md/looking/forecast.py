@@ -375,8 +375,8 @@ def _hindcast(hindcast: Any) -> list[str]:
     first, last = (f"RMSD after {hindcast.times[k]:g} ps" for k in (0, -1))
     heads = ("", "energy score", "less the standing frame's", first, last, "spread over error")
     said = (
-        f"{counted(hindcast.n_windows, 'window')}, {hindcast.n_blocks} independent; Å, superposed, 95 % intervals; the energy "
-        "score judges all futures together, less is better; spread over error: 1 is calibrated."
+        f"{counted(hindcast.n_windows, 'window')}, {hindcast.n_blocks} independent; Å, superposed, 95 % intervals; the "
+        "energy score judges all futures together, less is better; spread over error: 1 is calibrated."
     )
     return ["<h2>Candidates on the last windows of the run</h2>", page.table(heads, rows, said)]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from MDAnalysis.analysis.results import Results
 
 from ..errors import OutputError, UsageError
 from ..files import HASHED, locked, sync_folder, write_whole
@@ -30,6 +31,18 @@ CONFIRM_SHARE = 0.02
 
 #: Of what :class:`FrameStream` writes beside the file.
 RECORD_VERSION = 2
+
+
+class Awaited(Results):
+    """What an analysis will find; before it has run, the error about an attribute says so."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            if self.__dict__.get("data"):
+                raise
+            raise AttributeError(f"there is no result {name!r} yet: call run() first") from error
 
 
 def is_streamed(path: StrPath, n_frames: int, n_atoms: int) -> bool:
