@@ -179,6 +179,7 @@ def test_what_was_typed_is_named_as_it_is_typed(typed, said, tmp_path, monkeypat
             "Keep one: --select '(protein and name CA) and not altloc B'.",
         ),
         ("the true spacing: dt=2 (--dt 2)", "the true spacing: --dt 2"),
+        ("pass every=3 (--every 3) to", "pass --stride 3 to"),
         ("every=3 fits, every (--every) is found", "--stride 3 fits, --stride is found"),
         ("choose another work folder (--work)", "choose another work folder (--work)"),
         *((text, text) for text in ("egno-md train --set seed=3", "/data/seed=3/a.xtc", "window.seed=3")),

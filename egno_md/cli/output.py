@@ -48,7 +48,7 @@ def for_the_shell(message: str, command: click.Command | None) -> str:
         return options[found[1]] if given == "True" else f"{options[found[1]]} {given}"
 
     for pattern, words in (
-        (rf"{names}={value} \((--[^()]+)\)", r"\3"),  # dt=2 (--dt 2)
+        (rf"{names}={value} \(--[^()]+\)", typed),  # dt=2 (--dt 2)
         (rf"(--[^()]*) \({names}(={value})?\)", r"\1"),  # --force (force=True)
         (r"(?<![\w./-])\w+_\w+ \((--[\w-]+)\)", r"\1"),  # md_steps (--md-steps)
         (rf"{names} \(--[\w-]+\)", lambda found: options[found[1]]),  # samples (--samples)

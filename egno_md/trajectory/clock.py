@@ -194,7 +194,7 @@ class Clock:
             found += f", so {every} of them are {every * self.spacing:g} ps"
         found += f"; {who} has a stride of {stride_ps:g} ps"
         if fits and whole > 1:
-            cure = f", {whole} frames: pass every={whole} (--every {whole}) to use every {whole}th frame"
+            cure = f", {whole} frames: pass every={whole} (--every {whole}) to use one frame in {whole}"
         elif fits:
             cure = ", which is 1 frame: leave every (--every) out"
         else:
