@@ -113,3 +113,16 @@ def test_the_names_that_are_completed_are_those_that_there_are():
 
     assert completion.EXPERIMENTS == tuple(experiments.EXPERIMENTS)
     assert completion.SYSTEMS == tuple(experiments.SYSTEMS)
+
+
+def test_free_forecasts_are_known_without_loading_them():
+    """By their own names; `info` says of one of them that it is no model."""
+    from click.testing import CliRunner
+
+    from egno_md.cli import main
+    from egno_md.cli.completion import FREE_FORECASTS
+    from egno_md.forecast.forecasters import OF_PROTEINS, free_forecasts
+
+    assert set(FREE_FORECASTS) == {*free_forecasts(), OF_PROTEINS}
+    said = CliRunner().invoke(main, ["info", "gaussian process"])
+    assert said.exit_code == 1 and "is a free forecast, which is fitted to a run" in said.output

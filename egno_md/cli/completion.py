@@ -17,6 +17,12 @@ SYSTEMS = (
     "egnn-s", "egnn-tb", "eghn", "clofnet", "tfn", "se3-transformer",
 )  # fmt: skip
 
+#: Of `egno_md.forecast`, which loads scipy; a test holds them to it.
+FREE_FORECASTS = (
+    "static", "linear", "mean structure", "AR(1)", "smoothed history", "regression", "Gaussian process",
+    "elastic network", "analogues", "ensemble of the run", "elastic network of proteins",
+)  # fmt: skip
+
 
 def one_of(names: tuple[str, ...]) -> Callable[[Context, Parameter, str], Any]:
     """Completes names."""

@@ -8,7 +8,7 @@ import click
 
 from .._version import __version__
 from ..errors import counted
-from .completion import models_and_files
+from .completion import FREE_FORECASTS, models_and_files
 from .output import as_text
 
 
@@ -24,9 +24,10 @@ def info(model: str, as_json: bool) -> None:
     try:
         header = read_header(model)
     except ModelError:
-        from ..forecast.forecasters import require_network
+        if "".join(model.lower().split()) in {"".join(name.lower().split()) for name in FREE_FORECASTS}:
+            from ..forecast.forecasters import require_network
 
-        require_network(model)  # another word to those who took a free forecast for a model
+            require_network(model)  # another word to those who took a free forecast for a model
         raise
     try:
         specs = {
