@@ -118,7 +118,7 @@ def test_torchrun_with_other_numbers_is_refused(monkeypatch):
     check_processes(4, 2)
     with pytest.raises(UsageError, match="8 processes.*--devices 4 --nodes 2"):
         check_processes(1, 1)
-    with pytest.raises(UsageError, match="devices must be at least 1, found 0"):
+    with pytest.raises(UsageError, match=r"devices \(--devices\) must be at least 1, found 0"):
         check_processes(0, 1)
 
 

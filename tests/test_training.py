@@ -114,7 +114,9 @@ def test_resumed_training_ends_with_the_same_weights(tmp_path, options):
 
     with pytest.raises(Killed):
         fit(model, Stops(), validation, spec, work_dir=tmp_path / "cut", progress=False)
-    with pytest.raises(UsageError, match="go on with it"):
+    with pytest.raises(
+        UsageError, match=r"go on with it, resume \(--resume\), or take another folder, work_dir \(--work\)"
+    ):
         fit(model, train, validation, spec, work_dir=tmp_path / "cut", progress=False)
     resumed = fit(model, train, validation, spec, work_dir=tmp_path / "cut", resume=True, progress=False)
     for name, tensor in whole.network.state_dict().items():
