@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import counted
 from ..molecule.geometry import radius_of_gyration, superposed_rmsd
 from ..molecule.molecule import Molecule
 
