@@ -16,7 +16,8 @@ COLUMNS, ROWS = 80, 24
 
 def watched() -> bool:
     """Whether stderr is a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
 class Progress:

@@ -298,5 +298,5 @@ def test_findings_of_many_starts_are_summed_up() -> None:
     assert (tally.n_frames, tally.ok, lines) == (2, True, [])
     tally, lines = of(sound, torn, longer)
     assert not tally.ok and tally.bond_deviation == longer.bond_deviation[0]  # the worst of all starts
-    assert lines[0].startswith("from frame 10: 1 of 1 frames") and lines[-1] == "2 of 3 starts have findings"
+    assert lines[0].startswith("from frame 10: 1 of 1 frame ") and lines[-1] == "2 of 3 starts have findings"
     assert of(torn)[1] == list(torn.messages)

@@ -167,12 +167,9 @@ def known_keys(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def _operator(recipe: Recipe) -> str:
-    """The operator of a recipe, be it that of its preset, of its data set or of the model that is trained on."""
+    """The operator of a recipe, be it that of its preset or of its data set."""
     if "operator" in recipe.model:
         return recipe.model["operator"]
-    if recipe.init is not None:
-        held = recipe.init if isinstance(recipe.init, Model) else None
-        return held.spec.operator if held else read_header(recipe.init).content["model"]["operator"]
     preset = PRESETS[recipe.preset or "default"][0].operator
     if recipe.data.get("name", "files") == "files":
         return preset
@@ -283,7 +280,12 @@ def complete(recipe: Recipe, source: Source) -> Recipe:
     data = source.settings()
     preset = PRESETS[recipe.preset or "default"]
     training = source.defaults("training", recipe, _flat(preset[1]))
-    training = {**training, **operators.get(_operator(recipe)).usual.get("training", {}), **recipe.training}
+    name = _operator(recipe)
+    if isinstance(recipe.init, Model):
+        name = recipe.init.spec.operator
+    elif recipe.init is not None:
+        name = read_header(recipe.init).content["model"]["operator"]
+    training = {**training, **operators.get(name).usual.get("training", {}), **recipe.training}
     training = _flat(_spec(TrainSpec, "training", training))
     if recipe.init is not None:
         own = [f"{section}.{key}" for section in ("graph", "window", "model") for key in getattr(recipe, section)]
