@@ -128,7 +128,7 @@ def test_signals_finish_the_frame_say_how_to_go_on_and_give_their_code(run, whol
         wait_for(process, out, int(share * len(whole[".dcd"])))
         process.send_signal(getattr(signal, name))
         err = process.communicate(timeout=60)[1]
-        assert process.returncode == code and "--resume" in err and "Traceback" not in err, err
+        assert process.returncode == code and "--resume" in err and "resume=" not in err and "Traceback" not in err, err
         record = json.loads(record_path(out).read_text())
         assert record["bytes"] == out.stat().st_size and f"frame {record['frames']} of {HORIZON}" in err
     assert called(arguments(run, out, "--resume")).exit_code == 3

@@ -51,7 +51,8 @@ class _Group(click.Group):
             asked = ctx.obj.asked and not isinstance(error, click.exceptions.Exit)
             if not asked and not isinstance(error, KeyboardInterrupt):
                 raise
-            click.echo(error.__cause__ if isinstance(error.__cause__, StoppedError) else ctx.obj.said(), err=True)
+            said = error.__cause__ if isinstance(error.__cause__, StoppedError) else ctx.obj.said()
+            click.echo(self._said(ctx, said), err=True)
             sys.exit(ctx.obj.code)
 
     def _invoked(self, ctx: click.Context) -> Any:
@@ -70,7 +71,7 @@ class _Group(click.Group):
         except EGNOError as error:
             raise click.ClickException(self._said(ctx, error)) from error
 
-    def _said(self, ctx: click.Context, error: Exception) -> str:
+    def _said(self, ctx: click.Context, error: Exception | str) -> str:
         return for_the_shell(str(error), self.commands.get(ctx.invoked_subcommand or ""))
 
 
