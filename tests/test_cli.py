@@ -115,6 +115,18 @@ def test_many_starts_and_futures_are_summed_up(tmp_path):
         assert len(one["rmsd_mean_superposed_A"]) == len(one["rmsd_superposed_A"]) == 8
 
 
+def test_of_very_many_starts_the_first_and_the_last_have_a_line(tmp_path):
+    what = ["predict", TOPOLOGY, TRAJECTORY, "--model", "static", "--from-frames", "10:40", "-o", "a.dcd"]
+    done = egno_md(*what, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    frames = [int(line.split()[2].strip(":")) for line in lines if line.startswith("start ")]
+    assert frames == [*range(10, 20), *range(30, 40)]
+    assert [line.strip() for line in lines if "more" in line] == ["10 starts more: --json has all of them"]
+    told = json.loads(egno_md(*what[:-1], "b.dcd", "--json", cwd=tmp_path).stdout)
+    assert len(told["starts"]) == told["accuracy"]["starts"] == 30
+
+
 def test_precision(tmp_path):
     last = []
     for precision in ("float32", "bf16"):

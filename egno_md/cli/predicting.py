@@ -10,6 +10,9 @@ from ..forecast.summed import Accuracy, checked
 from ..molecule.checks import SIZE_FACTOR, Tally
 from .output import written
 
+#: Starts that have a line each in the summary, at most.
+MOST_STARTS = 20
+
 
 def start_frames(one: int | None, several: str | None, n_frames: int) -> list[int] | None:
     """The start frames that were asked for; None for the last.
@@ -147,7 +150,7 @@ def readable(summary: dict[str, Any]) -> str:
         each = " from each start" if several else ""
         lines.append(f"drawn      {counted(futures, 'future')}{each} with the seed {summary['seed']}{apart}")
     if several:
-        lines += [f"start      {_of_one(one)}" for one in starts]
+        lines += _each(starts)
     if summary["accuracy"]:
         lines.append(f"accuracy   {summary['accuracy']['said']}")
     elif not several:
@@ -205,6 +208,15 @@ def _whence(starts: list[dict[str, Any]]) -> str:
         f"from each of {len(starts)} starts, frame {first['start_frame']} (t = {first['start_time_ps']:g} ps) to frame "
         f"{last['start_frame']} (t = {last['start_time_ps']:g} ps)"
     )
+
+
+def _each(starts: list[dict[str, Any]]) -> list[str]:
+    """A line for each start; of very many the first and the last ones."""
+    lines = [f"start      {_of_one(one)}" for one in starts]
+    if len(lines) <= MOST_STARTS:
+        return lines
+    half = MOST_STARTS // 2
+    return [*lines[:half], f"{'':<11}{len(lines) - 2 * half} starts more: --json has all of them", *lines[-half:]]
 
 
 def _of_one(start: dict[str, Any]) -> str:
