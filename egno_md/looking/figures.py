@@ -110,7 +110,7 @@ def _fan(axes: Axes, look: Look, value: Callable[[NDArray], NDArray], label: str
     if look.drawn:
         axes.plot(ahead, joined.T, color=FORECAST, lw=0.6, alpha=0.5)
     axes.plot(
-        ahead, joined.mean(axis=0), color=FORECAST, lw=2, label="mean of the futures" if look.drawn else look.what
+        ahead, joined.mean(axis=0), color=FORECAST, lw=2, label="mean of their curves" if look.drawn else look.what
     )
     if look.known.any():
         came = value(look.true[look.known])
