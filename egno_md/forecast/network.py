@@ -58,8 +58,9 @@ FEWEST_PAIRS = 10
 #: pasts and times they are kept: every window of a chain has the same ones.
 GRID, KEPT = 64, 16
 
-#: Number of squares, as if they had been seen, that say that a molecule moves as much as expected; and pasts that tell.
-AS_EXPECTED, LOOKED_AT = 60.0, 20
+#: Number of squares, as if they had been seen, that say that a molecule moves as much as expected; pasts that tell, and
+#: atoms of all of them, each of which has a network of its own.
+AS_EXPECTED, LOOKED_AT, ATOMS_LOOKED_AT = 60.0, 20, 4000
 
 
 def terms(lags: ArrayLike, taus: np.ndarray) -> NDArray[np.float64]:
@@ -377,7 +378,9 @@ class ElasticNetwork:
         squares, count, length = 0.0, 0, known.every * PAST
         pasts = [x[k : k + length : known.every] for x in known.segments for k in range(0, len(x), length)]
         pasts = [x for x in pasts if len(x) > 1]
-        for past in pasts[:: -(-len(pasts) // LOOKED_AT) or 1]:
+        n_atoms = max((x.shape[1] for x in pasts), default=1)
+        most = max(1, min(LOOKED_AT, ATOMS_LOOKED_AT // n_atoms))
+        for past in pasts[:: -(-len(pasts) // most) or 1]:
             placed = Placed.of(past[None], PAST, self.mean)
             modes, before = self._common or Modes.of(placed.start[0]), placed.before[0]  # (P, N, 3)
             grid = self.conditional(len(before), [1.0])[0]
