@@ -216,6 +216,12 @@ def test_published_numbers_have_a_source_and_every_molecule():
     assert egno["F-MSE"] == 4.62 and egno["A-MSE"] == 3.28
 
 
+@pytest.mark.parametrize(("data", "egnn"), [("", 0.0071), ("data.train=1000", 0.0094), ("data.train=10000", 0.0051)])
+def test_published_numbers_are_those_of_as_many_samples(data, egnn):
+    found = {row["name"]: row["F-MSE"] for row in published_rows("nbody", "", data) if "F-MSE" in row}
+    assert found["EGNN"] == egnn and published_rows("nbody", "", "data.train=500") == []
+
+
 def test_finer_steps_of_the_generator_pass_through_its_frames():
     some = starts(NBodyOptions(train=3, validation=1, test=1))["train"]
     np.testing.assert_array_equal(simulate(*some, 2)[0], simulate(*some, 8, 25)[0][:, 3::4])

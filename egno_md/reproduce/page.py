@@ -122,7 +122,7 @@ def _section(experiment: str, groups: list[Group]) -> str:
         own = [group for group in groups if (group.case, _data(group)) == (case, data)]
         title = ", ".join(part for part in (case, data) if part)
         parts.append(f"\n### {title}\n\n" if title else "\n")
-        parts.append(_table(experiment, case, own))
+        parts.append(_table(experiment, case, data, own))
         parts.append("\nThe commands:\n\n```bash\n" + "".join(f"{_command(group)}\n" for group in own) + "```\n")
     return "".join(parts)
 
@@ -153,9 +153,9 @@ def _data(group: Group) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(group.settings.items()) if key.startswith("data."))
 
 
-def _table(experiment: str, case: str, groups: list[Group]) -> str:
+def _table(experiment: str, case: str, data: str, groups: list[Group]) -> str:
     rows = ["| system | F-MSE | A-MSE | seeds: F-MSE | epochs, minutes | source |\n|---|---|---|---|---|---|\n"]
-    for row in published_rows(experiment, case):
+    for row in published_rows(experiment, case, data):
         spread = f" +- {row['spread']:g}" if "spread" in row else ""
         errors = [f"{row[name]:g}{spread if name == 'F-MSE' else ''}" if name in row else "" for name in _BOTH]
         rows.append(f"| {row['name']} | {errors[0]} | {errors[1]} | | | {row['source']} |\n")

@@ -89,8 +89,11 @@ def published() -> dict[str, Any]:
     return json.loads(files(__package__).joinpath("published.json").read_text())
 
 
-def published_rows(experiment: str, case: str = "") -> list[dict[str, Any]]:
-    """Published lines of one experiment, ``F-MSE`` and ``A-MSE`` as far as they are known, with a readable source."""
+def published_rows(experiment: str, case: str = "", data: str = "") -> list[dict[str, Any]]:
+    """Published lines of one experiment, ``F-MSE`` and ``A-MSE`` as far as they are known, with a readable source.
+
+    Where lines of other `data` options were published too, those of these options, of which there may be none.
+    """
     entry, sources = published()[experiment], published()["sources"]
     if "table" in entry:
         place = entry["columns"].index(case.removesuffix("-apart"))
@@ -99,5 +102,5 @@ def published_rows(experiment: str, case: str = "") -> list[dict[str, Any]]:
             for row in entry["table"]
         ]
     else:
-        rows = entry[""]
+        rows = entry.get(data, [] if len(entry) > 1 else entry[""])
     return [{**row, "source": sources[row["source"]]} for row in rows]
