@@ -139,7 +139,7 @@ def _overview(groups: list[Group], error: str) -> str:
         cells = [
             f"**{cell}**" if found.get(name) == lowest else cell for name, cell in zip(systems, cells, strict=True)
         ]
-        rows.append(f"| {case} | {' | '.join(cells)} |\n")
+        rows.append(f"| {case or data or 'as published'} | {' | '.join(cells)} |\n")
     return "".join(rows)
 
 
