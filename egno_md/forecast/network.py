@@ -367,11 +367,14 @@ class ElasticNetwork:
 
     def given(self, modes: Modes, before: np.ndarray, grid: Conditional) -> Given:
         """What follows a start with these displacements before it (P, N, 3)."""
-        here = grid.at(self.on_grid(modes.stiffness))
-        beyond = None if modes.rest is None else [part[0] for part in grid.at(self.on_grid([modes.rest]))]
-        response, factor = (None, None) if beyond is None else beyond[:2]
+        here, (response, factor, _) = self._of_modes(modes, grid)
         mean = modes.apply(here.response, response, before)  # (T, N, 3)
         return Given(modes, mean, self.scale, here.factor, factor)
+
+    def _of_modes(self, modes: Modes, grid: Conditional) -> tuple[Conditional, Sequence[np.ndarray | None]]:
+        """Of each mode, and the parts of one for what is beyond all of them: none where nothing is."""
+        beyond = [None] * 3 if modes.rest is None else [part[0] for part in grid.at(self.on_grid([modes.rest]))]
+        return grid.at(self.on_grid(modes.stiffness)), beyond
 
     def scaled(self, known: Known) -> ElasticNetwork:
         """The same network for a molecule that moves more, or less, than expected: as much as known runs of it did."""
@@ -383,10 +386,8 @@ class ElasticNetwork:
         for past in pasts[:: -(-len(pasts) // most) or 1]:
             placed = Placed.of(past[None], PAST, self.mean)
             modes, before = self._common or Modes.of(placed.start[0]), placed.before[0]  # (P, N, 3)
-            grid = self.conditional(len(before), [1.0])[0]
-            white = grid.at(self.on_grid(modes.stiffness)).white
-            beyond = None if modes.rest is None else grid.at(self.on_grid([modes.rest])).white[0]
-            squares += float(np.sum(modes.apply(white, beyond, before) ** 2))
+            here, (*_, beyond) = self._of_modes(modes, self.conditional(len(before), [1.0])[0])
+            squares += float(np.sum(modes.apply(here.white, beyond, before) ** 2))
             count += before.size
         return dataclasses.replace(self, scale=float(np.sqrt((AS_EXPECTED + squares) / (AS_EXPECTED + count))))
 

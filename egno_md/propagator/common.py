@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,15 @@ from openmm import unit
 from egno_md.forecast.chain import check_request
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import choose_atoms
+
+#: Steps that are done at once where nobody looks at them: a signal is heard between them.
+TOGETHER = 25
+
+
+def in_parts(steps: int) -> Iterator[int]:
+    """A number of steps in parts of :data:`TOGETHER` at most."""
+    for done in range(0, steps, TOGETHER):
+        yield min(TOGETHER, steps - done)
 
 
 def in_nm(values: ArrayLike) -> NDArray[np.float64]:

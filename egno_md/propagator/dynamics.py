@@ -15,16 +15,13 @@ from openmm import app, unit
 
 from ..errors import ModelError, OutputError, UsageError
 from .beads import EGNOIntegrator
-from .common import box_of, in_angstrom
+from .common import box_of, in_angstrom, in_parts
 
 #: The gas constant in kJ/mol/K.
 GAS_CONSTANT = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(unit.kilojoule_per_mole / unit.kelvin)
 
 #: Energies and temperatures taken in each stretch of unbiased MD; what a jump is judged by.
 SAMPLES = 20
-
-#: Steps that are done at once where nobody looks at them: a signal is heard between them.
-TOGETHER = 25
 
 
 class Dynamics:
@@ -196,8 +193,7 @@ class Dynamics:
     def biased(self, steps: int) -> None:
         """Steps that reporters do not see."""
         self.biased_steps += int(steps)
-        for done in range(0, int(steps), TOGETHER):
-            some = min(TOGETHER, int(steps) - done)
+        for some in in_parts(int(steps)):
             self.simulation.integrator.step(some)
             self.on_steps(some)
 

@@ -20,11 +20,8 @@ from openmm import app
 from ..errors import DataError, ModelError, OutputError, UsageError, counted, few
 from ..molecule.atoms import matching_atoms
 from ..progress import Progress
-from .common import in_angstrom
+from .common import in_angstrom, in_parts
 from .prepare import build_system
-
-#: Steps of an equilibration between two looks at how far it is.
-TOGETHER = 50
 
 
 def load_simulation(
@@ -149,8 +146,7 @@ def load_simulation(
     if progress and n_steps:
         say_stage(f"equilibration at {temperature:g} K, {equilibrate_ps:g} ps in {n_steps} steps (--equilibrate-ps)")
     with Progress("equilibration", "steps", n_steps, shown=progress) as bar:
-        for done in range(0, n_steps, TOGETHER):
-            some = min(TOGETHER, n_steps - done)
+        for some in in_parts(n_steps):
             simulation.step(some)
             bar.update(some)
     simulation.context.setTime(0.0)
