@@ -34,6 +34,8 @@ from egno_md.evaluation.score import Part
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.model import load_model
+from egno_md.forecast.reversion import MeanReversion
+from egno_md.forecast.rolling import OneByOne
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
 from egno_md.hindcast.proteins import NAME, OfProteins
@@ -123,12 +125,14 @@ def run(protein: str, model: str | None, runs: Path, target: Path, name: str) ->
     who: dict[str, Any] = {}
     if loaded is not None:
         own = dataclasses.replace(loaded, geometry={**loaded.geometry, builder.identity: geometry})
-        who["model"] = ModelForecaster(own, builder)
+        who["model"] = chain = ModelForecaster(own, builder)
+        chain.reversion = MeanReversion.fit(chain.inner, known, STEPS, chain.n_past)
     else:
         for free in single.superposed:
             if free in known.baselines.forecasts:
-                inner = Restored(known.baselines.forecasts[free], lambda x, start: geometry.project(x))
-                who[free] = Chained(inner, STEPS)
+                one = known.baselines.forecasts[free]
+                reversion = MeanReversion.fit(OneByOne(one), known, STEPS, PAST)
+                who[free] = Chained(Restored(one, lambda x, start: geometry.project(x)), STEPS, reversion=reversion)
     places = np.linspace(part.starts[0], part.starts[-1], CHAINS + 2).astype(int)[1:-1]
     past = np.stack([test.positions[k + np.arange(1 - PAST, 1)] for k in places])
     for one, forecaster in who.items():

@@ -26,6 +26,8 @@ from egno_md.evaluation.result import plain
 from egno_md.evaluation.score import Part
 from egno_md.forecast.chain import Chained, Restored
 from egno_md.forecast.forecasters import Known
+from egno_md.forecast.reversion import MeanReversion
+from egno_md.forecast.rolling import OneByOne
 from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
@@ -153,7 +155,7 @@ def measure(parts: list[Part], stride_ps: float) -> dict[str, Any]:
 
 
 def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
-    """Quality of long chains of drawn windows, brought back to the local geometry, beside that of frames that stand.
+    """Quality of long chains of drawn windows, as `predict` makes them, beside that of frames that stand.
 
     Of a run in halves, chains of the first one, fitted to the other.
     """
@@ -166,8 +168,10 @@ def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
     runs = [part.run.positions[:: part.run.every] for part in parts]
     out = {}
     for name in CHAINING:
-        inner = Restored(known.baselines.forecasts[name], lambda frames, start: geometry.project(frames))
-        chain = Chained(inner, STEPS)
+        free = known.baselines.forecasts[name]
+        inner = Restored(free, lambda frames, start: geometry.project(frames))
+        reversion = MeanReversion.fit(OneByOne(free), known, STEPS, PAST) if getattr(free, "draws", False) else None
+        chain = Chained(inner, STEPS, reversion=reversion)
         frames = chain.collect(past, CHAIN_LENGTH, generator=np.random.default_rng(0))[:, 0]  # (C, F, N, 3)
         found = quality(builder, list(frames), runs, stride_ps)
         out[name] = {"rows": {row: values for row, *values in found.rows()}, "findings": found.findings}

@@ -249,7 +249,7 @@ class EGNOSurrogate(Written, AnalysisBase):
                 universe_or_atomgroup, self.model.graph, self.model.window, select=select, every=every, who=who
             )
             self.model = self.model.at_stride(self.subject.window.stride_ps)
-            self._use(ModelEngine(self.model, self.subject.builder))
+            self._use(ModelEngine(self.model, self.subject.builder, self.subject))
         if self.adapt and self.model is not None:
             raise UsageError(
                 f"adapt (--adapt) learns from the run, and {self.subject.clock.name} has one frame: leave it out, or "

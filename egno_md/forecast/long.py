@@ -132,7 +132,10 @@ def write_chain(
     try:
         for frames, boxes, at in before:
             written(frames, boxes, at, None)
-        chain = roll(forecaster.inner, past, forecaster.times, boxes=[box], generator=generator, state=state)
+        chain = roll(
+            forecaster.inner, past, forecaster.times, boxes=[box], generator=generator, state=state,
+            reversion=forecaster.reversion,
+        )  # fmt: skip
         while done < horizon:
             try:
                 window = next(chain)
@@ -182,7 +185,8 @@ def relaxing(
     if isinstance(one, Restored):
         one, keep = one.inner, one.keep
     relaxation = Relaxation(start, bonds, check, keep)
-    return Chained(Restored(one, relaxation), forecaster.times, forecaster.batch_nodes), relaxation
+    relaxed = Chained(Restored(one, relaxation), forecaster.times, forecaster.batch_nodes, forecaster.reversion)
+    return relaxed, relaxation
 
 
 def _keep_good(stream: FrameStream, saved: Any, frames: np.ndarray, box: Any, at: np.ndarray, began: Callable) -> None:

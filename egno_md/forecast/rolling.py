@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +14,14 @@ from ..errors import ModelError, UnphysicalError, UsageError
 from .forecasters import Forecaster
 from .streams import Streams, each_of
 
+if TYPE_CHECKING:
+    from .reversion import MeanReversion
+
 #: Nodes of one batch of start frames on a CPU. More gains nothing there and only costs memory.
 NODES_PER_BATCH = 2048
+
+#: Windows of a chain from which on it may revert to the mean: up to there a forecast is what the forecaster says.
+REVERTING = 4
 
 #: The most frames of a forecast: some numbers of each are kept. And the most frames in place of one.
 MOST_FRAMES, MOST_SUBSTEPS = 10_000_000, 1000
@@ -150,6 +156,7 @@ def roll(
     samples: int = 1,
     generator: np.random.Generator | None = None,
     state: ChainState | None = None,
+    reversion: MeanReversion | None = None,
 ) -> Iterator[Window]:
     """Windows of a chain, one after the other and without end: what was predicted is the past of the next window.
 
@@ -169,6 +176,8 @@ def roll(
         What they are drawn with. With `state`, it goes on where that of the state stood.
     state : ChainState, optional
         Go on from here instead of `past`, to the same bits.
+    reversion : MeanReversion, optional
+        What windows give back, from the fifth one on.
 
     Yields
     ------
@@ -210,6 +219,8 @@ def roll(
                 f"model {forecaster.name!r} predicted coordinates that are not finite in frames {state.done + 1} to "
                 f"{state.done + len(asked)}; shorten the horizon or use a model made for this system"
             )
+        if reversion is not None and state.done >= REVERTING * len(asked):
+            predicted = reversion(predicted, state.past[:, :, -1], asked)
         if keep is not None:
             predicted = _kept(keep, predicted, state.start)  # (S, K, T, N, 3)
         before = np.repeat(state.past, members // state.past.shape[1], axis=1)  # (S, K, P, N, 3)
@@ -244,10 +255,19 @@ class Chained:
         Strides after its start that each window predicts.
     batch_nodes : int
         Atoms of all starts that go through at a time.
+    reversion : MeanReversion, optional
+        What the windows of a long chain give back; it may be set later.
     """
 
-    def __init__(self, inner: Forecaster, times: ArrayLike, batch_nodes: int = NODES_PER_BATCH) -> None:
+    def __init__(
+        self,
+        inner: Forecaster,
+        times: ArrayLike,
+        batch_nodes: int = NODES_PER_BATCH,
+        reversion: MeanReversion | None = None,
+    ) -> None:
         self.inner, self.times, self.batch_nodes = inner, np.asarray(times, float), batch_nodes
+        self.reversion = reversion
         self.name, self.n_past = inner.name, inner.n_past
 
     def __call__(self, past, times, samples=1, generator=None, **options):
@@ -283,7 +303,10 @@ class Chained:
             own = generator  # its numbers go on from batch to batch
             if isinstance(generator, Streams):
                 own = generator.part(chosen.start * samples, chosen.stop * samples)
-            chain = roll(self.inner, past[chosen], self.times, boxes=some, samples=samples, generator=own)
+            chain = roll(
+                self.inner, past[chosen], self.times, boxes=some, samples=samples, generator=own,
+                reversion=self.reversion,
+            )  # fmt: skip
             for done in range(0, horizon, len(self.times)):
                 positions = next(chain).positions  # (B, K, T, N, 3)
                 keep, members = min(len(self.times), horizon - done), positions.shape[1]

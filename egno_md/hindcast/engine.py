@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..forecast.forecasters import Forecaster, Known, Static
-from ..forecast.rolling import Chained, OneByOne, Restored, check_numbers
+from ..forecast.reversion import MeanReversion
+from ..forecast.rolling import REVERTING, Chained, OneByOne, Restored, check_numbers
 from ..molecule.checks import usual_findings
 from ..molecule.local import LocalGeometry
 from .material import Material
 
 if TYPE_CHECKING:
     from ..forecast.model import Model
+    from ..forecast.subject import Subject
     from ..graph.builder import GraphBuilder
 
 #: Frames up to a start that a free forecast is given.
@@ -80,12 +82,20 @@ class Engine(Protocol):
 
 
 class ModelEngine:
-    """A network; `options` of :meth:`forecasters` are those of :class:`egno_md.forecast.chain.ModelForecaster`."""
+    """A network; `options` of :meth:`forecasters` are those of :class:`egno_md.forecast.chain.ModelForecaster`.
 
-    def __init__(self, model: Model, builder: GraphBuilder) -> None:
+    Parameters
+    ----------
+    model : Model
+    builder : GraphBuilder
+    subject : Subject
+        The run, which long chains revert to.
+    """
+
+    def __init__(self, model: Model, builder: GraphBuilder, subject: Subject) -> None:
         from ..forecast.generative import draws
 
-        self.model, self.builder = model, builder
+        self.model, self.builder, self.subject = model, builder, subject
         self.name, self.stride_ps, self.n_times = model.name, model.window.stride_ps, model.window.n_times
         self.draws, self.fingerprint = draws(model), model.fingerprint
 
@@ -111,10 +121,20 @@ class ModelEngine:
         from ..forecast.chain import ModelForecaster
 
         n_windows = -(-horizon // (self.n_times * substeps))
-        yield (
-            np.arange(len(starts)),
-            ModelForecaster(self.model, self.builder, substeps=substeps, n_windows=n_windows, **options),
-        )
+        forecaster = ModelForecaster(self.model, self.builder, substeps=substeps, n_windows=n_windows, **options)
+        if self.draws and n_windows > REVERTING:
+            forecaster.reversion = self._reversion(forecaster, starts, horizon)
+        yield np.arange(len(starts)), forecaster
+
+    def _reversion(self, forecaster: Chained, starts: Sequence[int], horizon: int) -> MeanReversion | None:
+        """Of the frames of the run that are not forecast."""
+        try:
+            material = Material.of(self.subject, horizon)
+        except DataError:  # the forecast itself does not need these frames
+            return None
+        reach = (horizon + self.n_times) * self.subject.every
+        known = material.known((start + 1, start + 1 + reach) for start in starts)
+        return MeanReversion.fit(forecaster.inner, known, forecaster.times, forecaster.n_past)
 
 
 class FreeEngine:
@@ -167,7 +187,17 @@ class FreeEngine:
     def forecasters(self, starts, horizon, substeps, **options):
         times = np.arange(1, self.n_times * substeps + 1) / substeps
         for rows, excluded in self._folds(np.asarray(starts, int), -(-horizon // substeps)):
-            yield rows, Chained(self._known_without(excluded), times)
+            chained = Chained(self._known_without(excluded), times)
+            if self.draws and horizon > REVERTING * len(times):
+                chained.reversion = self._reversion(excluded)
+            yield rows, chained
+
+    def _reversion(self, excluded: tuple) -> MeanReversion | None:
+        """Of what is fitted to all but these frames."""
+        known = self.material.known(excluded)
+        longest = max((len(x) for x in known.segments), default=0) // known.every
+        times = np.arange(1, self.n_times + 1)
+        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 2)))
 
     def _folds(self, starts: NDArray[np.int64], horizon: int) -> list[tuple[NDArray[np.int64], tuple]]:
         """Rows of starts, and ranges of frames that must not be known to who forecasts from them."""

@@ -110,7 +110,7 @@ class Learned:
             model = self._trained(known, builder, graph, window, until)
             if kept is not None:
                 model.save(kept)
-        self.engine = ModelEngine(dataclasses.replace(model, name=NAME), builder)
+        self.engine = ModelEngine(dataclasses.replace(model, name=NAME), builder, self.material.subject)
         return ModelForecaster(self.engine.model, builder, device=self.device)
 
     def _check_starts(self, known: Known) -> None:

@@ -55,8 +55,9 @@ class Network:
             from ..graph.builder import GraphBuilder
 
             model: Model = load_model(self.name)
+            subject = self.material.subject
             try:
-                self._engine = ModelEngine(model, GraphBuilder(self.material.subject.atoms, model.graph))
+                self._engine = ModelEngine(model, GraphBuilder(subject.atoms, model.graph), subject)
             except ModelError as error:
                 raise DataError(str(error)) from error
         return self._engine
