@@ -5,8 +5,8 @@
 The dynamics are those of :mod:`.simulate`: Amber ff99SB-ILDN, OBC implicit solvent without a cutoff, 4 fs, OpenMM's CPU
 platform with one thread. The chain is what `egno-md predict` draws of a run that is at hand, by the forecast that it
 chooses there: its time is the difference between a short horizon and a long one, in CPU seconds, so that neither the
-imports nor the choice count. What a frame is worth is the hindcast of that run. Results that are in the JSON file are
-kept.
+imports nor the choice count. What a frame is worth is the hindcast of that run; the chain is held against how much the
+atoms of the run fluctuate, and how far they go from frame to frame. Results that are in the JSON file are kept.
 """
 
 from __future__ import annotations
@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+import MDAnalysis as mda
+import numpy as np
 
 import egno_md
+from egno_md.molecule.atoms import select_atoms
+from egno_md.molecule.default import default_selection
+from egno_md.molecule.geometry import aligned, superposed_rmsd
 
 from .any_run import Case, alanine, measured, published
 from .simulate import TEMPERATURE_K, built
@@ -74,6 +79,30 @@ def dynamics(structure: Path) -> dict[str, Any]:
     return {"all_atoms": simulation.system.getNumParticles(), "dynamics": steps * STEP_FS * 1e-6 / taken * DAY}
 
 
+def beside_run(case: Case, chain: Path, every: int) -> dict[str, float]:
+    """How a chain moves, as ratios to the run: root mean square fluctuations, their correlation, and median steps."""
+    run = mda.Universe(case.topology, case.trajectory)
+    atoms = select_atoms(run, default_selection(run).select)
+    known = np.stack([atoms.positions for _ in run.trajectory[::every]])
+    drawn = mda.Universe(chain.with_suffix(".pdb"), chain)
+    frames = np.stack([drawn.atoms.positions for _ in drawn.trajectory])
+    (own, steps), (theirs, others) = _motion(frames), _motion(known)
+    return {
+        "rmsf": float(own.mean() / theirs.mean()),
+        "correlation": float(np.corrcoef(own, theirs)[0, 1]),
+        "step": steps / others,
+    }
+
+
+def _motion(frames: np.ndarray) -> tuple[np.ndarray, float]:
+    """Root mean square fluctuation (N,) and the median step of frames (F, N, 3), superposed."""
+    mean = frames[0]
+    for _ in range(3):
+        mean = aligned(frames, mean).mean(axis=0)
+    fluctuation = np.sqrt(np.mean(np.sum((aligned(frames, mean) - mean) ** 2, axis=-1), axis=0))
+    return fluctuation, float(np.median(superposed_rmsd(frames[1:], frames[:-1])))
+
+
 def measure(system: System, folder: Path) -> dict[str, Any]:
     """The dynamics of a molecule, and at both strides the chain and its worth."""
     chains = []
@@ -82,6 +111,7 @@ def measure(system: System, folder: Path) -> dict[str, Any]:
         short, long = (measured(system.case, folder, (*options, str(frames))) for frames in (SHORT, LONG))
         if "refused" not in long:
             long["frame_seconds"] = (long["cpu_seconds"] - short["cpu_seconds"]) / (LONG - SHORT)
+            long["beside_run"] = beside_run(system.case, folder / "out.dcd", every)
         chains.append(long)
     return {**dynamics(system.structure), "chains": chains}
 
@@ -94,22 +124,24 @@ def rows(name: str, one: dict[str, Any]) -> str:
 def row(name: str, one: dict[str, Any], chain: dict[str, Any]) -> str:
     """A line of the table."""
     if "refused" in chain:
-        return f"| {name} | refused: {chain['refused']} |" + " |" * 9
+        return f"| {name} | refused: {chain['refused']} |" + " |" * 11
     found = chain["hindcast"]
     chosen, still = found["candidates"][found["chosen"]], found["candidates"]["static"]
     spread = chosen["spread_over_error"]
     stride = found["times_ps"][0]
-    drawn = stride * 1e-3 / chain["frame_seconds"] * DAY
+    drawn, moves = stride * 1e-3 / chain["frame_seconds"] * DAY, chain["beside_run"]
     return (
         f"| {name} | {stride:g} | {one['all_atoms']} | {chain['atoms']} | {one['dynamics']:.3g} | {drawn:.3g} | "
         f"{drawn / one['dynamics']:.3g} | {chain['model']} | {chosen['score']:.2f} / {still['score']:.2f} | "
-        f"{'' if spread is None else f'{spread[-1]:.2f}'} | {'passed' if chain['checks']['ok'] else 'failed'} |"
+        f"{'' if spread is None else f'{spread[-1]:.2f}'} | {moves['rmsf']:.2f} | {moves['correlation']:.2f} | "
+        f"{moves['step']:.2f} |"
     )
 
 
 HEAD = (
     "| molecule | stride (ps) | atoms, all | atoms of the chain | dynamics, ns a day | chain, ns a day | times as fast "
-    "| drawn by | energy score of it / of the standing frame (A) | spread over error, last step | checks of the chain |"
+    "| drawn by | energy score of it / of the standing frame (A) | spread over error, last step "
+    "| RMSF of the chain / of the run | their correlation | median step of it / of the run |"
 )
 
 

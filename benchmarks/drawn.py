@@ -41,6 +41,8 @@ from egno_md.evaluation.statistics import jensen_shannon
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored
 from egno_md.forecast.forecasters import Forecaster
 from egno_md.forecast.model import load_model
+from egno_md.forecast.reversion import MeanReversion
+from egno_md.forecast.rolling import OneByOne
 from egno_md.forecast.streams import Streams
 from egno_md.graph.builder import GraphBuilder
 from egno_md.graph.windows import Run
@@ -173,6 +175,10 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     for name in ("Gaussian process", "analogues"):
         free = parts[0].known.baselines.forecasts[name]
         forecasters[name] = Chained(Restored(free, lambda frames, start: geometry.project(frames)), STEPS)
+    for forecaster in forecasters.values():  # as `predict` does
+        one = forecaster.inner.inner if isinstance(forecaster.inner, Restored) else forecaster.inner
+        one, n_past = (one, forecaster.n_past) if isinstance(forecaster, ModelForecaster) else (OneByOne(one), PAST)
+        forecaster.reversion = MeanReversion.fit(one, parts[0].known, STEPS, n_past)
     row: dict[str, Any] = {
         "model": loaded.name,
         "trunk": loaded.spec.options["trunk"],

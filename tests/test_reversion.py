@@ -14,7 +14,7 @@ from egno_md import EGNOSurrogate, sample
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.reversion import MeanReversion
-from egno_md.forecast.rolling import REVERTING
+from egno_md.forecast.rolling import REVERTING, OneByOne
 from egno_md.forecast.streams import Streams, each_of
 from egno_md.molecule.geometry import aligned
 
@@ -121,7 +121,7 @@ def test_a_start_beyond_the_run_comes_back_to_its_edge(reversion):
 
 def test_what_the_run_never_showed_does_not_add_up():
     """Twelve frames span twelve directions: along the others a window ends with what it draws."""
-    few = run_of_noise(40)[:12]
+    few = run_of_noise(12)
     known = Known([np.concatenate([few] * 3)])
     found = MeanReversion.fit(Walk(), known, TIMES, 1)
     assert len(found.directions) <= 12
@@ -131,14 +131,35 @@ def test_what_the_run_never_showed_does_not_add_up():
     assert np.mean(np.sum(outside**2, axis=1)) < 1.2 * 2 * WINDOW * STEP**2 * 48
 
 
+@pytest.mark.parametrize("who", ["analogues", "ensemble of the run", "Gaussian process"])
+def test_forecasts_whose_chains_vary_as_the_run_are_left_alone(who):
+    """Frames of the run itself, and a Gaussian process of many windows, which knows where it comes back to."""
+    rng = np.random.default_rng(5)
+    frames = np.zeros((3000, 8, 3))
+    for k in range(1, len(frames)):
+        frames[k] = 0.9 * frames[k - 1] + np.sqrt(1 - 0.9**2) * rng.normal(scale=SIGMA, size=(8, 3))
+    known = Known([frames + STRUCTURE[:8]], tuple(TIMES))
+    one = OneByOne(known.baselines.forecasts[who])
+    assert MeanReversion.fit(one, known, TIMES, 4) is None
+    # And so is one that varies too little.
+    assert MeanReversion.fit(OneByOne(Still()), known, TIMES, 4) is None
+
+
+class Still:
+    """It draws what stands still."""
+
+    name, n_past, draws = "still", 1, True
+
+    def __call__(self, past, times, samples=1, generator=None):
+        return np.repeat(past[:, -1][:, None, None], len(np.asarray(times)), axis=2).repeat(samples, axis=1)
+
+
 def test_runs_that_are_too_short_leave_a_chain_alone(run):
     assert MeanReversion.fit(Walk(), Known([run[:15]]), TIMES, 1) is None  # shorter than four windows
-    assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 32) is None  # nine frames with so much of a past
-    assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 31) is not None
+    assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 22) is None  # 19 frames with so much of a past
+    assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 21) is not None
     assert MeanReversion.fit(Walk(), Known([run[:40]], every=3), TIMES, 1) is None
-    one = MeanReversion.fit(Walk(), Known([run[:, :1]]), TIMES, 1)  # a single atom has no shape
-    frames = np.random.default_rng(0).normal(size=(1, 1, 4, 1, 3))
-    np.testing.assert_allclose(one(frames, frames[:, :, 0], TIMES), frames, atol=1e-12)
+    assert MeanReversion.fit(Walk(), Known([run[:, :1]]), TIMES, 1) is None  # a single atom has no shape
 
 
 def fluctuations(frames):

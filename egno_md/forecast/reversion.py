@@ -24,7 +24,10 @@ from .streams import Streams
 FRAMES, SMALLEST = 500, 1e-6
 
 #: Chains that are drawn, at least and at most; atoms of all of them.
-FEWEST_CHAINS, CHAINS, CHAIN_ATOMS = 10, 48, 20_000
+FEWEST_CHAINS, CHAINS, CHAIN_ATOMS = 20, 48, 20_000
+
+#: Directions count as those in which chains vary more than the run by so many standard errors; fewer are chance.
+BEYOND_CHANCE, FEW = 2.0, 0.1
 
 #: What is left of a start that would not count at all, and the least response: their ratio is that of two numbers of
 #: which neither is known better.
@@ -70,7 +73,8 @@ class MeanReversion:
         Returns
         -------
         MeanReversion or None
-            None of runs that are shorter than these chains, or have fewer than ten frames to begin at.
+            None where chains vary no more than the run, as those of analogues do, and of runs that are shorter than
+            these chains or have fewer than 20 frames to begin at.
         """
         every, length = known.every, REVERTING * len(np.asarray(times))
         starts = [(k, f) for k, x in enumerate(known.segments) for f in range((n_past - 1) * every, len(x))]
@@ -101,9 +105,15 @@ class MeanReversion:
         )
         # Two chains of the same random numbers differ by where they began alone.
         began, ended = first[1] - first[0], last[1] - last[0]  # (C, R)
-        response = np.sum(began * ended, axis=0) / np.maximum(np.sum(began**2, axis=0), 1e-30)
-        drawn = np.mean((last - response * first) ** 2, axis=(0, 1))
-        wanted = np.sqrt(np.clip(1 - drawn / variance, LEAST**2, None))
+        spread = np.maximum(np.sum(began**2, axis=0), 1e-30)
+        response = np.sum(began * ended, axis=0) / spread
+        drawn = np.mean((last - response * first) ** 2, axis=(0, 1)) / variance
+        grown = response**2 + drawn - 1  # in variances of the run
+        unsure = 2 * response * np.sqrt(np.mean((ended - response * began) ** 2, axis=0) / spread)
+        chance = np.hypot(unsure, drawn * np.sqrt(2 / len(began)))
+        if np.sum(grown > BEYOND_CHANCE * chance) <= FEW * len(directions):
+            return None
+        wanted = np.sqrt(np.clip(1 - drawn, LEAST**2, None))
         kept = np.minimum(wanted / np.maximum(response, LEAST), 1.0) ** (1 / REVERTING)
         return cls(mean, directions, kept, along.min(axis=0), along.max(axis=0))
 

@@ -197,7 +197,7 @@ class FreeEngine:
         known = self.material.known(excluded)
         longest = max((len(x) for x in known.segments), default=0) // known.every
         times = np.arange(1, self.n_times + 1)
-        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 2)))
+        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 4)))
 
     def _folds(self, starts: NDArray[np.int64], horizon: int) -> list[tuple[NDArray[np.int64], tuple]]:
         """Rows of starts, and ranges of frames that must not be known to who forecasts from them."""
