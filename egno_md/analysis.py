@@ -156,6 +156,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         Who forecasts; ``engine.name`` is its name.
     decisions : list of str
         One line for each decision that was made about the run.
+    reverts : bool
+        From their fifth window on the chains were called back to the run (:mod:`egno_md.forecast.reversion`).
     streaming : bool
         A streamed forecast is being written.
     stop_when : callable
@@ -314,8 +316,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         elif frames is None:
             frames = np.arange(*self._trajectory.check_slice_indices(start, stop, step))
             start = stop = step = None
-        if verbose is not None:
-            self._verbose = verbose
+        self._verbose = self._verbose if verbose is None else verbose
         # The numbers that were asked for count: some readers of one frame say that it is frame -1.
         chosen = np.asarray(frames)
         self._asked = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(int) % n_frames
@@ -365,7 +366,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         self.start_times = np.empty(self.n_frames)
         self._seen: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
         self._next = 0
-        self._odd, self._relaxation = False, None
+        self._odd, self._relaxation, self.reverts = False, None, False
 
     def _choose(self) -> None:
         """Look at the run, and let the best of its forecasts forecast."""
@@ -467,6 +468,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         for rows, forecaster in self.engine.forecasters(starts, self.horizon, self.substeps, **options):
             if self.on_unphysical == "relax":
                 forecaster, self._relaxation = relaxing(forecaster, *self._physical(0))
+            self.reverts |= forecaster.reversion is not None
             yield rows, forecaster
 
     def _streams(self, rows) -> Streams | None:

@@ -7,10 +7,12 @@ from itertools import islice
 import MDAnalysis as mda
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from scipy.spatial.transform import Rotation
 from test_flow import flow_model, run_of
 
 from egno_md import EGNOSurrogate, sample
+from egno_md.cli import main
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.reversion import MeanReversion
@@ -186,6 +188,26 @@ def test_long_futures_of_the_sample_fluctuate_as_the_run_does(who, tmp_path):
     np.testing.assert_array_equal(short.positions[0], results.positions[0][: 8 * REVERTING])
 
 
+def test_the_summary_says_which_chains_revert(tmp_path):
+    files = [str(name) for name in sample()]
+
+    def said(*more):
+        done = CliRunner().invoke(main, ["predict", *files, "-o", str(tmp_path / "out.dcd"), "--force", *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    line = "windows, which revert to the run from the fifth on: the error grows with each one"
+    assert line in said("--model", "Gaussian process", "--horizon", "40")
+    assert '"reverts": true' in said("--model", "Gaussian process", "--horizon", "40", "--json")
+    assert line in said("--model", "Gaussian process", "--horizon", "40", "--mean")
+    for others in (
+        ["--horizon", "32"],
+        ["--model", "ca-1ps", "--horizon", "40"],
+        ["--model", "static", "--horizon", "40"],
+    ):
+        assert "revert" not in said(*others)
+
+
 def test_a_network_that_draws_reverts_to_the_run_as_well():
     made = flow_model()
     model, builder, universe = made[0], made[1], run_of(made, 300)
@@ -193,6 +215,7 @@ def test_a_network_that_draws_reverts_to_the_run_as_well():
     forecaster = ModelForecaster(model, builder)
     forecaster.reversion = MeanReversion.fit(forecaster.inner, Known([known]), TIMES, forecaster.n_past)
     long = EGNOSurrogate(universe, model, horizon=40, samples=2, seed=5).run()
+    assert long.reverts and not EGNOSurrogate(universe, model, horizon=16, samples=2).run().reverts
     past = known[-forecaster.n_past :][None]
     expected = forecaster.collect(past, 40, 2, Streams.of(5, [299], 2))
     np.testing.assert_allclose(long.results.ensemble, expected, atol=1e-3)

@@ -94,6 +94,7 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         "frames": n_frames,
         "times_ps": [float(results.times[i, k]) for k in listed],
         "windows": -(-n_frames // (engine.n_times * surrogate.substeps)),
+        "reverts": surrogate.reverts,
         # One for each time; None where the trajectory does not have the frame.
         **{name: [value if value == value else None for value in values] for name, values in errors.items()},
         # Of futures that were drawn: the errors above are those of the first, but for rmsd_mean, of their mean.
@@ -143,7 +144,8 @@ def readable(summary: dict[str, Any]) -> str:
     ]
     lines += _choice(summary["decisions"], summary["hindcast"])
     if summary["windows"] > 1:
-        lines.append(f"chained    {summary['windows']} windows: the error grows with each one")
+        ends = ", which revert to the run from the fifth on" if summary["reverts"] else ""
+        lines.append(f"chained    {summary['windows']} windows{ends}: the error grows with each one")
     if futures is not None:
         spreads = [value for one in starts for value in one["spread_A"] or ()]
         apart = f", {sum(spreads) / len(spreads):.2f} A from their mean (mean of all atoms)" if spreads else ""

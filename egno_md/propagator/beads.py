@@ -297,8 +297,8 @@ def surrogate_simulation(
     every : int
         Trajectory frames per stride of the model.
     seed : int
-        Of the future that a model draws: that of ``EGNOSurrogate(..., samples=1, seed=seed)`` from the same frame, up to
-        the fifth window, from which on that one reverts to its run.
+        Of the future that a model draws: that of ``EGNOSurrogate(..., samples=1, seed=seed)`` from the same frame, up
+        to the fifth window, from which on that one reverts to its run.
     device : str
         Where the network runs.
     platform : str
