@@ -178,7 +178,7 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     for forecaster in forecasters.values():  # as `predict` does
         one = forecaster.inner.inner if isinstance(forecaster.inner, Restored) else forecaster.inner
         one, n_past = (one, forecaster.n_past) if isinstance(forecaster, ModelForecaster) else (OneByOne(one), PAST)
-        forecaster.reversion = MeanReversion.fit(one, parts[0].known, STEPS, n_past)
+        forecaster.reversion = MeanReversion.fit(one, parts[0].known, STEPS, n_past, builder.bonds)
     row: dict[str, Any] = {
         "model": loaded.name,
         "trunk": loaded.spec.options["trunk"],

@@ -126,12 +126,12 @@ def run(protein: str, model: str | None, runs: Path, target: Path, name: str) ->
     if loaded is not None:
         own = dataclasses.replace(loaded, geometry={**loaded.geometry, builder.identity: geometry})
         who["model"] = chain = ModelForecaster(own, builder)
-        chain.reversion = MeanReversion.fit(chain.inner, known, STEPS, chain.n_past)
+        chain.reversion = MeanReversion.fit(chain.inner, known, STEPS, chain.n_past, builder.bonds)
     else:
         for free in single.superposed:
             if free in known.baselines.forecasts:
                 one = known.baselines.forecasts[free]
-                reversion = MeanReversion.fit(OneByOne(one), known, STEPS, PAST)
+                reversion = MeanReversion.fit(OneByOne(one), known, STEPS, PAST, builder.bonds)
                 who[free] = Chained(Restored(one, lambda x, start: geometry.project(x)), STEPS, reversion=reversion)
     places = np.linspace(part.starts[0], part.starts[-1], CHAINS + 2).astype(int)[1:-1]
     past = np.stack([test.positions[k + np.arange(1 - PAST, 1)] for k in places])

@@ -170,7 +170,9 @@ def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
     for name in CHAINING:
         free = known.baselines.forecasts[name]
         inner = Restored(free, lambda frames, start: geometry.project(frames))
-        reversion = MeanReversion.fit(OneByOne(free), known, STEPS, PAST) if getattr(free, "draws", False) else None
+        reversion = None
+        if getattr(free, "draws", False):
+            reversion = MeanReversion.fit(OneByOne(free), known, STEPS, PAST, builder.bonds)
         chain = Chained(inner, STEPS, reversion=reversion)
         frames = chain.collect(past, CHAIN_LENGTH, generator=np.random.default_rng(0))[:, 0]  # (C, F, N, 3)
         found = quality(builder, list(frames), runs, stride_ps)

@@ -14,11 +14,11 @@ from test_flow import flow_model, run_of
 from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
-from egno_md.forecast.forecasters import Known
-from egno_md.forecast.reversion import MeanReversion
+from egno_md.forecast.forecasters import Known, linear
+from egno_md.forecast.reversion import MeanReversion, _given, _principal
 from egno_md.forecast.rolling import REVERTING, OneByOne
 from egno_md.forecast.streams import Streams, each_of
-from egno_md.molecule.geometry import aligned
+from egno_md.molecule.geometry import aligned, superposition
 
 TIMES = np.arange(1, 5)
 WINDOW = len(TIMES)
@@ -31,9 +31,12 @@ class Walk:
 
     name, n_past, draws = "walk", 1, True
 
+    def __init__(self, step=STEP):
+        self.step = step
+
     def __call__(self, past, times, samples=1, generator=None):
         size = samples, len(np.asarray(times)), *past.shape[2:]
-        steps = STEP * np.stack([own.standard_normal(size) for own in each_of(generator, len(past))])
+        steps = self.step * np.stack([own.standard_normal(size) for own in each_of(generator, len(past))])
         return past[:, -1][:, None, None] + np.cumsum(steps, axis=2)
 
 
@@ -58,28 +61,70 @@ def variance(frames, mean):
     return np.mean((aligned(frames, mean) - mean) ** 2) * 3 * n / (3 * n - 6)
 
 
-def test_what_a_window_keeps_is_that_of_an_autoregression(reversion):
-    drawn = REVERTING * WINDOW * STEP**2
-    expected = np.sqrt(1 - drawn / SIGMA**2) ** (1 / REVERTING)
-    # The principal directions of 400 frames have more, and less, variance than all have: 0.4 to 1.8 times.
+def test_what_a_window_gives_back_is_that_of_an_autoregression(reversion):
     assert reversion.directions.shape == (54, 60)
     np.testing.assert_allclose(reversion.directions @ reversion.directions.T, np.eye(54), atol=1e-9)
-    np.testing.assert_allclose(np.mean(reversion.kept), expected, atol=0.01)
+    expected = 1 - np.sqrt(1 - WINDOW * STEP**2 / SIGMA**2)
+    np.testing.assert_allclose(np.mean(reversion.given), expected, rtol=0.25)
 
 
-def test_a_walk_stays_where_the_run_was(run, reversion):
+@pytest.mark.parametrize("slow", [1.0, 0.9])
+@pytest.mark.parametrize("share", [1.0, 0.6])
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3])
+def test_slow_and_fast_motion_in_closed_form(slow, share, noise):
+    """Chains with what is given back have the variance 1 that they began with."""
+    fast = 1 - share
+    hidden = slow**2 * share * (1 - share)  # of the slow part, given the whole
+    responses = share * slow, share * slow**REVERTING
+    after = [noise, noise * np.sum(slow ** (2 * np.arange(REVERTING)))]
+    drawn = after[0] + hidden + fast, after[1] + hidden * slow ** (2 * REVERTING - 2) + fast
+    given = _given(*(np.array([x]) for x in (responses[0], drawn[0], responses[1], drawn[1])))[0]
+    if noise / share > 1 - slow**2:
+        np.testing.assert_allclose((slow - given) ** 2 * share + noise, share)
+    else:
+        assert given == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("step", [STEP, 0.12, 0.24])
+def test_a_walk_stays_where_the_run_was(run, step):
     past, rng = run[::20][:, None], np.random.default_rng(1)
-    free = Chained(Walk(), TIMES).collect(past, 800, generator=np.random.default_rng(1))[:, 0]
-    kept = Chained(Walk(), TIMES, reversion=reversion).collect(past, 800, generator=rng)[:, 0]
+    walk = Walk(step)
+    reversion = MeanReversion.fit(walk, Known([run]), TIMES, 1)
+    kept = Chained(walk, TIMES, reversion=reversion).collect(past, 800, generator=rng)[:, 0]
     mean = reversion.mean
-    # With the variance of the run it begins at and no end of it, it would go on to sigma^2 + 800 * step^2.
-    np.testing.assert_allclose(variance(free[:, -100:], mean), SIGMA**2 + 750 * STEP**2, rtol=0.25)
-    for part in np.split(kept, 4, axis=1):
-        np.testing.assert_allclose(variance(part, mean), SIGMA**2, rtol=0.1)
-    within = np.mean([variance(chain[200:], aligned(chain[200:], mean).mean(axis=0)) for chain in kept])
+    # Without it they have the variance of the run that they begin at, and that of the steps besides.
+    free = Chained(walk, TIMES).collect(past, 800, generator=np.random.default_rng(1))[:, 0]
+    assert variance(free[:, -100:], mean) > SIGMA**2 + 500 * step**2
+    ends = kept[:, 3::4]
+    for part in np.split(ends, 4, axis=1):
+        np.testing.assert_allclose(variance(part, mean), SIGMA**2, rtol=0.15)
+    within = np.mean([variance(chain[50:], aligned(chain[50:], mean).mean(axis=0)) for chain in ends])
     assert within > 0.5 * SIGMA**2  # and it does not stand still there
-    step = np.diff(aligned(kept, mean), axis=1)
-    np.testing.assert_allclose(np.std(step), STEP * np.sqrt(54 / 60), rtol=0.1)
+
+
+def memory_of(tau, n_frames, seed=0):
+    """Frames about the structure whose displacements are remembered for so many."""
+    rng, decay = np.random.default_rng(seed), np.exp(-1 / tau)
+    out = rng.normal(scale=SIGMA, size=(n_frames, *STRUCTURE.shape))
+    for k in range(1, n_frames):
+        out[k] = decay * out[k - 1] + np.sqrt(1 - decay**2) * out[k]
+    return STRUCTURE + out
+
+
+def test_directions_of_a_short_run_have_the_variance_of_frames_they_were_not_made_of():
+    """A run of some thirty memories: its last directions are far from having no variance."""
+    frames = memory_of(20, 600).reshape(600, -1)
+    frames -= frames.mean(axis=0)
+    directions, found = _principal(frames, 60)
+    own = np.mean((frames @ directions.T) ** 2, axis=0)
+    true = SIGMA**2
+    assert own[0] > 2 * true and own[-1] < 0.2 * true
+    assert np.all(np.diff(found) <= 1e-12) and found[0] < 0.8 * own[0] and found[len(own) - 1] > 2 * own[-1]
+    np.testing.assert_allclose(found[: len(own)].sum(), own.sum(), rtol=0.01)
+    few = frames[:30]  # fewer than there are directions
+    directions, found = _principal(few, 60)
+    total = found[:-1].sum() + found[-1] * (60 - len(directions))
+    np.testing.assert_allclose(total, np.mean(np.sum(few**2, axis=1)), rtol=0.35)
 
 
 def test_up_to_the_fifth_window_a_chain_is_what_was_drawn(run, reversion):
@@ -97,40 +142,108 @@ def test_it_is_taken_off_in_the_frame_of_each_molecule(run, reversion):
     rng = np.random.default_rng(4)
     start = run[[3, 50, 60]][:, None] + rng.normal(size=(3, 2, 20, 3))  # (S, K, N, 3)
     frames = start[:, :, None] + 0.1 * rng.normal(size=(3, 2, 4, 20, 3))
-    found = reversion(frames, start, TIMES)
+    part = TIMES / WINDOW
+
+    def found(frames, start):
+        return reversion.without(frames, reversion.back(start), part)
+
     turn, shift = Rotation.random(3, rng=rng).as_matrix()[:, None, None], rng.normal(scale=30, size=3)
-    moved = reversion(frames @ turn + shift, start @ turn[:, :, 0] + shift, TIMES)
-    np.testing.assert_allclose(moved, found @ turn + shift, atol=1e-9)
+    moved = found(frames @ turn + shift, start @ turn[:, :, 0] + shift)
+    np.testing.assert_allclose(moved, found(frames, start) @ turn + shift, atol=1e-9)
     # Molecules that turn within a window: what is taken off turns with them.
     turns = Rotation.from_rotvec(np.linspace(0, 1, 4)[:, None] * [0.3, -0.5, 0.9]).as_matrix()
-    np.testing.assert_allclose(reversion(frames @ turns, start, TIMES), found @ turns, atol=1e-6)
-    alone = reversion(frames[1:2, 1:], start[1:2, 1:], TIMES)
-    np.testing.assert_allclose(alone, found[1:2, 1:], atol=1e-12)
+    np.testing.assert_allclose(found(frames @ turns, start), found(frames, start) @ turns, atol=1e-6)
+    np.testing.assert_allclose(found(frames[1:2, 1:], start[1:2, 1:]), found(frames, start)[1:2, 1:], atol=1e-12)
+    # In equal parts of the window, along each direction as much as is said.
+    one = reversion.directions[3]
+    back = reversion.back(reversion.mean + (0.3 * one).reshape(-1, 3)).ravel()
+    np.testing.assert_allclose(back @ one, 0.3 * reversion.given[3], rtol=0.05)
+    still = run[:1].repeat(4, axis=0)
+    off = still - reversion.without(still, reversion.back(run[0]), part)
+    np.testing.assert_allclose(off, off[-1] * part[:, None, None], atol=1e-9)
 
 
-def test_a_start_beyond_the_run_comes_back_to_its_edge(reversion):
-    mean, (one, other) = reversion.mean, reversion.directions[:2]
-    far = mean + (30.0 * one).reshape(-1, 3)
-    back = reversion(far[None, None, None].repeat(4, axis=2), far[None, None], TIMES)[0, 0]
-    along = (aligned(back, mean) - mean).reshape(4, -1) @ one
-    assert np.all(np.diff(along) < -1)  # in equal parts of the window
-    np.testing.assert_allclose(along[-1], reversion.high[0], atol=0.2)
-    inside = mean + (0.3 * other).reshape(-1, 3)
-    stays = reversion(inside[None, None, None], inside[None, None], [4])[0, 0, 0]
-    along = (aligned(stays, mean) - mean).ravel() @ other
-    np.testing.assert_allclose(along, 0.3 * reversion.kept[1], atol=0.01)
+def test_the_past_moves_along_so_that_no_velocity_is_made_of_it(run, reversion):
+    class Flight:
+        """It goes on as the last stride went."""
+
+        name, n_past, draws = "flight", 2, True
+
+        def __call__(self, past, times, samples=1, generator=None):
+            return np.concatenate([linear(past[:, -1], past[:, -1] - past[:, -2], times)[:, None]] * samples, axis=1)
+
+    past = run[:1].repeat(2, axis=0)[None]  # at rest
+    for window in islice(roll(Flight(), past, TIMES, reversion=reversion), 12):
+        steps = np.diff(window.state.past[0, 0], axis=0)
+        np.testing.assert_allclose(steps, 0, atol=1e-9)
+    assert np.linalg.norm(window.positions - run[0]) > 0.1
 
 
-def test_what_the_run_never_showed_does_not_add_up():
-    """Twelve frames span twelve directions: along the others a window ends with what it draws."""
-    few = run_of_noise(12)
-    known = Known([np.concatenate([few] * 3)])
-    found = MeanReversion.fit(Walk(), known, TIMES, 1)
-    assert len(found.directions) <= 12
-    chain = Chained(Walk(), TIMES, reversion=found).collect(few[:6][:, None], 400, generator=np.random.default_rng(0))
-    off = (aligned(chain[:, 0, 200:], found.mean) - found.mean).reshape(-1, 60)
-    outside = off - off @ found.directions.T @ found.directions
-    assert np.mean(np.sum(outside**2, axis=1)) < 1.2 * 2 * WINDOW * STEP**2 * 48
+def test_what_the_run_never_showed_reverts_as_well():
+    """Forty frames span forty directions; what frames do beside those of others tells of the rest."""
+    few = run_of_noise(40)
+    found = MeanReversion.fit(Walk(), Known([few]), TIMES, 1)
+    assert len(found.directions) <= 40
+    spread = []
+    for reversion in (found, None):
+        chains = Chained(Walk(), TIMES, reversion=reversion)
+        frames = chains.collect(few[::4][:, None], 1600, generator=np.random.default_rng(0))[:, 0, 200:]
+        off = (aligned(frames, found.mean) - found.mean).reshape(-1, 60)
+        outside = off - off @ found.directions.T @ found.directions
+        spread.append(np.mean(np.sum(outside**2, axis=1)) / (54 - len(found.directions)))
+    assert 0.6 * SIGMA**2 < spread[0] < 1.6 * SIGMA**2 < 3 * SIGMA**2 < spread[1]
+
+
+def test_molecules_revert_each_by_itself():
+    """Two that part: their shapes revert, their distance is what was drawn. Two that touch are one."""
+    rng = np.random.default_rng(6)
+    near = np.concatenate([STRUCTURE, STRUCTURE + [12.0, 0, 0]]) + rng.normal(scale=SIGMA, size=(400, 40, 3))
+    apart = near.copy()
+    apart[:, 20:, 0] += np.linspace(0, 60, 400)[:, None]
+    bonds = [[k, k + 1] for k in range(39) if k != 19]
+
+    def fitted(frames, bonds=bonds):
+        return MeanReversion.fit(Walk(), Known([frames]), TIMES, 1, bonds)
+
+    assert [len(body) for body in fitted(near).bodies] == [40] == [len(body) for body in fitted(apart, ()).bodies]
+    reversion = fitted(apart)
+    assert [len(body) for body in reversion.bodies] == [20, 20]
+
+    def distance(frames):
+        return frames[..., 20:, 0].mean(axis=-1) - frames[..., :20, 0].mean(axis=-1)
+
+    past = apart[-8:][:, None]
+    free, kept = (
+        Chained(Walk(), TIMES, reversion=one).collect(past, 400, generator=np.random.default_rng(2))[:, 0]
+        for one in (None, reversion)
+    )
+    np.testing.assert_allclose(distance(kept), distance(free), atol=1e-2)
+    for half in (slice(0, 20), slice(20, 40)):
+        spread = [variance(x[:, 100:, half], reversion.mean[half]) for x in (free, kept)]
+        assert spread[0] > SIGMA**2 + 150 * STEP**2
+        np.testing.assert_allclose(spread[1], SIGMA**2, rtol=0.2)
+    # A liquid has no structure to come back to.
+    assert fitted(near, [[0, 1]]) is not None  # 39 molecules
+    assert MeanReversion.fit(Walk(), Known([np.concatenate([near] * 2, axis=1)]), TIMES, 1, [[0, 1]]) is None
+
+
+def test_a_slow_run_is_not_squeezed():
+    """What draws as the run does has nothing to give back, however short the run is beside its memory."""
+
+    class Same:
+        name, n_past, draws = "same", 1, True
+
+        def __call__(self, past, times, samples=1, generator=None):
+            turn, centre = superposition(past[:, -1], STRUCTURE)
+            now, out = (past[:, -1] - centre) @ turn - STRUCTURE + STRUCTURE.mean(axis=0), []
+            numbers = [own.standard_normal((len(times), *now.shape[1:])) for own in each_of(generator, len(past))]
+            for step in np.stack(numbers, axis=1):
+                now = np.exp(-1 / 30) * now + SIGMA * np.sqrt(1 - np.exp(-2 / 30)) * step
+                out.append(now)
+            frames = np.stack(out, axis=1) + STRUCTURE - STRUCTURE.mean(axis=0)  # (S, T, N, 3)
+            return (frames @ np.swapaxes(turn, -1, -2)[:, None] + centre[:, None])[:, None]
+
+    assert MeanReversion.fit(Same(), Known([memory_of(30, 1000)]), np.arange(1, 9), 1) is None
 
 
 @pytest.mark.parametrize("who", ["analogues", "ensemble of the run", "Gaussian process"])

@@ -219,13 +219,19 @@ def roll(
                 f"model {forecaster.name!r} predicted coordinates that are not finite in frames {state.done + 1} to "
                 f"{state.done + len(asked)}; shorten the horizon or use a model made for this system"
             )
+        part, back = asked / asked[-1], None
         if reversion is not None and state.done >= REVERTING * len(asked):
-            predicted = reversion(predicted, state.past[:, :, -1], asked)
+            back = reversion.back(state.past[:, :, -1])  # (S, K, N, 3)
+            predicted = reversion.without(predicted, back, part)
         if keep is not None:
             predicted = _kept(keep, predicted, state.start)  # (S, K, T, N, 3)
         before = np.repeat(state.past, members // state.past.shape[1], axis=1)  # (S, K, P, N, 3)
         if whole is not None:
-            before = np.concatenate([before, predicted[:, :, whole]], axis=2)[:, :, -max(n_past, forecaster.n_past) :]
+            n_kept = max(n_past, forecaster.n_past)
+            before = np.concatenate([before, predicted[:, :, whole]], axis=2)[:, :, -n_kept:]
+            if back is not None:  # what came before moves along, or the next window would take it for a velocity
+                rest = np.concatenate([np.ones(n_past), 1 - part[whole]])[-n_kept:]
+                before = reversion.without(before, back, rest)
         bits = None if generator is None else generator.bit_generator.state
         state = state._replace(past=before, done=state.done + len(asked), generator=bits)
         yield Window(predicted + state.centre[:, None, None], state)

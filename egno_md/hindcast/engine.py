@@ -134,7 +134,8 @@ class ModelEngine:
             return None
         reach = (horizon + self.n_times) * self.subject.every
         known = material.known((start + 1, start + 1 + reach) for start in starts)
-        return MeanReversion.fit(forecaster.inner, known, forecaster.times, forecaster.n_past)
+        bonds = self.builder.bonds
+        return MeanReversion.fit(forecaster.inner, known, forecaster.times, forecaster.n_past, bonds)
 
 
 class FreeEngine:
@@ -196,8 +197,8 @@ class FreeEngine:
         """Of what is fitted to all but these frames."""
         known = self.material.known(excluded)
         longest = max((len(x) for x in known.segments), default=0) // known.every
-        times = np.arange(1, self.n_times + 1)
-        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 4)))
+        times, bonds = np.arange(1, self.n_times + 1), self.material.subject.builder.bonds
+        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 4)), bonds)
 
     def _folds(self, starts: NDArray[np.int64], horizon: int) -> list[tuple[NDArray[np.int64], tuple]]:
         """Rows of starts, and ranges of frames that must not be known to who forecasts from them."""
