@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ def check_numbers(horizon: int, substeps: int) -> None:
     UsageError
     """
     for name, value, most in (("horizon", horizon, MOST_FRAMES), ("substeps", substeps, MOST_SUBSTEPS)):
-        if isinstance(value, bool) or int(value) != value or value < 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or value % 1 != 0 or value < 1:
             raise UsageError(f"{name} (--{name}) must be a whole number of at least 1, found {value}")
         if value > most:
             raise UsageError(f"{name} (--{name}) must be at most {most:,}, found {value}")

@@ -21,7 +21,7 @@ from egno_md.graph.windows import frames_back
 from egno_md.molecule.atoms import atom_elements
 
 from ..errors import DataError, ModelError, UsageError
-from .common import box_of, chainable_model, in_angstrom, in_nm
+from .common import box_of, chainable_model, in_angstrom, in_nm, is_count, platform_named
 
 
 def _close(found: NDArray[np.floating], expected: NDArray[np.floating]) -> bool:
@@ -67,6 +67,13 @@ def _streams(words: tuple[int, ...]) -> Streams:
     return streams
 
 
+#: The variable that a deserialised copy cannot set; OpenMM's error ends in it.
+NO_COPIES = (
+    "an EGNOIntegrator cannot be deserialised, its network is not in the XML; make it anew (surrogate_simulation) and "
+    "load the State or checkpoint"
+)
+
+
 class EGNOIntegrator(openmm.CustomIntegrator):
     """Moves the beads of a Context by forecasts: one step is one predicted frame.
 
@@ -106,7 +113,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
     Raises
     ------
     UsageError
-        The device is not there, or a seed that is no whole number of at least 0.
+        The device is not there, or a seed or number that is no whole number of at least 0.
     ModelError
         A model that cannot be chained or does not know the atoms.
 
@@ -121,6 +128,8 @@ class EGNOIntegrator(openmm.CustomIntegrator):
 
     def __init__(self, model: Any, atoms: AtomGroup, *, seed: int = 0, number: int = 0, device: str = "auto") -> None:
         self.model = chainable_model(model)
+        if not is_count(number, 0):
+            raise UsageError(f"number must be a whole number of at least 0, found {number!r}")
         super().__init__(self.model.window.stride_ps)
         self.device = resolve_device(device)
         self.builder = GraphBuilder(atoms, self.model.graph)
@@ -135,15 +144,22 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             self.addGlobalVariable(f"random_{k}", word)
         for k in range(self._n_input):
             self.addPerDofVariable(f"past_{k}", 0)
+        # Never done here. A copy by XmlSerializer is a plain CustomIntegrator without a network; OpenMM runs into this
+        # in its first step and says it, where no computation at all would move the clock and nothing else.
+        self.addComputePerDof(NO_COPIES, "x")
 
     def bind(self, context: openmm.Context) -> None:
         """Tell the integrator which Context it moves; OpenMM's Python layer does not.
 
         Raises
         ------
+        UsageError
+            No Context.
         ModelError
             A Context with another number of particles, with constraints or with virtual sites.
         """
+        if not isinstance(context, openmm.Context):
+            raise UsageError(f"context must be an openmm.Context (simulation.context), found {type(context).__name__}")
         system, n_atoms = context.getSystem(), self.builder.n_atoms
         if system.getNumParticles() != n_atoms:
             raise ModelError(
@@ -163,11 +179,21 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         Parameters
         ----------
         frames : array-like, shape (n_input, N, 3)
-            Angstrom, one stride apart, the last one being the present; ``n_input`` is 2, or T + 1 for a model that
-            maps a trajectory to a trajectory.
+            Angstrom, or a Quantity, one stride apart, the last one being the present; ``n_input`` is 2, or T + 1 for a
+            model that maps a trajectory to a trajectory.
+
+        Raises
+        ------
+        UsageError
+            Frames that are no numbers, are not finite or of another shape; no Context yet.
         """
-        frames = np.asarray(frames, np.float32)
+        if unit.is_quantity(frames):
+            frames = frames.value_in_unit(unit.angstrom)
         expected = (self._n_input, self.builder.n_atoms, 3)
+        try:
+            frames = np.asarray(frames, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"frames must be numbers of shape {expected}, found {type(frames).__name__}") from error
         if frames.shape != expected or not np.isfinite(frames).all():
             raise UsageError(f"frames must be finite and of shape {expected}, found {frames.shape}")
         context = self._bound()
@@ -179,12 +205,14 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         Raises
         ------
         UsageError
-            The integrator is bound to no Context.
+            The integrator is bound to no Context, or no whole number of steps.
         DataError
             Positions or velocities that are not finite, or molecules broken by the box.
         ModelError
             A step size that is not the model's stride, a Context of other particles, a prediction that is not finite.
         """
+        if not isinstance(steps, int | np.integer):
+            raise UsageError(f"steps must be a whole number of predicted frames, found {steps!r}")
         if steps < 1:
             return
         context = self._bound()
@@ -321,7 +349,9 @@ def surrogate_simulation(
     >>> simulation.reporters.append(app.DCDReporter("surrogate.dcd", 1))     # doctest: +SKIP
     >>> simulation.step(8)                                                   # doctest: +SKIP
     """
-    model = chainable_model(model)
+    model, chosen = chainable_model(model), platform_named(platform)
+    if not is_count(every, 1):
+        raise UsageError(f"every (--every) must be a whole number of at least 1, found {every!r}")
     subject = Subject.of(
         universe_or_atomgroup, model.graph, model.window, select=select, every=every, who=f"model {model.name!r}"
     )
@@ -345,7 +375,7 @@ def surrogate_simulation(
         vectors = computePeriodicBoxVectors(*lengths, *angles)
         topology.setPeriodicBoxVectors(vectors)
         system.setDefaultPeriodicBoxVectors(*vectors)
-    simulation = app.Simulation(topology, system, integrator, openmm.Platform.getPlatform(platform))
+    simulation = app.Simulation(topology, system, integrator, chosen)
     integrator.bind(simulation.context)
     integrator.set_history(history)
     simulation.context.setTime(subject.clock.times[here])

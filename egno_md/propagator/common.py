@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from egno_md.forecast.chain import check_request
 from egno_md.forecast.model import Model, load_model
 from egno_md.forecast.subject import choose_atoms
 
+from ..errors import UsageError
+
 #: Steps that are done at once where nobody looks at them: a signal is heard between them.
 TOGETHER = 25
 
@@ -24,6 +29,41 @@ def in_parts(steps: int) -> Iterator[int]:
     """A number of steps in parts of :data:`TOGETHER` at most."""
     for done in range(0, steps, TOGETHER):
         yield min(TOGETHER, steps - done)
+
+
+#: Numbers of an all-atom run by their arguments: the unit, and whether it may be 0.
+NUMBERS = {
+    "temperature": ("K", False),
+    "friction": ("1/ps", True),
+    "step_fs": ("fs", False),
+    "equilibrate_ps": ("ps", True),
+    "lead_ps": ("ps", False),
+    "relax_ps": ("ps", False),
+    "strength": ("kJ/mol/nm^2", False),
+}
+
+
+def check_numbers(**given: Any) -> None:
+    """Refuse :data:`NUMBERS` that mean nothing, before any work.
+
+    Raises
+    ------
+    UsageError
+        A number that is negative, not finite, or 0 where it has to be positive; something else than a bare number.
+    """
+    for name, value in given.items():
+        in_unit, may_be_zero = NUMBERS[name]
+        bare = isinstance(value, Real) and not isinstance(value, bool)
+        if not bare or not math.isfinite(value) or value < 0 or (value == 0 and not may_be_zero):
+            raise UsageError(
+                f"{name} (--{name.replace('_', '-')}) must be {'at least 0' if may_be_zero else 'positive'}, a bare "
+                f"number in {in_unit}, found {value!r}"
+            )
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Whether a value is a whole number of at least so many."""
+    return isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0 and value >= least
 
 
 def in_nm(values: ArrayLike) -> NDArray[np.float64]:
@@ -48,8 +88,25 @@ def choose_beads(source: Any, model: Model, select: str | None) -> AtomGroup:
     return choose_atoms(source, model.graph.select, select, who=f"model {model.name!r}")
 
 
+def platform_named(name: str) -> openmm.Platform:
+    """An OpenMM platform that is there.
+
+    Raises
+    ------
+    UsageError
+        It is not.
+    """
+    try:
+        return openmm.Platform.getPlatformByName(name)
+    except (openmm.OpenMMException, TypeError) as error:
+        known = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
+        raise UsageError(f"OpenMM has no platform {name!r} here; choose one of {', '.join(known)}") from error
+
+
 def chainable_model(model: Any) -> Model:
     """The model, refused when it cannot be chained: here, and not in the middle of a run."""
+    if not isinstance(model, str | os.PathLike | Model | None):
+        raise UsageError(f"model must be a name, a file or a Model, found {type(model).__name__} (see egno-md models)")
     model = load_model(model)
     # A window and one frame more is what needs a chain.
     check_request(model, model.window.n_times + 1, 1)

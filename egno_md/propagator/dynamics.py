@@ -47,10 +47,15 @@ class Dynamics:
     Raises
     ------
     UsageError
-        An integrator without a constant step size.
+        No Simulation, or an integrator without a constant step size.
     """
 
     def __init__(self, simulation: app.Simulation) -> None:
+        if not isinstance(simulation, app.Simulation):
+            raise UsageError(
+                f"simulation must be an openmm.app.Simulation, found {type(simulation).__name__}: load_simulation "
+                "makes one of a PDB file"
+            )
         self.simulation = simulation
         self.step_ps = self._constant_step()
         system = simulation.system

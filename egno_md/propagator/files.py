@@ -15,13 +15,17 @@ from typing import Any
 import MDAnalysis as mda
 import numpy as np
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from ..errors import DataError, ModelError, OutputError, UsageError, counted, few
+from ..forecast.streams import check_seed
 from ..molecule.atoms import matching_atoms
 from ..progress import Progress
-from .common import in_angstrom, in_parts
+from .common import check_numbers, in_angstrom, in_parts, platform_named
 from .prepare import build_system
+
+#: In fs. Beyond it the fastest motions that are left, those of light hydrogens, need heavier ones.
+MOST_STEP_FS = 3.0
 
 
 def load_simulation(
@@ -35,7 +39,7 @@ def load_simulation(
     temperature: float = 300.0,
     friction: float = 1.0,
     step_fs: float = 2.0,
-    equilibrate_ps: float = 20.0,
+    equilibrate_ps: float | None = 20.0,
     platform: str | None = None,
     seed: int = 0,
     said: Callable[[str], None] = lambda line: None,
@@ -62,8 +66,10 @@ def load_simulation(
     no_box : bool, optional
         Forget the box of the topology, or keep it (with force fields alone); when None it is kept if it is full of
         solvent, and that of a crystal is forgotten.
-    temperature, friction, step_fs, equilibrate_ps : float
-        In K, 1/ps, fs and ps.
+    temperature, friction, step_fs : float
+        In K, 1/ps and fs. With force fields the step is at most 3 fs.
+    equilibrate_ps : float, optional
+        In ps. With None the positions of the topology stay as they are, for :func:`settle`.
     platform : str, optional
         OpenMM platform; OpenMM's choice by default.
     seed : int
@@ -80,12 +86,23 @@ def load_simulation(
     Raises
     ------
     UsageError
-        Both `forcefields` and `system`; an unknown platform.
+        Both `forcefields` and `system`; an unknown platform; a number that cannot be right.
     DataError
         A file that is missing or damaged, a force field that does not know the molecule.
     ModelError
         A System or State of other particles.
     """
+    check_numbers(temperature=temperature, friction=friction, step_fs=step_fs)
+    if equilibrate_ps is not None:
+        check_numbers(equilibrate_ps=equilibrate_ps)
+    chosen = () if platform is None else (platform_named(platform),)  # a wrong one is refused before any work
+    if check_seed(seed) >= 2**31:
+        raise UsageError(f"seed (--seed) must be below 2^31, OpenMM's limit, found {seed}")
+    if system is None and step_fs > MOST_STEP_FS:
+        raise UsageError(
+            f"step_fs (--step-fs) must be at most {MOST_STEP_FS:g} with hydrogens as light as they are and their bonds "
+            f"alone constrained, found {step_fs:g}: 2 is usual, more needs a System with heavier ones (--system)"
+        )
     if forcefields and system is not None:
         raise UsageError(
             "give either force fields (--forcefield amber14-all.xml --forcefield implicit/obc2.xml) or a serialised "
@@ -113,11 +130,6 @@ def load_simulation(
     integrator = openmm.LangevinMiddleIntegrator(temperature, friction, step_fs / 1000)
     integrator.setRandomNumberSeed(seed)
     try:
-        chosen = () if platform is None else (openmm.Platform.getPlatformByName(platform),)
-    except openmm.OpenMMException as error:
-        known = [openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())]
-        raise UsageError(f"OpenMM has no platform {platform!r} here; choose one of {', '.join(known)}") from error
-    try:
         simulation = app.Simulation(modeller.topology, built, integrator, *chosen)
     except openmm.OpenMMException as error:
         raise DataError(
@@ -136,22 +148,45 @@ def load_simulation(
         simulation.context.setStepCount(found.getStepCount())
         return simulation
     simulation.context.setPositions(modeller.positions)
+    if equilibrate_ps is not None:
+        settle(simulation, temperature, equilibrate_ps, seed=seed, progress=progress)
+    return simulation
+
+
+def settle(
+    simulation: app.Simulation, temperature: float, equilibrate_ps: float, *, seed: int = 0, progress: bool = False
+) -> None:
+    """Minimise the energy and equilibrate, as :func:`load_simulation` does; time and step count begin after it.
+
+    Raises
+    ------
+    ModelError
+        The equilibration became unstable.
+    """
+    n_atoms = simulation.topology.getNumAtoms()
     if progress:
         name = simulation.context.getPlatform().getName()
         say_stage(f"minimisation of {n_atoms} atoms on OpenMM's platform {name}")
     with Progress("minimisation", "iterations", shown=progress) as bar:
         simulation.minimizeEnergy(reporter=_Minimised(bar))
     simulation.context.setVelocitiesToTemperature(temperature, *([seed] if seed else []))
-    n_steps = round(equilibrate_ps * 1000 / step_fs)
+    n_steps = round(equilibrate_ps / simulation.integrator.getStepSize().value_in_unit(unit.picosecond))
     if progress and n_steps:
         say_stage(f"equilibration at {temperature:g} K, {equilibrate_ps:g} ps in {n_steps} steps (--equilibrate-ps)")
     with Progress("equilibration", "steps", n_steps, shown=progress) as bar:
         for some in in_parts(n_steps):
-            simulation.step(some)
+            try:
+                simulation.step(some)
+            except openmm.OpenMMException as error:
+                if "nan" not in str(error).lower():
+                    raise
+                raise ModelError(
+                    f"the equilibration at {temperature:g} K became unstable ({error}): shorten the time step "
+                    "(--step-fs), lower the temperature (--temperature) or check the structure"
+                ) from error
             bar.update(some)
     simulation.context.setTime(0.0)
     simulation.context.setStepCount(0)
-    return simulation
 
 
 def say_stage(line: str) -> None:
@@ -295,9 +330,8 @@ class RunFiles:
             with suppress(OSError):
                 simulation.saveState(str(self.state))
             self.left = (
-                f"{counted(simulation.currentStep // every - first, 'frame')} of plain MD in {self.trajectory}, the "
-                f"jumps that were finished in {self.log}; to go on, give {self.topology} and --state {self.state}, and "
-                "another file for what comes (-o)"
+                f"{counted(simulation.currentStep // every - first, 'frame')} of plain MD in {self.trajectory}, "
+                f"finished jumps in {self.log}; to go on: {self.topology} --state {self.state} -o another.dcd"
             )
             raise
         finally:

@@ -62,15 +62,24 @@ def add_guide(system: openmm.System, beads: Sequence[int]) -> openmm.CustomExter
 
 
 def find_guide(system: openmm.System, beads: NDArray[np.integer]) -> openmm.CustomExternalForce | None:
-    for force in system.getForces():
+    """The guide of these beads, if the System has one.
+
+    Raises
+    ------
+    ModelError
+        It has one for other particles.
+    """
+    for number, force in enumerate(system.getForces()):
         if isinstance(force, openmm.CustomExternalForce) and any(
             force.getGlobalParameterName(k) == GUIDE for k in range(force.getNumGlobalParameters())
         ):
             guided = [force.getParticleParameters(k)[0] for k in range(force.getNumParticles())]
             if guided != list(beads):
                 raise ModelError(
-                    f"the System has a guide for {len(guided)} other particles than the {len(beads)} of the "
-                    "selection; remove that force, or use the selection it was made for"
+                    f"the System has a guide for other particles ({len(guided)}) than those of the selection "
+                    f"({len(beads)}), left by another HybridPropagator or add_guide: make the Simulation anew, or, if "
+                    f"nobody uses that guide any more, simulation.system.removeForce({number}) and "
+                    "simulation.context.reinitialize(preserveState=True)"
                 )
             return force
     return None

@@ -13,15 +13,18 @@ import numpy as np
 from MDAnalysis import AtomGroup, Universe
 from openmm import app
 
-from ..errors import ModelError, UsageError
+from ..errors import DataError, ModelError, UsageError, counted
 from ..forecast.chain import check_request
 from ..forecast.device import resolve_device
 from ..graph.windows import frames_back
-from .common import chainable_model, choose_beads
+from .common import chainable_model, check_numbers, choose_beads, is_count
 from .dynamics import Dynamics
 from .files import JumpLog
 from .jump import Jumper
 from .records import Attempt, HybridSummary, Jump, JumpLimits
+
+#: Fewer have no motion of their own once their common drift is taken out, or hardly any; `suggest` asks for as many.
+LEAST_BEADS = 4
 
 
 class HybridPropagator:
@@ -77,9 +80,10 @@ class HybridPropagator:
     UsageError
         An argument that cannot be right, an integrator without a constant step size.
     DataError
-        A selection that is empty.
+        A selection that is empty, or of fewer than four atoms.
     ModelError
-        The topology does not fit the System or the model, or the step size does not divide the model's stride.
+        The topology does not fit the System or the model, the step size does not divide the model's stride, or the
+        System has a guide for other particles. Nothing is added to the System where an error is raised.
 
     Notes
     -----
@@ -106,17 +110,24 @@ class HybridPropagator:
         self.model = chainable_model(model)
         horizon = self.model.window.n_times if horizon is None else horizon
         check_request(self.model, horizon, 1)
-        for name, value in (("lead_ps", lead_ps), ("relax_ps", relax_ps), ("strength", strength)):
-            if not (np.isfinite(value) and value > 0):
-                raise UsageError(f"{name} (--{name.replace('_', '-')}) must be positive, found {value}")
+        check_numbers(lead_ps=lead_ps, relax_ps=relax_ps, strength=strength)
+        if not isinstance(limits, JumpLimits | None):
+            raise UsageError(f"limits must be JumpLimits, found {limits!r}: write JumpLimits(work=3)")
         self.dynamics = Dynamics(simulation)
         self._stride_steps = self._steps_per_stride()
         universe = self.dynamics.universe(simulation.topology if atoms is None else atoms)
         group = atoms if isinstance(atoms, AtomGroup) else universe.atoms
+        beads = choose_beads(group, self.model, select)
+        if len(beads) < LEAST_BEADS:
+            raise DataError(
+                f"the selection {select or self.model.graph.select!r} has {counted(len(beads), 'atom')}; a jump leads "
+                f"their internal motion, which needs at least {LEAST_BEADS}: give a model (--model) that was made for "
+                "more of the atoms, such as one that was trained with --select heavy"
+            )
         self.jumper = Jumper(
             self.dynamics,
             self.model,
-            choose_beads(group, self.model, select),
+            beads,
             horizon=horizon,
             lead_ps=lead_ps,
             relax_ps=relax_ps,
@@ -186,16 +197,16 @@ class HybridPropagator:
         back = frames_back(self.model.window)
         needed = back * self._stride_steps
         md_steps = self.default_md_steps if md_steps is None else md_steps
-        if n_jumps < 1 or int(n_jumps) != n_jumps:
+        if not is_count(n_jumps, 1):
             raise UsageError(f"n_jumps (--jumps) must be a whole number of at least 1, found {n_jumps}")
-        if md_steps < needed or int(md_steps) != md_steps:
+        if not is_count(md_steps, needed):
             raise UsageError(
                 f"md_steps (--md-steps) must be a whole number of at least {needed}, found {md_steps}: the model has "
                 f"to see {needed * self.dynamics.step_ps:g} ps of unbiased MD before each jump"
             )
         marks = {int(md_steps) - k * self._stride_steps for k in range(back, -1, -1)}
         with JumpLog(log, [field.name for field in fields(Jump)], force) as write:
-            for _ in range(n_jumps):
+            for _ in range(int(n_jumps)):
                 before = time.perf_counter()
                 history = self.dynamics.stretch(int(md_steps), marks, self.beads)  # (n_input, B, 3)
                 seconds = time.perf_counter() - before

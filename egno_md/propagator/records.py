@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, NamedTuple
+
+from ..errors import UsageError
 
 #: What a cost ratio is worth; stands wherever one is printed.
 COST_NOTE = (
@@ -25,11 +28,21 @@ class JumpLimits:
         Work of the restraints in kJ/mol per bead.
     rmsd : float
         RMSD in Angstrom of the beads to the end of the forecast when the lead ends: whether they could follow.
+
+    Raises
+    ------
+    UsageError
+        A limit that is no number.
     """
 
     spread: float = 5.0
     work: float = 10.0
     rmsd: float = 1.5
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, Real) or value != value:
+                raise UsageError(f"{name} of JumpLimits must be a bare number, found {value!r}; inf sets no limit")
 
 
 class Attempt(NamedTuple):
