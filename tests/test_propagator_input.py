@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import MDAnalysis as mda
 import numpy as np
 import openmm
 import pytest
+from click.testing import CliRunner
 from openmm import app, unit
 from test_propagator import DIPEPTIDE, chain_universe, heavy_model, moving_model, positions_of
 
+from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.propagator import (
     EGNOIntegrator,
@@ -37,6 +42,10 @@ def simulation(pdb):
 @pytest.fixture()
 def beads():
     return chain_universe(), moving_model()
+
+
+def extend(pdb, *arguments):
+    return CliRunner().invoke(main, ["extend", str(pdb), "--platform", "CPU", *map(str, arguments)])
 
 
 # Beads that cannot be led
@@ -173,3 +182,63 @@ def test_the_box_that_openmm_invents_is_taken_away_as_documented(beads):
     u = mda.Universe(surrogate_simulation(*beads))
     u.dimensions = None
     assert u.dimensions is None and u.copy().dimensions is None
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("--temperature", value) for value in ("-5", "0", "nan")),
+        *(("--friction", value) for value in ("-1", "inf")),
+        *(("--step-fs", value) for value in ("0", "-2", "5", "nan")),
+        *(("--equilibrate-ps", value) for value in ("-1", "inf")),
+        *(("--jumps", value) for value in ("0", "-1")),
+        *(("--seed", value) for value in ("-1", "2147483648")),
+        ("--md-steps", "0"),
+        ("--report", "2147483648"),
+        ("--lead-ps", "nan"),
+        ("--relax-ps", "-1"),
+        ("--strength", "0"),
+    ],
+)
+def test_numbers_of_extend_are_refused_before_any_work(pdb, tmp_path, arguments):
+    result = extend(pdb, "-o", tmp_path / "out.dcd", *arguments)
+    assert result.exit_code == 2 and "Traceback" not in result.output, result.output
+    assert arguments[0] in result.output and "prepared" not in result.output
+    assert list(tmp_path.iterdir()) == [pdb.parent]
+
+
+def test_beads_of_extend_are_refused_before_minimisation_and_leave_no_file(pdb, tmp_path):
+    heavy_model().save(pdb.parent / "heavy.safetensors")
+    for arguments, words in (
+        ((), "has 1 atom; "),
+        (("--select", "name CB"), "was not made for"),
+        (("--model", pdb.parent / "heavy.safetensors", "--select", "name CA CB"), "has 2 atoms; "),
+    ):
+        result = extend(pdb, "-o", tmp_path / "out.dcd", *arguments)
+        assert result.exit_code == 1 and words in result.output and "minimisation" not in result.output
+        assert list(tmp_path.iterdir()) == [pdb.parent]
+
+
+def test_an_equilibration_that_explodes_is_one_line(pdb, tmp_path):
+    heavy_model().save(pdb.parent / "heavy.safetensors")
+    hot = ("--temperature", "1e12", "--model", pdb.parent / "heavy.safetensors", "--equilibrate-ps", "1")
+    result = extend(pdb, "-o", tmp_path / "out.dcd", *hot)
+    assert result.exit_code == 1 and "became unstable" in result.output and "--temperature" in result.output
+
+
+def test_a_jump_says_what_it_stands_for_and_what_the_clock_says(pdb, tmp_path):
+    heavy_model().save(pdb.parent / "heavy.safetensors")
+    command = [sys.executable, "-m", "egno_md", "extend", str(pdb), "--platform", "CPU", "--equilibrate-ps", "0.2"]
+    command += ["--jumps", "2", "--md-steps", "100", "--lead-ps", "0.2", "--relax-ps", "0.2", "--seed", "1"]
+    command += ["--model", str(pdb.parent / "heavy.safetensors"), "-o", str(tmp_path / "out.dcd")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("jump")]
+    clock = 0.0
+    for line in said:
+        clock += 0.2 + 0.4 * ("accepted, stands for 0.4 ps by the model's stride" in line)
+        assert line.endswith(f"; {clock:g} ps of MD and jumps so far")
+    assert len(said) == 2 and f"stand for {clock - 0.4:g} ps" in done.stdout

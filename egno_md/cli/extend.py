@@ -41,7 +41,7 @@ from .stopping import Stop
 )
 @click.option("--temperature", default=300.0, show_default=True, help="In K.")
 @click.option("--friction", default=1.0, show_default=True, help="Of the Langevin thermostat in 1/ps.")
-@click.option("--step-fs", default=2.0, show_default=True, help="Time step in fs.")
+@click.option("--step-fs", default=2.0, show_default=True, help="Time step in fs; at most 3 without --system.")
 @click.option("--equilibrate-ps", default=20.0, show_default=True, help="Plain MD first, when there is no --state.")
 @click.option("--platform", help="OpenMM platform, such as CPU or CUDA. Default: OpenMM's choice.")
 @click.option(
@@ -94,12 +94,14 @@ def extend(
     Beside the trajectory (unbiased MD alone) go a PDB, <output>_jumps.csv with a row for each jump, and
     <output>_state.xml to go on from.
     """
-    if report < 1:
-        raise UsageError(f"--report must be at least 1, found {report}")
+    for name, number in (("--report", report), ("--jumps", jumps)):
+        if not 1 <= number < 2**31:
+            raise UsageError(f"{name} must be at least 1 and below 2^31, found {number}")
     from ..forecast.model import load_model
     from ..progress import Progress
     from ..propagator import HybridPropagator, RunFiles, load_simulation
-    from ..propagator.files import say_stage
+    from ..propagator.common import check_numbers
+    from ..propagator.files import say_stage, settle
 
     prepared: list[str] = []
 
@@ -108,6 +110,15 @@ def extend(
         if not as_json:  # before the work, which takes minutes
             click.echo(f"prepared   {line}", err=True)
 
+    check_numbers(
+        temperature=temperature,
+        friction=friction,
+        step_fs=step_fs,
+        equilibrate_ps=equilibrate_ps,
+        lead_ps=lead_ps,
+        relax_ps=relax_ps,
+        strength=strength,
+    )
     output = output or Path(f"{topology.stem}_extended.dcd")
     files = RunFiles(output, inputs=[path for path in (topology, system, state) if path is not None], force=force)
     loaded = load_model(model)
@@ -127,12 +138,12 @@ def extend(
         temperature=temperature,
         friction=friction,
         step_fs=step_fs,
-        equilibrate_ps=equilibrate_ps,
+        equilibrate_ps=None,
         platform=platform,
         seed=seed,
         said=said,
-        progress=True,
     )
+    # Before the minutes of equilibration: it refuses selections and models that do not fit.
     hybrid = HybridPropagator(
         simulation,
         loaded,
@@ -143,6 +154,8 @@ def extend(
         seed=seed or secrets.randbits(31),
         device=device,
     )
+    if state is None:
+        settle(simulation, temperature, equilibrate_ps, seed=seed, progress=True)
 
     stop.said = lambda: f"stopped by {stop.name}; {files.left or 'nothing was written yet'}"
     steps = hybrid.default_md_steps if md_steps is None else md_steps
@@ -158,8 +171,10 @@ def extend(
         hybrid.dynamics.on_steps = bar.update
 
         def jumped(jump) -> None:
-            outcome = "accepted" if jump.accepted else f"rolled back, {jump.reason}"
-            bar.say(f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps by the model's stride")
+            outcome = f"rolled back, {jump.reason}"
+            if jump.accepted:
+                outcome = f"accepted, stands for {jump.frames * stride:g} ps by the model's stride"
+            bar.say(f"jump {jump.jump + 1}/{jumps}: {outcome}; {jump.represented_ps:g} ps of MD and jumps so far")
 
         summary = hybrid.run(jumps, steps, log=files.log, force=force, progress=jumped).as_dict()
     summary["prepared"] = prepared
