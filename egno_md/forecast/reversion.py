@@ -82,8 +82,9 @@ class MeanReversion:
         Returns
         -------
         MeanReversion or None
-            None where chains vary no more than the run, as those of analogues do; of runs that are shorter than these
-            chains or have fewer than 20 frames to begin at; and of more than 5000 atoms or 50 bodies.
+            None where chains vary no more than the run, in nine of ten directions or altogether, as those of analogues
+            do; of runs that are shorter than these chains or have fewer than 20 frames to begin at; and of more than
+            5000 atoms or 50 bodies.
         """
         every, length = known.every, REVERTING * len(np.asarray(times))
         starts = [(k, f) for k, x in enumerate(known.segments) for f in range((n_past - 1) * every, len(x))]
@@ -142,9 +143,9 @@ class MeanReversion:
 
         (one, _, after_one), (all_of, unsure, after_all) = told(after_one), told(last)
         grown = all_of**2 + after_all - 1  # in variances of the run, as all that follows
-        if np.sum(grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half))) <= FEW * len(
-            grown
-        ):
+        beyond = grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half))
+        whole = variance * np.append(np.ones(len(directions)), max(0, n_internal - len(directions)))
+        if np.sum(beyond) <= FEW * len(grown) or grown @ whole <= 0:
             return None
         return cls(bodies, mean, directions, _given(one, after_one, all_of, after_all))
 
