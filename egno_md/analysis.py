@@ -7,13 +7,13 @@ import functools
 import math
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 
+from egno_md.forecast.asked import check_flags, check_memory, check_unphysical, path_of, start_frames
 from egno_md.forecast.long import relaxing, require_writable, settings_of, unphysical_start, write_chain
 from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
@@ -52,7 +52,8 @@ class EGNOSurrogate(Written, AnalysisBase):
     Parameters
     ----------
     universe_or_atomgroup : Universe, AtomGroup or mdtraj.Trajectory
-        Where the starting states come from. Of an AtomGroup the atoms of the selection are taken.
+        Where the starting states come from. Of an AtomGroup the atoms of the selection are taken, in the order of the
+        topology, whatever theirs is: :attr:`atoms` has the order of the positions.
     model : str, path-like or Model, optional
         Who forecasts: the name of a bundled model, a checkpoint, a loaded model, or the name of a free forecast, such
         as ``"gaussian process"`` (:func:`egno_md.forecast.free_forecasts`). None: the best one for this run.
@@ -227,6 +228,8 @@ class EGNOSurrogate(Written, AnalysisBase):
                 f"{type(universe_or_atomgroup).__name__}; load files with mda.Universe(topology, trajectory)"
             )
         check_numbers(horizon, substeps)
+        check_flags(mean=mean, with_input=with_input, force=force, resume=resume)
+        check_memory(max_memory)
         self.horizon, self.substeps, self.seed, self.mean = int(horizon), int(substeps), check_seed(seed), mean
         self.device, self.precision, self.max_memory = device, precision, max_memory
         self._asked_samples = check_samples(samples, mean)
@@ -266,15 +269,11 @@ class EGNOSurrogate(Written, AnalysisBase):
             )
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
         self.results = Awaited()
-        self.filename = None if filename is None else Path(filename)
+        self.filename = None if filename is None else path_of(filename)
         if self.filename is not None:
             format_of(self.filename)
         self.with_input, self.force, self.resume = with_input, force, resume
-        if on_unphysical not in ("warn", "stop", "relax"):
-            raise UsageError(f"on_unphysical must be 'warn', 'stop' or 'relax', found {on_unphysical!r}")
-        if on_unphysical != "warn" and (samples or 1) > 1:
-            raise UsageError(f"on_unphysical={on_unphysical!r} takes one sample: every future would end elsewhere")
-        self.on_unphysical = on_unphysical
+        self.on_unphysical = check_unphysical(on_unphysical, samples)
         self.streaming, self.stop_when, self.when_chosen = False, lambda: False, lambda: None
 
     def _use(self, engine: Engine) -> None:
@@ -300,7 +299,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         start, stop, step : int, optional
             Slice of start frames.
         frames : array-like, optional
-            Start frames, or a mask; instead of the slice.
+            Start frames, below zero from the end, or a mask of the trajectory; instead of the slice.
         verbose : bool, optional
             Instead of that of the constructor.
 
@@ -308,23 +307,22 @@ class EGNOSurrogate(Written, AnalysisBase):
         -------
         EGNOSurrogate
             Itself, with `results` filled. The trajectory is left at the frame it was at.
+
+        Raises
+        ------
+        UsageError
+            There is no such frame, or what is given says none; the others as for the class.
         """
-        n_frames = self._trajectory.n_frames
         if start is stop is step is frames is None:
-            usable = np.flatnonzero(self.subject.clock.usable)
-            frames = [n_frames - 1 if self.model is not None else usable[-1]]
-        elif frames is None:
-            frames = np.arange(*self._trajectory.check_slice_indices(start, stop, step))
-            start = stop = step = None
+            frames = -1 if self.model is not None else np.flatnonzero(self.subject.clock.usable)[-1]
         self._verbose = self._verbose if verbose is None else verbose
         # The numbers that were asked for count: some readers of one frame say that it is frame -1.
-        chosen = np.asarray(frames)
-        self._asked = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(int) % n_frames
+        self._asked = start_frames(self._trajectory.n_frames, frames, start, stop, step)
         self._next: int | None = None
         before = max(self._trajectory.frame, 0)
         try:
             # Its bar counts the starts, which are read in no time; the frames are what takes long.
-            return super().run(start, stop, step, self._asked, verbose=False, **kwargs)
+            return super().run(frames=self._asked, verbose=False, **kwargs)
         except EGNOError:
             raise
         except Exception as error:

@@ -188,3 +188,78 @@ def test_what_was_typed_is_named_as_it_is_typed(typed, said, tmp_path, monkeypat
 def test_messages_for_python_are_put_into_the_words_of_the_shell(message, said):
     assert for_the_shell(message, main.commands["predict"]) == said
     assert for_the_shell(message, None) == message
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"frames": [1000]}, "there is no frame 1000; the trajectory has frames 0 to 11"),
+        ({"frames": [-13]}, "there is no frame -13;"),
+        ({"frames": 12}, "there is no frame 12;"),
+        ({"frames": [float("inf")]}, "there is no frame inf;"),
+        ({"frames": [float("nan")]}, "whole numbers"),
+        ({"frames": [79.9]}, "whole numbers"),
+        ({"frames": [3.7]}, r"whole numbers.*found \[3.7\]"),
+        ({"frames": "5"}, "whole numbers.*found '5'"),
+        ({"frames": [[1], [2, 3]]}, "whole numbers"),
+        ({"frames": [[1, 2]]}, "whole numbers"),
+        ({"frames": [True, False]}, "mask of 2 values.*12 frames"),
+        ({"step": 0}, "step is not 0"),
+        ({"start": "a"}, "start, stop and step are whole numbers"),
+        ({"start": 1, "frames": [2]}, "not by both"),
+    ],
+)
+def test_start_frames_that_are_not_there_are_refused(asked, said):
+    with pytest.raises(UsageError, match=said):
+        EGNOSurrogate(make_universe(12), "static", horizon=2).run(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "frames"), [(5, [5]), (-1, [11]), ([-12, 11, 0], [0, 11, 0]), (np.float64([4.0]), [4]), ([], [])]
+)
+def test_start_frames_are_counted_from_either_end(asked, frames):
+    done = EGNOSurrogate(make_universe(12), "static", horizon=2).run(frames=asked)
+    np.testing.assert_array_equal(done.results.frames, frames)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"horizon": None}, r"horizon \(--horizon\) must be a whole number.*found None"),
+        ({"horizon": "8"}, "found '8'"),
+        ({"horizon": float("inf")}, "found inf"),
+        ({"substeps": [2]}, r"substeps .*found \[2\]"),
+        ({"samples": "2"}, "samples .*found '2'"),
+        ({"every": "2"}, "every .*found '2'"),
+        ({"every": True}, "every .*found True"),
+        ({"model": 5}, "a model is a name, a file or a loaded Model, found int"),
+        ({"select": 5}, "a selection .* found 5$"),
+        ({"mean": "no"}, "mean must be True or False, found 'no'"),
+        ({"force": 1}, "force must be True or False, found 1"),
+        ({"filename": 5}, "filename must be the name of a file.*found 5"),
+        ({"max_memory": "1GB"}, "max_memory must be a positive number of bytes or 'auto', found '1GB'"),
+        ({"max_memory": 0}, "max_memory .*found 0"),
+        ({"device": 0.5}, "device .*0.5.*cannot be used"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_a_line(wrong, said):
+    with pytest.raises(UsageError, match=said):
+        EGNOSurrogate(make_universe(), **({"model": "static", "select": "all"} | wrong))
+
+
+def test_a_selection_of_nothing_is_not_taken_for_that_of_the_model():
+    with pytest.raises(UsageError, match="the selection is empty"):
+        EGNOSurrogate(make_universe(), make_model(), "")
+
+
+def test_what_is_written_needs_the_name_of_a_file():
+    done = EGNOSurrogate(make_universe(), "static", horizon=2).run()
+    with pytest.raises(UsageError, match="filename must be the name of a file.*found 5"):
+        done.write(5)
+
+
+def test_positions_have_the_order_of_the_atoms_that_are_forecast():
+    atoms = make_universe().atoms[::-1]
+    done = EGNOSurrogate(atoms, "static", horizon=1).run()
+    np.testing.assert_array_equal(done.atoms.indices, np.sort(atoms.indices))
+    np.testing.assert_allclose(done.results.positions[0, 0], done.atoms.universe.trajectory[-1].positions, atol=1e-4)

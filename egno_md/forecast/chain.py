@@ -12,6 +12,7 @@ from ..errors import ModelError, UsageError
 from ..graph.builder import GraphBuilder
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
+from .asked import whole_number
 from .forecasters import Forecaster
 from .generative import draws
 from .model import Model
@@ -90,8 +91,7 @@ def check_samples(model: Model, samples: int | None) -> None:
     """
     if samples is None:
         return
-    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
-        raise UsageError(f"samples (--samples) must be a whole number of at least 1, found {samples}")
+    whole_number("samples", samples)
     if not draws(model):
         raise ModelError(
             f"model {model.name!r} knows the mean of all futures alone and cannot draw any: train one that draws "

@@ -23,7 +23,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.zeros(1, device=resolved).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise UsageError(
             f"device (--device) {str(device)!r} cannot be used here ({error}); use 'auto' or 'cpu'"
         ) from error

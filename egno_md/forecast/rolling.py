@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ModelError, UnphysicalError, UsageError
+from .asked import whole_number
 from .forecasters import Forecaster
 from .streams import Streams, each_of
 
@@ -36,10 +36,7 @@ def check_numbers(horizon: int, substeps: int) -> None:
     UsageError
     """
     for name, value, most in (("horizon", horizon, MOST_FRAMES), ("substeps", substeps, MOST_SUBSTEPS)):
-        if isinstance(value, bool) or not isinstance(value, Real) or value % 1 != 0 or value < 1:
-            raise UsageError(f"{name} (--{name}) must be a whole number of at least 1, found {value}")
-        if value > most:
-            raise UsageError(f"{name} (--{name}) must be at most {most:,}, found {value}")
+        whole_number(name, value, most)
 
 
 @dataclass(frozen=True)

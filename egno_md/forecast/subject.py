@@ -25,6 +25,7 @@ from ..molecule.whole import make_whole
 from ..specs import GraphSpec, WindowSpec
 from ..trajectory.clock import Clock, no_positions, read_frame, trajectory_name
 from ..trajectory.universe import open_sources
+from .asked import whole_number
 
 if TYPE_CHECKING:
     from ..graph.builder import GraphBuilder
@@ -104,8 +105,7 @@ class Subject:
         SpacingError
             A stride that is not a whole number of frames, or not `every` of them.
         """
-        if every is not None and (int(every) != every or every < 1):
-            raise UsageError(f"every (--every) must be a whole number of at least 1, found {every}")
+        every = None if every is None else whole_number("every", every)
         known = "all" if graph is None else graph.select
         atoms = choose_atoms(source, known, select, who=who)
         trajectory = atoms.universe.trajectory
@@ -157,8 +157,7 @@ class Subject:
 
         Molecules that the box cuts are put together.
         """
-        if int(every) != every or every < 1:
-            raise UsageError(f"every (--every) must be a whole number of at least 1, found {every}")
+        every = whole_number("every", every)
         atoms = select_atoms(source, select)
         trajectory = atoms.universe.trajectory
         if every > max(1, trajectory.n_frames - 1):
@@ -168,7 +167,7 @@ class Subject:
         clock = Clock.of(atoms.universe)
         with _frame_with_positions(trajectory, clock):
             structure = Structure(atoms)
-        return cls(atoms, structure, None, clock, int(every), name, mends=True)
+        return cls(atoms, structure, None, clock, every, name, mends=True)
 
     @property
     def molecule(self) -> Any:
@@ -409,7 +408,7 @@ def choose_atoms(source: Any, known: str, select: str | None = None, *, who: str
     ModelError
         `select` holds atoms that `known` does not.
     """
-    atoms = select_atoms(source, select or known)
+    atoms = select_atoms(source, known if select is None else select)
     if select is not None:
         foreign = atoms - matching_atoms(atoms.universe, known)
         if len(foreign):

@@ -15,6 +15,7 @@ from ..molecule.geometry import aligned, rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
+from .asked import check_flags, path_of
 
 #: Numbers of frames of the run that a forecast is held against, at most.
 ROOM = 2**23
@@ -154,7 +155,8 @@ class Written:
             The files written: trajectory and topology of every start and member.
         """
         self._need_results()
-        filename = Path(filename)
+        check_flags(with_input=with_input, force=force)
+        filename = path_of(filename)
         files, topology = [], Topology(self.atoms)
         for i, frame in enumerate(self.results.frames):
             several = self._several()

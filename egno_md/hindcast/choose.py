@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import DataError, EGNOError, ModelError, UsageError, counted
+from ..forecast.asked import whole_number
 from ..forecast.drawn import RunEnsemble
 from ..forecast.forecasters import OF_PROTEINS as PROTEINS
 from ..forecast.forecasters import Forecaster, Known, Static, free_forecasts, free_named
@@ -217,13 +218,10 @@ def check_samples(samples: int | None, mean: bool) -> int | None:
     """
     if samples is None:
         return None
-    if isinstance(samples, bool) or int(samples) != samples or samples < 1:
-        raise UsageError(f"samples (--samples) must be a whole number of at least 1, found {samples}")
-    if samples > MOST_SAMPLES:
-        raise UsageError(f"samples (--samples) must be at most {MOST_SAMPLES:,}, found {samples}")
+    samples = whole_number("samples", samples, MOST_SAMPLES)
     if mean:
         raise UsageError("samples (--samples) are futures, mean (--mean) is their mean: give one of them")
-    return int(samples)
+    return samples
 
 
 def check_adapt(seconds: float, model: Any = None) -> float:

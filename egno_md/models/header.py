@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._version import __version__
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from . import DEFAULT_MODEL, bundled_models
 
 FORMAT = "egno_md"
@@ -76,7 +76,11 @@ def find_model(name_or_path: str | os.PathLike | None = None) -> tuple[str, Path
     ------
     ModelError
         Neither of them.
+    UsageError
+        Neither a name nor a path.
     """
+    if name_or_path is not None and not isinstance(name_or_path, (str, os.PathLike)):
+        raise UsageError(f"a model is a name, a file or a loaded Model, found {type(name_or_path).__name__}")
     bundled = bundled_models()
     name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
     path = bundled.get(name, Path(name))

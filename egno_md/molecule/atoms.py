@@ -96,11 +96,13 @@ def matching_atoms(source: Any, select: str) -> AtomGroup:
     Raises
     ------
     UsageError
-        A selection that MDAnalysis cannot read, or an UpdatingAtomGroup.
+        No text, a selection that MDAnalysis cannot read, or an UpdatingAtomGroup.
     """
     refuse_updating(source)
     if not hasattr(source, "select_atoms"):
         raise UsageError(f"atoms are selected from a Universe or an AtomGroup, found {type(source).__name__}")
+    if not isinstance(select, str):
+        raise UsageError(f"a selection (select) is a text such as 'ca' or 'protein and name CA', found {select!r}")
     try:
         if not select.strip():
             raise SelectionError("the selection is empty")
