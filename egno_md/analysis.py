@@ -368,7 +368,8 @@ class EGNOSurrogate(Written, AnalysisBase):
 
     def _choose(self) -> None:
         """Look at the run, and let the best of its forecasts forecast."""
-        material = Material.of(self.subject, -(-self.horizon // self.substeps))
+        with Progress("reading", "frames", shown=self._verbose) as bar:
+            material = Material.of(self.subject, -(-self.horizon // self.substeps), progress=bar.update)
         self.decisions += material.said
         with Progress("hindcast", "forecasts", shown=self._verbose) as bar:
             engine, hindcast, said = choose_engine(

@@ -37,6 +37,8 @@ class Progress:
         False: not a word.
     """
 
+    _ended = _quiet = float("-inf")  # when the last one ended, and since when nothing had been said then
+
     def __init__(self, what: str, unit: str, total: int | None = None, done: int = 0, *, shown: bool = True) -> None:
         self.what, self.unit, self.total, self.shown = what, unit, total, shown
         self.done = self.before = done
@@ -45,6 +47,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.began = self.said = time.monotonic()
+        if (
+            0 <= self.began - Progress._ended < EVERY
+        ):  # parts of one work are silent no longer than one
+            self.said = Progress._quiet
         if self.shown and watched():
             from tqdm import tqdm
 
@@ -60,6 +66,8 @@ class Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if self.shown:
+            Progress._ended, Progress._quiet = time.monotonic(), self.said
         if self.bar is not None:
             self.bar.close()
 

@@ -15,6 +15,7 @@ import egno_md
 from egno_md import EGNOSurrogate
 from egno_md.errors import DataError
 from egno_md.hindcast.proteins import kind_of
+from egno_md.molecule import whole
 from egno_md.molecule.atoms import matching_atoms, select_atoms
 from egno_md.molecule.checks import check_frames
 from egno_md.molecule.default import default_selection
@@ -304,11 +305,34 @@ def test_wrapped_molecules_are_made_whole(chignolin: mda.Universe) -> None:
     for box in ([16.0, 18, 20, 90, 90, 90], [20.0, 20, 20, 70, 80, 65]):
         cell = mda.lib.mdamath.triclinic_vectors(box, dtype=np.float64)
         wrapped = sound - np.floor(sound @ np.linalg.inv(cell)) @ cell
-        whole = make_whole(wrapped, molecule.bonds, box)
-        np.testing.assert_allclose(whole - whole[0], sound - sound[0], atol=1e-6)
-        moved_on = make_whole(wrapped + 3 * cell[0] - cell[2] + 0.3, molecule.bonds, box, near=whole)
-        np.testing.assert_allclose(moved_on, whole + 0.3, atol=1e-6)
+        mended = make_whole(wrapped, molecule.bonds, box)
+        np.testing.assert_allclose(mended - mended[0], sound - sound[0], atol=1e-6)
+        moved_on = make_whole(wrapped + 3 * cell[0] - cell[2] + 0.3, molecule.bonds, box, near=mended)
+        np.testing.assert_allclose(moved_on, mended + 0.3, atol=1e-6)
     np.testing.assert_array_equal(make_whole(sound, molecule.bonds, None), sound)
+
+
+def test_many_molecules_are_walked_once_and_not_once_each_and_per_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees of one to some atoms, in pieces over several boxes, against a walk from atom to atom."""
+    walked: list[int] = []
+    walk = whole.breadth_first_order
+    monkeypatch.setattr(whole, "breadth_first_order", lambda *a, **b: walked.append(1) or walk(*a, **b))
+    rng, n_atoms, box = np.random.default_rng(3), 400, [11.0, 12.0, 13.0, 80.0, 85.0, 95.0]
+    sound, bonds = rng.uniform(0, 10, (n_atoms, 3)), []
+    for k in range(1, n_atoms):
+        if rng.random() < 0.8:
+            before = int(rng.integers(max(0, k - 6), k))
+            sound[k] = sound[before] + rng.normal(size=3)
+            bonds.append((before, k))
+    cell = mda.lib.mdamath.triclinic_vectors(box, dtype=np.float64)
+    shuffled = np.array(bonds)[rng.permutation(len(bonds))]
+    for _ in range(3):
+        images = rng.integers(-2, 3, (n_atoms, 3))
+        expected = sound + images @ cell
+        for before, k in bonds:
+            expected[k] = expected[before] + sound[k] - sound[before]
+        np.testing.assert_allclose(make_whole(sound + images @ cell, shuffled, box), expected, atol=1e-9)
+    assert len(walked) == 1
 
 
 @pytest.mark.parametrize("how", ["guess_bonds", "guess_TopologyAttrs"])

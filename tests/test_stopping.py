@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from conftest import make_universe
 from test_long import started, wait_for
 
-from egno_md import progress, sample
+from egno_md import EGNOSurrogate, progress, sample
 from egno_md.progress import Progress, spoken
 
 #: Sends itself a signal when a module is about to be imported.
@@ -95,6 +96,30 @@ def test_elsewhere_long_work_says_a_line_now_and_then_and_short_work_nothing(mon
         bar.update(10)
     assert capsys.readouterr() == ("", "")
     assert [spoken(seconds) for seconds in (5, 300, 20000)] == ["5 s", "5 min", "5.6 h"]
+
+
+def test_parts_of_one_work_are_silent_no_longer_than_one(monkeypatch, capsys):
+    now = [1e6]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "watched", lambda: False)
+    for unit in ("frames", "forecasts"):
+        with Progress("part", unit) as bar:
+            now[0] += 20
+            bar.update()
+        now[0] += 5
+    assert capsys.readouterr().err.splitlines() == ["part: 1 forecasts so far"]
+    now[0] += 100  # other work, of which nothing was to be said
+    with Progress("part", "frames") as bar:
+        bar.update()
+    assert not capsys.readouterr().err
+
+
+def test_frames_that_are_read_for_the_choice_are_counted(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(progress, "watched", lambda: False)
+    EGNOSurrogate(make_universe(), horizon=2, verbose=True).run()
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "reading" in line] == [f"reading: {k} frames so far" for k in range(1, 13)]
 
 
 @pytest.mark.parametrize("columns", [0, 100])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -319,7 +319,13 @@ class Subject:
         return positions, None if box is None else np.array(box, np.float32)
 
     def runs(
-        self, start: int = 0, stop: int | None = None, *, folder: Path | None = None, limit: int = MEMORY_LIMIT
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        folder: Path | None = None,
+        limit: int = MEMORY_LIMIT,
+        progress: Callable[[int], Any] = lambda count: None,
     ) -> list[Run]:
         """The frames as runs, one for each even stretch; the trajectory is left where it was.
 
@@ -331,6 +337,8 @@ class Subject:
             Where frames of more than `limit` bytes are kept (as ``<name>.f32``); without it all stay in memory.
         limit : int
             Bytes per run.
+        progress : callable
+            Called with 1 after each frame.
 
         Raises
         ------
@@ -348,11 +356,18 @@ class Subject:
         longer = [part for part in parts if len(part) > 1] or parts[:1]
         with _back_to(trajectory):
             return [
-                self._run(part, f"{self.name}-{k}" if len(longer) > 1 else self.name, folder, limit)
+                self._run(part, f"{self.name}-{k}" if len(longer) > 1 else self.name, folder, limit, progress)
                 for k, part in enumerate(longer)
             ]
 
-    def _run(self, numbers: NDArray[np.int64], name: str, folder: Path | None, limit: int) -> Run:
+    def _run(
+        self,
+        numbers: NDArray[np.int64],
+        name: str,
+        folder: Path | None,
+        limit: int,
+        progress: Callable[[int], Any],
+    ) -> Run:
         shape = (len(numbers), len(self.atoms), 3)
         size = 4 * int(np.prod(shape))
         file = folder / f"{name}.f32" if folder is not None and size > limit else None
@@ -366,6 +381,7 @@ class Subject:
                         frames[i] = positions
                     else:
                         stream.write(positions.tobytes())
+                    progress(1)
         except OSError as error:
             if file is None:
                 raise

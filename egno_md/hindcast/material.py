@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,8 @@ class Material:
     said: tuple[str, ...]
 
     @classmethod
-    def of(cls, subject: Subject, horizon: int) -> Material:
-        """The frames of a subject, and windows of up to `horizon` strides.
+    def of(cls, subject: Subject, horizon: int, *, progress: Callable[[int], Any] = lambda count: None) -> Material:
+        """The frames of a subject, and windows of up to `horizon` strides; `progress` is called with 1 a frame.
 
         Raises
         ------
@@ -56,7 +57,7 @@ class Material:
         first = max(0, there - max(room, 4 * WINDOW * subject.every))
         said = list(subject.clock.notes)
         said += [f"the last {there - first} of {there} frames are looked at"] if first else []
-        runs = subject.runs(first)
+        runs = subject.runs(first, progress=progress)
         kept = sum(len(run.positions) for run in runs)
         if kept < there - first:
             lost = counted(there - first - kept, "frame")

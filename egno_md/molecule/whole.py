@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -87,26 +88,38 @@ def make_whole(
     vectors = box_vectors(box)
     if vectors is None or not len(bonds):
         return positions
-    n_atoms = len(positions)
-    ones = np.ones(len(bonds))
-    graph = coo_array((ones, (bonds[:, 0], bonds[:, 1])), shape=(n_atoms, n_atoms)).tocsr()
-    images = np.zeros((n_atoms, 3))
     fractions = np.asarray(positions, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
     cut = np.abs(fractions[bonds[:, 0]] - fractions[bonds[:, 1]]).max() > 0.5
     travel = None if near is None else fractions - np.asarray(near, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
     if not cut and (travel is None or np.abs(travel).max() <= 0.5):
         return positions  # as nearly all frames are
-    _, molecule = connected_components(graph, directed=False)
-    for root in np.unique(molecule, return_index=True)[1].tolist() if cut else []:
-        order, before = breadth_first_order(graph, root, directed=False)
-        for k in order[1:].tolist():
-            images[k] = images[before[k]] - np.rint(fractions[k] - fractions[before[k]])
+    before, molecule = _forest(np.ascontiguousarray(bonds, np.int64).tobytes(), len(positions))
+    images = np.rint(fractions[before] - fractions)  # to the atom before, of which the way on is added
+    while cut and (before[before] != before).any():
+        images += images[before]
+        before = before[before]
     if travel is not None:
         travel += images
         size = np.bincount(molecule)
         mean = np.stack([np.bincount(molecule, column) / size for column in travel.T], axis=1)  # (M, 3)
         images -= np.rint(mean)[molecule]
     return (positions + images @ vectors).astype(positions.dtype)
+
+
+@functools.lru_cache(maxsize=4)
+def _forest(bonds: bytes, n_atoms: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Of each atom the one before it on the way from the first atom of its molecule, which has itself before it, and
+    the number of its molecule; kept, for frames of a run have the same bonds."""
+    first, second = np.frombuffer(bonds, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(n_atoms, n_atoms))
+    _, molecule = connected_components(graph, directed=False)
+    roots = np.unique(molecule, return_index=True)[1]
+    # Joined to one more atom they are one graph, walked once: a walk for each costs the square of their number.
+    pairs = np.append(first, np.full(len(roots), n_atoms)), np.append(second, roots)
+    joined = coo_array((np.ones(len(pairs[0])), pairs), shape=(n_atoms + 1, n_atoms + 1)).tocsr()
+    before = breadth_first_order(joined, n_atoms, directed=False)[1][:n_atoms]
+    before[roots] = roots
+    return before, molecule
 
 
 def check_jump(
