@@ -47,9 +47,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.began = self.said = time.monotonic()
-        if (
-            0 <= self.began - Progress._ended < EVERY
-        ):  # parts of one work are silent no longer than one
+        if 0 <= self.began - Progress._ended < EVERY:  # parts of one work are silent no longer than one
             self.said = Progress._quiet
         if self.shown and watched():
             from tqdm import tqdm

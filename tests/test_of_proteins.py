@@ -164,6 +164,36 @@ def test_all_heavy_atoms_of_a_structure_keep_bonds_angles_and_hands():
         assert proteins.kind_of(select_atoms(caps, "heavy")) == "heavy"
 
 
+def peptide(residues, select="heavy", n_frames=10):
+    """Some residues of ubiquitin as a run of their own, all heavy atoms or C-alpha atoms, with ACE and NME if asked."""
+    atoms = mda.Universe(TOPOLOGY).select_atoms(f"resid {residues} and not name H*")
+    atoms = atoms.select_atoms("name CA") if select == "ca" else atoms
+    alone = mda.Merge(atoms)
+    noise = np.random.default_rng(0).normal(scale=0.02, size=(n_frames, len(atoms), 3))
+    return alone.load_new((atoms.positions + noise).astype(np.float32), dt=1.0)
+
+
+@pytest.mark.parametrize(
+    ("residues", "select", "its"),
+    [
+        ("5", "ca", False), ("5:7", "ca", False), ("5:8", "ca", True), ("5:6 7 15:16", "ca", False),
+        ("5 20 35 50 65", "ca", False), ("5", "heavy", False), ("5:6", "heavy", False), ("5:7", "heavy", True),
+        ("5 20 35 50 65", "heavy", False),
+    ],
+)  # fmt: skip
+def test_it_is_for_chains_and_not_for_residues_by_themselves(residues, select, its):
+    run = peptide(residues, select)
+    done = EGNOSurrogate(run, select=select, horizon=2).run()
+    assert (NAME in done.results.hindcast.entries) == its
+    if its:
+        EGNOSurrogate(run, NAME, select, horizon=2).run()
+        return
+    with pytest.raises(DataError, match="chains of at least 4 linked residues .all heavy atoms: 3"):
+        EGNOSurrogate(run, NAME, select, horizon=2).run()
+    with pytest.raises(DataError, match="one frame with positions, which tells nothing"):
+        EGNOSurrogate(peptide(residues, select, 1), select=select)
+
+
 def test_a_long_chain_from_one_frame_stays_that_protein():
     done = EGNOSurrogate(mda.Universe(TOPOLOGY), horizon=400).run()
     moved = superposed_rmsd(done.results.positions[0], np.broadcast_to(done.atoms.positions, (400, 76, 3)))

@@ -288,9 +288,11 @@ def check_one_frame(subject: Subject) -> None:
     if OfProteins.of(subject, stride_of(subject)) is not None:
         return
     if OfProteins.of(subject, content()["strides_ps"][0]) is None:
+        count = len(subject.atoms)
+        move = "this atom moves" if count == 1 else f"these {count} atoms move"
         raise DataError(
-            f"{subject.clock.name} has one frame with positions, which tells nothing of how these "
-            f"{counted(len(subject.atoms), 'atom')} move: {', or '.join(_cures(subject))}"
+            f"{subject.clock.name} has one frame with positions, which tells nothing of how {move}: "
+            f"{', or '.join(_cures(subject))}"
         )
     raise not_for(subject, stride_of(subject))
 

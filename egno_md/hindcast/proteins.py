@@ -11,13 +11,15 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..errors import DataError, EGNOError
 from ..forecast.forecasters import OF_PROTEINS, Known
 from ..forecast.network import MOST_ATOMS, ElasticNetwork
 from ..forecast.subject import Subject
 from ..molecule.atoms import are_all, matching_atoms
-from ..molecule.default import CAPS
+from ..molecule.default import CAPS, SHORT_PROTEIN
 from ..molecule.local import LocalGeometry
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ FEWEST_FRAMES, CLEARANCE = 50, 0.9
 
 #: How far the signed volume at an atom with three neighbours goes from that of the last frame, in Angstrom cubed.
 VOLUME_SLACK = 0.5
+
+#: Linked residues of the longest chain, at least: four C-alpha atoms hold one torsion, and of all heavy atoms both
+#: torsions of a residue take one before it and one after it, which may be caps. What is less is no backbone.
+FEWEST_RESIDUES = {"ca": SHORT_PROTEIN, "heavy": 3}
 
 #: Its numbers, and what they were fitted to; ``python -m benchmarks.of_proteins fit`` makes them.
 FILE = "proteins.json"
@@ -78,13 +84,15 @@ class OfProteins:
 
     @classmethod
     def of(cls, subject: Subject, stride_ps: float) -> OfProteins | None:
-        """For the atoms of a subject; None where they are of no :func:`kind_of` atoms, or the stride is none that it is
-        for."""
+        """For the atoms of a subject; None where they are of no :func:`kind_of` atoms, or of no chain, or the stride is
+        none that it is for."""
         least, most = content()["strides_ps"]
         if not 0.999 * least <= stride_ps <= 1.001 * most or len(subject.atoms) > MOST_ATOMS:
             return None
         kind = kind_of(subject.atoms)
-        return None if kind is None else cls(kind, stride_ps)
+        if kind is None or _longest_chain(subject) < FEWEST_RESIDUES[kind]:
+            return None
+        return cls(kind, stride_ps)
 
     def __call__(self, known: Known) -> ElasticNetwork:
         """The forecaster, whatever is known."""
@@ -118,11 +126,21 @@ class OfProteins:
         return hashlib.sha256(json.dumps([content()["numbers"][self.kind], self.stride_ps]).encode()).hexdigest()
 
 
+def _longest_chain(subject: Subject) -> int:
+    """Residues of the longest chain of them that is bonded together."""
+    _, residues = np.unique(subject.atoms.resindices, return_inverse=True)  # (N,)
+    first, second = residues[subject.builder.bonds].T
+    size = residues.max() + 1
+    _, chains = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(size, size)))
+    return int(np.bincount(chains).max())
+
+
 def not_for(subject: Subject, stride_ps: float) -> DataError:
     """The error for atoms or a stride that it is not for."""
     least, most = content()["strides_ps"]
     return DataError(
-        f"the {NAME} is for all C-alpha or all heavy atoms of proteins (--select ca, --select heavy) and frames "
-        f"{least:g} to {most:g} ps apart; found {len(subject.atoms)} atoms and frames {stride_ps:g} ps apart: choose "
-        "these atoms, another --stride (of a single frame another --dt), or leave out --model (model)"
+        f"the {NAME} is for all C-alpha or all heavy atoms of proteins (--select ca, --select heavy), chains of at "
+        f"least {FEWEST_RESIDUES['ca']} linked residues (all heavy atoms: {FEWEST_RESIDUES['heavy']}, with caps), and "
+        f"frames {least:g} to {most:g} ps apart; found {len(subject.atoms)} atoms and frames {stride_ps:g} ps apart: "
+        "choose these atoms, another --stride (of a single frame another --dt), or leave out --model (model)"
     )
