@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import bz2
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import MDAnalysis as mda
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import make_model, make_universe
+from MDAnalysisTests import datafiles
 
 from egno_md import EGNOSurrogate, analysis, sample
 from egno_md.cli import main
 from egno_md.cli.output import for_the_shell
-from egno_md.errors import UsageError
+from egno_md.errors import DataError, UsageError
 from egno_md.forecast.device import resolve_device
 from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS
 from egno_md.nn import operators
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import FilesOptions
 from egno_md.training.process import MEETING, check_processes
+from egno_md.trajectory.universe import open_universe
 
 HUGE = 10**30
 
@@ -263,3 +268,24 @@ def test_positions_have_the_order_of_the_atoms_that_are_forecast():
     done = EGNOSurrogate(atoms, "static", horizon=1).run()
     np.testing.assert_array_equal(done.atoms.indices, np.sort(atoms.indices))
     np.testing.assert_allclose(done.results.positions[0, 0], done.atoms.universe.trajectory[-1].positions, atol=1e-4)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_file_whose_suffix_is_unknown_is_tried_as_the_near_ones_and_the_name_that_is_said_works(
+    tmp_path, alone, compressed
+):
+    content = Path(datafiles.LAMMPSDUMP).read_bytes()
+    run = tmp_path / f"some wat.lammpstrj{'.bz2' * compressed}"
+    run.write_bytes(content if compressed else bz2.decompress(content))
+    n_atoms = 24
+    if not alone:
+        mda.Universe.empty(n_atoms, trajectory=True).atoms.write(tmp_path / "top.pdb")
+    arguments = (run, []) if alone else (tmp_path / "top.pdb", [run])
+    with pytest.raises(DataError, match="no format .lammpstrj.*it reads it as LAMMPSDUMP, rename it: mv") as said:
+        open_universe(*arguments)
+    subprocess.run(str(said.value).partition("rename it: ")[2], shell=True, check=True)
+    (renamed,) = tmp_path.glob("some wat.lammpsdump*")
+    assert not run.exists()
+    read = open_universe(renamed) if alone else open_universe(tmp_path / "top.pdb", [renamed])
+    assert len(read.atoms) == n_atoms and read.trajectory.n_frames > 1

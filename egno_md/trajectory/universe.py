@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import functools
 import itertools
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -366,7 +368,7 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
             n_atoms = len(mda.Universe(topology, to_guess=()).atoms)
     except Exception as alone:
         _let_go(alone)
-        return DataError(f"MDAnalysis cannot read the topology {topology} ({_said(alone)}); {_cure(_said(alone))}")
+        return DataError(f"MDAnalysis cannot read the topology {topology} ({_said(alone)}); {_cure(alone, [topology])}")
     cure = "give the topology that the trajectory was written with, or write both for the same atoms"
     for name, scan in zip(files, scans, strict=True):
         if scan is not None and scan.n_atoms != n_atoms:
@@ -376,7 +378,7 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
             )
     if "number of atoms" in said or "n_atoms" in said or "cannot reshape" in said:  # the last by Amber's text format
         return DataError(f"topology {topology} with {n_atoms} atoms does not match the trajectory ({said}); {cure}")
-    return DataError(f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); {_cure(said)}")
+    return DataError(f"MDAnalysis cannot read {', '.join(files) or topology} ({said}); {_cure(exc, files, topology)}")
 
 
 def _let_go(exc: BaseException) -> None:
@@ -396,17 +398,47 @@ def _let_go(exc: BaseException) -> None:
         sys.unraisablehook = before
 
 
-def _cure(said: str) -> str:
-    """What helps where MDAnalysis cannot read a file."""
+def _cure(exc: Exception, names: Sequence[str], topology: str | None = None) -> str:
+    """What helps where MDAnalysis cannot read one of some files, topologies or (with a topology) trajectories."""
+    said = str(exc)
     if "install" in said:  # TNG, H5MD, GSD: formats whose packages do not come with MDAnalysis
         return "pip install that package, or write the run as XTC or DCD"
-    return "check the file, and that its name ends in the suffix of its format"
+    cure, unknown = "check the file, and that its name ends in the suffix of its format", _UNKNOWN.search(said)
+    if not unknown:
+        return cure
+    suffix = unknown[1] or unknown[2]
+    near = difflib.get_close_matches(suffix, re.findall(r"'(\w+)'", said[unknown.end() :]), 3)
+    for name in names:
+        for kind in near:
+            renamed = re.sub(rf"\.{re.escape(suffix)}(?=(\.\w+)?$)", f".{kind.lower()}", name, flags=re.IGNORECASE)
+            if renamed != name and _reads(name, kind, topology):
+                return f"it reads it as {kind}, rename it: {shlex.join(['mv', name, renamed])}"
+    return cure + (f", such as {' or '.join(f'.{kind.lower()}' for kind in near)}" if near else "")
+
+
+def _reads(name: str, kind: str, topology: str | None) -> bool:
+    """Whether a topology, or the trajectory of a topology, can be read as of another format than its name says."""
+    if f".{kind.lower()}" in SCANNERS or kind == "LAMMPS":  # these decoders trust a file, LAMMPS is a DCD
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if topology is None:
+                return len(mda.Universe(name, topology_format=kind, to_guess=()).atoms) > 0
+            return mda.Universe(topology, name, format=kind, to_guess=()).trajectory.n_frames > 0
+    except Exception as exc:
+        _let_go(exc)
+        return False
+
+
+#: Where MDAnalysis names a format that it does not know, before those that it does.
+_UNKNOWN = re.compile(r"'([^']+)' isn't a valid topology format|coordinate trajectory format '([^']+)'")
 
 
 def _said(exc: Exception) -> str:
     """What MDAnalysis said, on one line; without the list of all its formats."""
     text = " ".join(f"{type(exc).__name__}: {exc}".split())
-    if unknown := re.search(r"'([^']+)' isn't a valid topology format|coordinate trajectory format '([^']+)'", text):
+    if unknown := _UNKNOWN.search(text):
         return f"it knows no format .{(unknown[1] or unknown[2]).lower()}"
     return text if len(text) <= 300 else text[:300] + " ..."
 
