@@ -20,6 +20,7 @@ from egno_md.forecast.forecasters import Static, free_named
 from egno_md.forecast.subject import Subject
 from egno_md.hindcast.choose import choose
 from egno_md.hindcast.engine import FreeEngine
+from egno_md.hindcast.hindcast import Entry, Hindcast, interval
 from egno_md.hindcast.material import Judged, Material
 from egno_md.hindcast.proteins import NAME
 from egno_md.molecule.geometry import superposed_rmsd
@@ -166,6 +167,55 @@ def test_names():
         EGNOSurrogate(make_universe(), "analog")
     with pytest.raises(ModelError, match="'static' knows the mean"):
         EGNOSurrogate(universe_of(wobbling(60)), "static", samples=2).run()
+
+
+def scored(means, spreads, n_windows=40, n_blocks=10):
+    """What `judge` gives for candidates with these energy scores, in the mean and their spread over the windows."""
+    rng, where = np.random.default_rng(0), (np.zeros(n_windows, int), n_windows // n_blocks)
+    noise = {name: rng.normal(size=n_windows) for name in means}
+    energy = {name: mean + spreads[name] * (noise[name] - noise[name].mean()) for name, mean in means.items()}
+    entries = {}
+    for name, values in energy.items():
+        less = interval(values - energy["static"], *where, n_blocks)
+        row = np.array([means[name]])
+        entries[name] = Entry(name != "static", row, row, row, row, None, less, less)
+    found = Hindcast(np.array([1.0]), n_windows, n_blocks, entries)
+    return found, {name: np.stack([values, values]) for name, values in energy.items()}, where
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "chosen", "said"),
+    [
+        (0.85, 1.5, "elastic network", "the best of 3 (energy score 0.68 A; analogues 0.85"),
+        (
+            0.69,
+            0.1,
+            "analogues",
+            "analogues: not told apart from the best, elastic network, by 10 independent windows, and",
+        ),
+    ],
+)
+def test_who_is_simpler_goes_before_the_best_if_it_beats_the_standing_frame_as_that_does(
+    monkeypatch, mean, spread, chosen, said
+):
+    found = scored(
+        {"static": 1.0, "analogues": mean, "elastic network": 0.68},
+        {"static": 0.05, "analogues": spread, "elastic network": 0.05},
+    )
+    monkeypatch.setattr("egno_md.hindcast.choose.judge", lambda *args, **options: found)
+    choice = choose(material_of(wobbling(200)))
+    assert choice.name == chosen and choice.hindcast.gains and said in choice.said[0]
+    asked = choose(material_of(wobbling(200)), only="analogues").hindcast
+    loses = "analogues does not beat the standing frame here beyond its interval, elastic network does"
+    assert (asked.verdict() == loses) == (chosen != "analogues")
+
+
+def test_the_verdict_names_no_interval_where_there_is_none():
+    found = scored(
+        {"static": 0.5, "analogues": 0.6, "AR(1)": 0.4}, dict.fromkeys(("static", "analogues", "AR(1)"), 0.1), 8, 2
+    )
+    verdict = dataclasses.replace(found[0], chosen="analogues").verdict()
+    assert verdict == "analogues does not beat the standing frame here, AR(1) does"
 
 
 class TestOddRuns:

@@ -129,11 +129,13 @@ def choose(
         for name in sorted(fits, key=_place):
             if name == best:
                 break
+            if hindcast.beats_still(best, kind) and not hindcast.beats_still(name, kind):
+                continue  # not told apart from the best, nor from the frame that the best is better than
             _, low, _ = interval(scores[name][kind] - scores[best][kind], groups, block, hindcast.n_blocks, seed)
             if low <= 0:
                 chosen, tied = name, [best]
                 break
-        said.append(_why(chosen, tied, fits, scores, kind, drawing))
+        said.append(_why(chosen, tied, fits, scores, kind, drawing, hindcast.n_blocks))
     hindcast = dataclasses.replace(hindcast, chosen=chosen)
     if words := _no_memory(hindcast, chosen):
         said.append(words)
@@ -145,7 +147,13 @@ def _place(name: str) -> int:
 
 
 def _why(
-    chosen: str, tied: list[str], fits: list[str], scores: Mapping[str, Any], kind: int, drawing: bool = False
+    chosen: str,
+    tied: list[str],
+    fits: list[str],
+    scores: Mapping[str, Any],
+    kind: int,
+    drawing: bool,
+    n_blocks: int,
 ) -> str:
     measure = ("energy score", "error of the mean")[kind]
     means = {name: float(scores[name][kind].mean()) for name in fits}
@@ -154,7 +162,9 @@ def _why(
     # Those that were judged beside them and do not draw are in the table, and would be missed here.
     why = f"the best of {len(fits)}{' that draw' if drawing else ''}"
     if tied:
-        why = f"as good as the best{' that draws' if drawing else ''}, {tied[0]}, and simpler"
+        draws = " that draws" if drawing else ""
+        windows = counted(n_blocks, "independent window")
+        why = f"not told apart from the best{draws}, {tied[0]}, by {windows}, and simpler"
     return f"{chosen}: {why} ({measure} {means[chosen]:.2f} A; {beside})" if beside else f"{chosen}: {why}"
 
 

@@ -103,7 +103,12 @@ class Hindcast:
     @property
     def gains(self) -> bool:
         """Whether the choice is better than the standing frame beyond the interval; without one, better."""
-        difference, _, high = self.entries[self.chosen].against_static
+        return self.beats_still(self.chosen)
+
+    def beats_still(self, name: str, kind: int = 0) -> bool:
+        """The same of any candidate, in the energy score (`kind` 0) or in the error (1)."""
+        entry = self.entries[name]
+        difference, _, high = (entry.against_static, entry.error_against_static)[kind]
         return (high if high == high else difference) < 0
 
     def line(self) -> str:
@@ -121,8 +126,12 @@ class Hindcast:
         return said
 
     def verdict(self) -> str:
-        """Plain words where there is little to gain; empty where there is."""
+        """Plain words where there is little to gain, or not by who was chosen; empty where there is."""
         if self.chosen == Static.name or not self.gains:
+            best = min(self.entries, key=lambda name: self.entries[name].score)
+            if self.chosen != Static.name and self.beats_still(best):
+                beyond = " beyond its interval" if self.n_blocks >= FEWEST_BLOCKS else ""
+                return f"{self.chosen} does not beat the standing frame here{beyond}, {best} does"
             return (
                 "nothing beats the standing frame here beyond its interval: this run says too little about its future"
             )
