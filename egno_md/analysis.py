@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import warnings
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 
-from egno_md.forecast.asked import check_flags, check_memory, check_unphysical, path_of, start_frames
+from egno_md.forecast.asked import check_flags, check_memory, check_room, check_unphysical, path_of, start_frames
 from egno_md.forecast.long import relaxing, require_writable, settings_of, unphysical_start, write_chain
 from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
@@ -34,8 +33,7 @@ from egno_md.trajectory.stream import Awaited, FrameStream, StoredFrames, is_str
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
 
-from .errors import EGNOError, UsageError, counted
-from .files import memory_of_machine
+from .errors import EGNOError, UsageError
 from .progress import Progress, watched
 
 #: Frames that are read at a time where there may be many.
@@ -183,6 +181,9 @@ class EGNOSurrogate(Written, AnalysisBase):
     taken as zero, with one warning. From a start inside the run a free forecast is fitted to the frames that are not
     forecast, see :class:`egno_md.hindcast.engine.FreeEngine`.
 
+    `results` can be pickled, as can an analysis that has not chosen a free forecast yet, with its files where they are;
+    MDAnalysis' readers know no ``copy.deepcopy``: ``pickle.loads(pickle.dumps(...))`` is one.
+
     References
     ----------
     .. [1] Xu et al., Equivariant Graph Neural Operator for Modeling 3D Dynamics, ICML 2024, sections 4 and 5.5.
@@ -274,7 +275,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             format_of(self.filename)
         self.with_input, self.force, self.resume = with_input, force, resume
         self.on_unphysical = check_unphysical(on_unphysical, samples)
-        self.streaming, self.stop_when, self.when_chosen = False, lambda: False, lambda: None
+        self.streaming, self.stop_when, self.when_chosen = False, bool, bool  # bool() is False, and can be pickled
 
     def _use(self, engine: Engine) -> None:
         """Let it forecast: what it cannot give is refused."""
@@ -332,19 +333,9 @@ class EGNOSurrogate(Written, AnalysisBase):
         finally:
             self._trajectory[before]
 
-    def _check_room(self) -> None:
-        """Refuse forecasts that no memory of this machine can hold; one that is streamed is not held."""
-        shape = self.n_frames, self._asked_samples or 1, self.horizon, len(self.atoms)
-        size = 12 * math.prod(shape)
-        if size > (room := memory_of_machine()) and not self._is_streamed():
-            raise UsageError(
-                f"{counted(shape[0], 'start')} with {counted(shape[1], 'future')} of {shape[2]} frames of "
-                f"{shape[3]} atoms take {size / 2**30:.3g} GB, this machine has {room / 2**30:.3g}: ask for fewer, "
-                "or for one future from one start with a file, which is written as it is made"
-            )
-
     def _prepare(self) -> None:
-        self._check_room()
+        if not self._is_streamed():  # which is not held
+            check_room(self.n_frames, self._asked_samples or 1, self.horizon, len(self.atoms))
         self.results.hindcast = self._hindcast
         if self.filename is not None:  # before the work, not after it
             for frame in self._asked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 
 import MDAnalysis as mda
@@ -251,3 +252,18 @@ def test_one_of_several_starts_is_taken_as_the_docstrings_say(ballistic):
     np.testing.assert_allclose(10 * one.xyz, many.results.positions[k], atol=1e-4)
     frames = many.results.universe.trajectory[k * horizon : (k + 1) * horizon]
     np.testing.assert_allclose([ts.time for ts in frames], many.results.times[k])
+
+
+@pytest.mark.parametrize("model", ["static", make_model()])
+def test_an_analysis_and_its_results_can_be_pickled(model, tmp_path):
+    u = make_universe()
+    u.atoms.write(str(tmp_path / "a.xtc"), frames="all")
+    u.load_new(str(tmp_path / "a.xtc"))
+    done = EGNOSurrogate(u, model, horizon=3)
+    for analysis in (done, done.run()):
+        other = pickle.loads(pickle.dumps(analysis)).run()
+        np.testing.assert_array_equal(other.results.positions, done.results.positions)
+    free = EGNOSurrogate(make_universe(), horizon=2).run()
+    results = pickle.loads(pickle.dumps(free.results))
+    np.testing.assert_array_equal(results.positions, free.results.positions)
+    assert results.hindcast.table() == free.results.hindcast.table()

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from conftest import make_model, make_universe
 from MDAnalysisTests import datafiles
 
-from egno_md import EGNOSurrogate, analysis, sample
+from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.cli.output import for_the_shell
 from egno_md.errors import DataError, UsageError
+from egno_md.forecast import asked
 from egno_md.forecast.device import resolve_device
 from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS
 from egno_md.nn import operators
@@ -79,7 +80,7 @@ def test_forecasts_are_bounded(model):
 
 
 def test_forecasts_that_no_memory_holds_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(analysis, "memory_of_machine", lambda: 12.0 * 10 * 1999)
+    monkeypatch.setattr(asked, "memory_of_machine", lambda: 12.0 * 10 * 1999)
     u = make_universe()
     with pytest.raises(UsageError, match="1 start.* 1 future.*2000 frames of 10 atoms.*this machine has"):
         EGNOSurrogate(u, "static", horizon=2000).run()
@@ -196,7 +197,7 @@ def test_messages_for_python_are_put_into_the_words_of_the_shell(message, said):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("choice", "said"),
     [
         ({"frames": [1000]}, "there is no frame 1000; the trajectory has frames 0 to 11"),
         ({"frames": [-13]}, "there is no frame -13;"),
@@ -214,16 +215,16 @@ def test_messages_for_python_are_put_into_the_words_of_the_shell(message, said):
         ({"start": 1, "frames": [2]}, "not by both"),
     ],
 )
-def test_start_frames_that_are_not_there_are_refused(asked, said):
+def test_start_frames_that_are_not_there_are_refused(choice, said):
     with pytest.raises(UsageError, match=said):
-        EGNOSurrogate(make_universe(12), "static", horizon=2).run(**asked)
+        EGNOSurrogate(make_universe(12), "static", horizon=2).run(**choice)
 
 
 @pytest.mark.parametrize(
-    ("asked", "frames"), [(5, [5]), (-1, [11]), ([-12, 11, 0], [0, 11, 0]), (np.float64([4.0]), [4]), ([], [])]
+    ("choice", "frames"), [(5, [5]), (-1, [11]), ([-12, 11, 0], [0, 11, 0]), (np.float64([4.0]), [4]), ([], [])]
 )
-def test_start_frames_are_counted_from_either_end(asked, frames):
-    done = EGNOSurrogate(make_universe(12), "static", horizon=2).run(frames=asked)
+def test_start_frames_are_counted_from_either_end(choice, frames):
+    done = EGNOSurrogate(make_universe(12), "static", horizon=2).run(frames=choice)
     np.testing.assert_array_equal(done.results.frames, frames)
 
 

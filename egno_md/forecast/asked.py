@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import UsageError
+from ..errors import UsageError, counted
+from ..files import memory_of_machine
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
@@ -51,6 +52,22 @@ def check_memory(max_memory: Any) -> None:
         return
     if isinstance(max_memory, bool) or not isinstance(max_memory, numbers.Integral) or max_memory < 1:
         raise UsageError(f"max_memory must be a positive number of bytes or 'auto', found {max_memory!r}")
+
+
+def check_room(starts: int, futures: int, frames: int, atoms: int) -> None:
+    """Refuse forecasts that no memory of this machine can hold.
+
+    Raises
+    ------
+    UsageError
+    """
+    size, room = 12 * starts * futures * frames * atoms, memory_of_machine()
+    if size > room:
+        raise UsageError(
+            f"{counted(starts, 'start')} with {counted(futures, 'future')} of {frames} frames of {atoms} atoms take "
+            f"{size / 2**30:.3g} GB, this machine has {room / 2**30:.3g}: ask for fewer, or for one future from one "
+            "start with a file, which is written as it is made"
+        )
 
 
 def check_unphysical(what: Any, samples: int | None) -> str:
