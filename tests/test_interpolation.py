@@ -110,6 +110,22 @@ def test_a_ring_that_turns_over_stays_a_ring():
     assert bond_lengths(straight, np.array([(1, 5)])).min() < 1.0  # 2.4 in a ring
 
 
+def test_a_frame_without_a_way_back_begins_again_nearer_to_a_saved_one():
+    k = np.arange(30)
+    helix = np.stack([1.2 * np.cos(1.7 * k), 1.2 * np.sin(1.7 * k), 0.6 * k], axis=1)
+    frames = helix + np.random.default_rng(0).normal(0, 0.02, (40, 30, 3))
+    bridge = Bridge.fit([frames], np.stack([k[:-1], k[1:]], axis=1), 4)
+    paths = np.stack([frames[:2]] * 3, axis=1)  # (2, 3, 30, 3)
+    paths[1, 1] = paths[1, 1] * [1, 1, -1] + [9, 0, 0]
+    centre = paths[1, 1].mean(axis=0)
+    alone = bridge.geometry.project(paths)
+    assert bridge.geometry.outside(alone)[1, 1] > 0.1
+    held = bridge._held(paths, frames[:3])
+    assert bridge.geometry.outside(held).max() < 0.01
+    np.testing.assert_allclose(held[1, 1].mean(axis=0), centre)  # where it was
+    np.testing.assert_array_equal(held[0], alone[0])
+
+
 def test_the_mean_path_is_that_of_the_covariance_in_closed_form():
     """Of an Ornstein-Uhlenbeck process the frames next to it alone count: sinh weights."""
     memory = Memory(np.array([2.0]), np.array([[1.0]]))
@@ -266,6 +282,7 @@ def test_command_line(tmp_path):
     topology, trajectory = sample("chignolin")
     done = command(topology, trajectory, "--stop", 30, "--factor", 2, "--select", "heavy", cwd=tmp_path)
     assert "59 of" in done.stdout and "chignolin_x2.xtc" in done.stdout
+    assert "A off those of the saved frame before, limit 0.5 A)" in done.stdout
     read = mda.Universe(str(tmp_path / "chignolin_x2.pdb"), str(tmp_path / "chignolin_x2.xtc"))
     real = mda.Universe(str(topology), str(trajectory))
     heavy = real.select_atoms("not element H")

@@ -55,6 +55,7 @@ def interpolate(
     """
     from ..errors import UsageError
     from ..interpolation import Interpolated
+    from ..molecule.checks import BOND_TOLERANCE
     from ..trajectory.universe import forget_box, open_universe
 
     if mean and samples is not None:
@@ -87,7 +88,12 @@ def interpolate(
         "samples": samples,
         "seed": None if samples is None else seed,
         "error_A": results.error,
-        "checks": {"ok": checks.ok, "findings": list(checks.messages)},
+        "checks": {
+            "ok": checks.ok,
+            "findings": list(checks.messages),
+            "bond_deviation_A": checks.bond_deviation,
+            "bond_limit_A": BOND_TOLERANCE,
+        },
         "notes": results.notes,
         "files": [str(path) for path in results.files],
     }
@@ -116,6 +122,9 @@ def _readable(summary: dict) -> str:
             )
     lines += [f"note       {note}" for note in summary["notes"]]
     lines += [f"checks     FAILED: {finding}" for finding in summary["checks"]["findings"]]
-    if summary["checks"]["ok"]:
-        lines.append("checks     passed: bonds, clashes, chiral centres and size as in the saved frames")
+    if (checks := summary["checks"])["ok"]:
+        lines.append(
+            f"checks     passed: bonds (up to {checks['bond_deviation_A']:.2f} A off those of the saved frame before, "
+            f"limit {checks['bond_limit_A']:g} A), clashes, chiral centres and size as in the saved frames"
+        )
     return "\n".join(lines + written(summary["files"]))

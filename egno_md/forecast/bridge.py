@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
 
-from ..molecule.geometry import superposition
+from ..molecule.geometry import aligned, superposition
 from ..molecule.local import LocalGeometry
 from .forecasters import InternalMotion
 
@@ -23,6 +23,10 @@ FAST = 0.5
 
 #: Pairs of frames that follow one another below which nothing is known of their memory.
 FEWEST_PAIRS = 20
+
+#: How far out of its bounds a frame is that the projection could not bring back (Angstrom), and by which shares it is
+#: then begun again nearer to a saved one.
+STUCK, NEARER = 0.01, (0.25, 0.5, 0.75, 1.0)
 
 #: Frames that drawn paths are combinations of, at most; numbers worked on at a time.
 DIRECTIONS, CHUNK_NUMBERS = 128, 2**21
@@ -196,7 +200,24 @@ class Bridge:
                 k = i - begin
                 turn, move = self._rigid(rotation[k : k + 2], centre[k : k + 2], generator)
                 out[i - first] = (self.mean + path) @ np.swapaxes(turn, 1, 2) + move
-            yield self.geometry.project(out)  # (C, J, N, 3)
+            yield self._held(out, np.asarray(frames[first : last + 1]))  # (C, J, N, 3)
+
+    def _held(self, paths: np.ndarray, saved: np.ndarray) -> np.ndarray:
+        """Paths (C, J, N, 3) between saved frames (C + 1, N, 3), brought to the local geometry of the run.
+
+        A group halfway through a turn, such as a methyl group whose hydrogens meet, may have no way back: such a frame
+        begins again nearer to the saved one that is next to it.
+        """
+        out = self.geometry.project(paths)
+        for share in NEARER:
+            stuck = np.argwhere(self.geometry.outside(out) > STUCK)  # (S, 2)
+            if not len(stuck):
+                break
+            interval, step = stuck.T
+            found = paths[interval, step]  # (S, N, 3)
+            near = aligned(saved[interval + (step >= self.factor // 2)], found) + found.mean(axis=1, keepdims=True)
+            out[interval, step] = self.geometry.project(found + share * (near - found))
+        return out
 
     @property
     def _steps(self) -> NDArray[np.float64]:

@@ -48,7 +48,8 @@ class NetworkBridge(Bridge):
                 np.concatenate([rotation, turned[None]]), np.concatenate([centre, middle[None]]), generator
             )
             body = (window[:-1] - centre[0]) @ rotation[0]  # (T - 1, N, 3)
-            between = self.geometry.project(body @ np.swapaxes(turn, 1, 2) + move)  # (T - 1, N, 3)
+            path = body @ np.swapaxes(turn, 1, 2) + move
+            between = self._held(path[None], np.stack([start, end]))[0]  # (T - 1, N, 3)
             before.extend([*between, end])
             yield between[None]
 

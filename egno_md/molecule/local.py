@@ -211,6 +211,26 @@ class LocalGeometry:
         parts = [self._project_some(frames[k : k + size]) for k in range(0, len(frames), size)]
         return np.concatenate(parts or [frames]).reshape(positions.shape)
 
+    def outside(self, positions: NDArray[np.floating]) -> NDArray[np.float64]:
+        """How far the worst distance, or volume, is out of its bounds, Angstrom; other pairs' contacts are left out.
+
+        Parameters
+        ----------
+        positions : ndarray, shape (..., N, 3)
+
+        Returns
+        -------
+        ndarray, shape (...)
+        """
+        x = np.asarray(positions, np.float64).reshape(-1, *positions.shape[-2:])  # (M, N, 3)
+        lengths = bond_lengths(x, self.pairs)  # (M, P)
+        worst = np.abs(lengths - np.clip(lengths, self.lower, self.upper)).max(axis=-1, initial=0.0)
+        if len(self.corners):
+            volumes = self.volume_lower[:, None], self.volume_upper[:, None]
+            _, lack, size = _volume_excess(x.swapaxes(0, 1), self.corners, *volumes)  # (Q, M) both
+            worst = np.maximum(worst, (np.abs(lack) / np.sqrt(size)).max(axis=0))
+        return worst.reshape(positions.shape[:-2])
+
     def _project_some(self, frames: NDArray[np.floating]) -> NDArray[np.floating]:
         n_atoms = frames.shape[-2]
         near, reach = _keys(self.pairs, n_atoms), float(self.closest[0])
