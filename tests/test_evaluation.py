@@ -28,6 +28,7 @@ from egno_md.evaluation.evaluate import evaluate
 from egno_md.evaluation.quality import backbone_torsions, quality
 from egno_md.evaluation.suggest import suggest
 from egno_md.graph.builder import GraphBuilder
+from egno_md.looking.evaluation import write_report
 from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.geometry import superposed_rmsd
 from egno_md.specs import GraphSpec
@@ -116,6 +117,21 @@ def test_verdict_tells_worse_from_undecided(low, high, outcome, words):
     judged = dataclasses.replace(result, superposed=superposed)
     assert judged.outcome == outcome == judged.as_dict()["outcome"]
     assert words in judged.verdict and words in " ".join(judged.table().split())
+
+
+def test_a_model_that_learned_from_more_than_the_baselines_is_said_to_have(tmp_path):
+    """What it gains may be the frames that it has seen: of the test's run too few for the baselines."""
+    model = make_model(Ballistic(4))
+    run = {"file": "other.xtc", "frames": 1000, "part": "all", "atoms": 10}
+    for fraction, more in ((0.6, True), (0.1, False)):  # 600 frames, 100
+        data = {"runs": [run, {**run, "part": "test"}], "fractions": [fraction, 0.2, 0.8 - fraction]}
+        result = evaluate(dataclasses.replace(model, provenance={"data": data}), universe_of(wobbling()))
+        said = "(of baselines fitted to 120 frames of this run; the model learned from 600)"
+        assert (said in result.verdict) == (said in " ".join(result.table().split())) == more
+        assert any("learned from 600 frames" in note for note in result.as_dict()["notes"]) == more
+        assert result.as_dict()["learned_frames"] == (600 if more else None)
+        write_report(result, tmp_path / str(more))
+        assert (said in (tmp_path / str(more) / "report.html").read_text()) == more
 
 
 def test_the_verdict_goes_by_the_shape():

@@ -14,7 +14,7 @@ from ..forecast.forecasters import Known
 from ..forecast.streams import check_seed
 from ..forecast.subject import Subject
 from ..graph.windows import Run, frames_back
-from .calibration import calibrate
+from .calibration import MOST_WINDOWS, calibrate
 from .quality import quality
 from .result import Evaluation
 from .score import Part, score
@@ -123,7 +123,8 @@ def evaluate(
     chain_length : int, optional
         Frames of each; 25 windows when None.
     samples : int
-        Futures to draw from each of up to 400 windows, to judge those who draw; 0 draws none.
+        Futures to draw from each of up to 400 windows (fewer with `max_windows`), to judge those who draw; 0 draws
+        none.
     max_windows, seed, device, progress
         See :func:`score`.
 
@@ -179,8 +180,18 @@ def evaluate(
     calibration = None
     if samples:
         steps = np.round(result.times / model.window.stride_ps).astype(int)  # (T,)
-        calibration = calibrate(parts, steps, result.times, samples, model=model, seed=seed, device=device)
+        calibration = calibrate(
+            parts, steps, result.times, samples, model=model, max_windows=min(max_windows, MOST_WINDOWS), seed=seed,
+            device=device,
+        )  # fmt: skip
     notes = [*result.notes, *_overlap(model, sources, runs)]
+    fitted, learned = max(sum(map(len, part.known.segments)) for part in parts), _learned(model)
+    if learned > fitted:
+        notes.append(
+            f"the model learned from {learned} frames, and the baselines were fitted to {fitted}, half of what was "
+            "given: at the end of its training it was judged beside baselines that knew as much (egno-md info MODEL)"
+        )
+        result = dataclasses.replace(result, fitted_frames=fitted, learned_frames=learned)
     used = {id(part.run) for part in parts}
     if short := sum(len(run.positions) for run in runs if id(run) not in used):
         total = sum(len(run.positions) for run in runs)
@@ -227,6 +238,13 @@ def _chains(
         )  # fmt: skip
         out.append(path.reshape(length, -1, 3))  # (F, N, 3)
     return out
+
+
+def _learned(model: Model) -> int:
+    """Frames that a model was trained on, as far as it says so."""
+    data = model.provenance.get("data")
+    runs = data.get("runs", []) if isinstance(data, dict) else []
+    return round(sum(run["frames"] * data["fractions"][0] for run in runs if run["part"] != "test"))
 
 
 def _overlap(model: Model, sources: Sequence[str], runs: Sequence[Run]) -> list[str]:

@@ -98,6 +98,8 @@ class Evaluation(Scores):
     network_gain : tuple of float, optional
         What the network takes off the A-MSE of that regression, as a share of it, with the ends of its interval; of the
         frames as predicted, nothing superposed.
+    fitted_frames, learned_frames : int, optional
+        Frames that the baselines were fitted to, and those that the model learned from, where these are more.
     notes : tuple of str
         What to know before the numbers are believed.
     """
@@ -117,6 +119,8 @@ class Evaluation(Scores):
     prior: NDArray[np.float64] | None = None
     prior_superposed: NDArray[np.float64] | None = None
     network_gain: tuple[float, float, float] | None = None
+    fitted_frames: int | None = None
+    learned_frames: int | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -144,6 +148,14 @@ class Evaluation(Scores):
     @property
     def verdict(self) -> str:
         """One sentence: is the forecast better than what is there for nothing, or worse?"""
+        if self.learned_frames is None:
+            return self._verdict()
+        return (
+            f"{self._verdict()} (of baselines fitted to {self.fitted_frames} frames of this run; the model learned "
+            f"from {self.learned_frames})"
+        )
+
+    def _verdict(self) -> str:
         n, skill = len(self.times), self.judged.skill
         if np.isnan(self.judged.skill_interval).any():
             better, worse = int((skill > 0).sum()), int((skill < 0).sum())
