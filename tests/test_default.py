@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import warnings
 from pathlib import Path
 
@@ -10,12 +11,19 @@ import MDAnalysis as mda
 import MDAnalysisTests.datafiles as files
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import egno_md
+from egno_md.cli import main
 from egno_md.errors import DataError, UsageError
 from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.default import MANY_ATOMS, default_selection
 from egno_md.molecule.molecule import Molecule
+
+
+def called(*arguments):
+    with warnings.catch_warnings():
+        return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="egno-md")
 
 
 def opened(*paths) -> mda.Universe:
@@ -171,3 +179,25 @@ def test_one_is_not_said_to_be_many(count: int, said: str) -> None:
     universe = opened(files.GRO)
     ions = universe.select_atoms("resname NA+")[:count]
     assert default_selection(universe.select_atoms("protein") + ions)[2].endswith(said)
+
+
+def test_a_selection_of_too_few_atoms_is_refused_with_what_would_be_taken(tmp_path):
+    """A dipeptide has one C-alpha atom; doing what the message says works."""
+    top = Path(__file__).parent / "data" / "ala2.pdb"
+    u = opened(top)
+    moved = u.atoms.positions + np.random.default_rng(0).normal(0, 0.1, (80, 22, 3)).astype(np.float32)
+    u.load_new(moved.astype(np.float32), dt=1.0)
+    u.atoms.write(str(tmp_path / "run.xtc"), frames="all")
+    train = ["train", top, tmp_path / "run.xtc", "-o", tmp_path / "m.safetensors", "--epochs", 1, "--window", 2]
+    train += ["--hidden", 4, "--layers", 1]
+    for command in (train, ["suggest", top, tmp_path / "run.xtc"]):
+        refused = called(*command)
+        assert refused.exit_code == 1 and "the selection 'ca' has 1 atom" in refused.stderr, refused.stderr
+        cure = re.search(r"(--select .*) \(10 heavy atoms", refused.stderr)[1]
+        done = called(*command, *shlex.split(cure))
+        assert done.exit_code == 0, done.stderr
+    one = ["--select", "name CA and resid 2"]
+    (tmp_path / "ion.pdb").write_text("".join(line for line in top.open() if " CA " in line))
+    u.select_atoms("name CA").write(str(tmp_path / "ion.xtc"), frames="all")
+    alone = called("train", tmp_path / "ion.pdb", tmp_path / "ion.xtc", "-o", tmp_path / "n.safetensors", *one)
+    assert alone.exit_code == 1 and "take a system of more atoms" in alone.stderr, alone.stderr

@@ -35,6 +35,13 @@ def test_between_steps_values_go_straight_and_so_does_the_variance():
             Between.of([1.0, wrong], knots, covariance, "forecast")
 
 
+def test_of_a_single_atom_without_a_direction_nothing_is_drawn():
+    with np.errstate(all="raise"):
+        noise = Noise.fit(np.zeros((20, 4, 3)), np.eye(3))
+        paths = noise.paths(np.random.default_rng(0).normal(size=(5, noise.n_numbers)))
+    np.testing.assert_allclose(paths, 0, atol=1e-9)
+
+
 @pytest.mark.parametrize("count", [3, 6, 40])
 def test_few_rows_have_the_products_of_many(count):
     rows = np.random.default_rng(0).normal(size=(count, 6))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, UsageError, counted
 from ..forecast.forecasters import InternalMotion
 from ..forecast.subject import Subject
+from ..molecule.default import taken_instead
 from ..molecule.geometry import aligned
 from ..trajectory.clock import same_spacing
 from .result import plain
@@ -131,7 +132,10 @@ def suggest(
             f"the longest run has {counted(longest, 'frame')}; at least 20 are needed to see how fast it forgets"
         )
     if n_atoms < 4:
-        raise DataError(f"the selection {select!r} has {counted(n_atoms, 'atom')}; internal motion needs at least 4")
+        raise DataError(
+            f"the selection {select!r} has {counted(n_atoms, 'atom')}; internal motion needs at least 4: "
+            f"{taken_instead(subject.atoms.universe)}"
+        )
     mean = InternalMotion.fit(runs).mean
     fitted = [aligned(x, mean) - mean for x in runs]  # (F, N, 3)
     variance = float(np.mean(np.concatenate(fitted) ** 2))

@@ -89,6 +89,7 @@ class Noise:
         """
         m, n_times, n_space = residuals.shape
         outside = np.zeros((n_space, 0)) if outside is None else outside
+        inner = max(1, n_space - outside.shape[1])  # a single atom has no direction that is left
         across = np.einsum("mtd,msd->ts", residuals, residuals, optimize=True) / (m * n_space)  # (T, T)
         time = np.linalg.cholesky(across + (1e-9 * np.trace(across) + 1e-30) * np.eye(n_times))
         scaled = np.linalg.solve(time, residuals)  # (M, T, D), free of time
@@ -98,13 +99,13 @@ class Noise:
         variance = np.sum(space**2, axis=0) + 1e-30  # (D,)
         own = _share(flat / np.sqrt(variance), n_space)
         space = np.sqrt(1 - own) * space
-        single = np.sqrt(own * variance * n_space / (n_space - outside.shape[1]))
+        single = np.sqrt(own * variance * n_space / inner)
         if n_space <= WHITENED:
             inside = np.linalg.cholesky(space.T @ space + np.diag(single**2 + 1e-6 * variance))  # (D, D)
             scaled = solve_triangular(inside, scaled.reshape(-1, n_space).T, lower=True).T
         else:
             scaled = scaled / np.sqrt(variance)
-        share = _share(scaled.reshape(m, -1), n_times * (n_space - outside.shape[1]))
+        share = _share(scaled.reshape(m, -1), n_times * inner)
         rows = np.sqrt(1 - share) * _factor(residuals.reshape(m, -1))  # (R, T * D)
         return cls(rows, np.sqrt(share) * time, space, single, outside, share)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -134,6 +135,14 @@ def default_selection(source: Any) -> Default:
     left_out = _left_out(atoms, (chosen + dropped).unique, select)
     said = f"{counted(len(chosen), found.said)} of {_whose(chosen, found.kind)}{left_out}{twice}"
     return Default(select, found.kind, said)
+
+
+def taken_instead(source: Any) -> str:
+    """What a message adds about a selection of too few atoms: the one that is taken when nobody says which."""
+    found = default_selection(source)
+    if len(matching_atoms(source.atoms, found.select)) < SHORT_PROTEIN:
+        return "take a system of more atoms"
+    return f"take others, as egno-md predict does by itself: --select {shlex.quote(found.select)} ({found.said})"
 
 
 def _whose(chosen: AtomGroup, kind: str) -> str:

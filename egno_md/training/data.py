@@ -21,6 +21,7 @@ from ..forecast.subject import Subject
 from ..graph.builder import GraphBuilder
 from ..graph.windows import MEMORY_LIMIT, Run, TrajectoryWindows, segments, split_blocks, window_starts
 from ..molecule.atoms import select_atoms
+from ..molecule.default import taken_instead
 from ..molecule.local import LocalGeometry
 from ..specs import GraphSpec, Recipe, Spec, WindowSpec
 from ..trajectory.clock import Clock, same_spacing
@@ -188,7 +189,7 @@ class Files:
         Raises
         ------
         DataError
-            Too few frames (the message says how many are needed), or files that do not fit.
+            Too few frames (the message says how many are needed), files that do not fit, or a selection of one atom.
         UsageError
             No run to train on.
         """
@@ -284,6 +285,11 @@ class _SystemParts:
                 atoms, graph, self.window, every=every, who="the training", name=name, builder=self.builder
             )
             self.builder = subject.builder
+            if self.builder.n_atoms < 2:
+                raise DataError(
+                    f"{file}: the selection {graph.select!r} has 1 atom, which has no shape to learn: "
+                    f"{taken_instead(atoms)}"
+                )
             found = subject.runs(folder=folder, limit=limit)  # one but where frames are missing
             longest = max(len(run.positions) for run in found)
             for run in found:
