@@ -35,20 +35,27 @@ class Progress:
         How many of them were done before, which tell nothing of the time that is left.
     shown : bool
         False: not a word.
+    first : float
+        Seconds until the first line where nobody watches.
     """
 
     _ended = _quiet = float("-inf")  # when the last one ended, and since when nothing had been said then
 
-    def __init__(self, what: str, unit: str, total: int | None = None, done: int = 0, *, shown: bool = True) -> None:
+    def __init__(
+        self, what: str, unit: str, total: int | None = None, done: int = 0, *, shown: bool = True,
+        first: float = EVERY,
+    ) -> None:  # fmt: skip
         self.what, self.unit, self.total, self.shown = what, unit, total, shown
         self.done = self.before = done
-        self.began = self.said = time.monotonic()
+        self.began, self.first = time.monotonic(), first
+        self.said = self.began
         self.bar: Any = None
 
     def __enter__(self) -> Progress:
-        self.began = self.said = time.monotonic()
+        self.began = time.monotonic()
+        self.said = self.began + self.first - EVERY
         if 0 <= self.began - Progress._ended < EVERY:  # parts of one work are silent no longer than one
-            self.said = Progress._quiet
+            self.said = min(self.said, Progress._quiet)
         if self.shown and watched():
             from tqdm import tqdm
 

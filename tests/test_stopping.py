@@ -91,6 +91,11 @@ def test_elsewhere_long_work_says_a_line_now_and_then_and_short_work_nothing(mon
             bar.update(100)
     said = ["forecast: 500 of 1000 frames, about 50 s left", "forecast: 800 of 1000 frames, about 20 s left"]
     assert capsys.readouterr().err.splitlines() == said
+    with Progress("epoch 1/9", "batches", 100, first=5) as bar:
+        for _ in range(8):
+            now[0] += 3
+            bar.update(3)
+    assert capsys.readouterr().err.splitlines() == ["epoch 1/9: 6 of 100 batches, about 2 min left"]
     with Progress("forecast", "frames", 1000, shown=False) as bar:
         now[0] += 100
         bar.update(10)

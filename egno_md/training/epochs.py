@@ -14,12 +14,16 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import Dataset
 
-from ..progress import Progress
+from ..errors import counted
+from ..progress import EVERY, Progress
 from .limit import BACKWARD, Thinned
 from .reference import listed
 
 #: The error of a molecule's last frame without its rigid motion.
 SHAPE = "superposed F-MSE"
+
+#: Seconds after which the first epoch says how long it takes, where nobody watches a bar.
+FIRST = 5.0
 
 
 class Epochs(Callback):
@@ -62,7 +66,18 @@ class Epochs(Callback):
         self.began, self.loss, self.seen = time.monotonic(), 0.0, 0
         shown = self.progress and trainer.is_global_zero
         what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        self.bar = Progress(what, "batches", int(trainer.num_training_batches), shown=shown).__enter__()
+        first = EVERY
+        if not self.steps:  # the first epoch of this part, which is waited for
+            first = FIRST
+            if shown:
+                print(
+                    f"training   {counted(trainer.train_dataloader.dataset.taken, 'window')} an epoch, judged on "
+                    f"{module.validation_windows}; a line after each",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        batches = int(trainer.num_training_batches)
+        self.bar = Progress(what, "batches", batches, shown=shown, first=first).__enter__()
         self.batch = time.monotonic()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
