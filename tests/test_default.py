@@ -181,6 +181,12 @@ def test_one_is_not_said_to_be_many(count: int, said: str) -> None:
     assert default_selection(universe.select_atoms("protein") + ions)[2].endswith(said)
 
 
+def test_a_selection_that_is_no_string_is_refused_as_such():
+    u = opened(Path(__file__).parent / "data" / "ala2.pdb")
+    with pytest.raises(UsageError, match="a selection is a string such as 'ca' or 'name CA', found 5"):
+        select_atoms(u, 5)
+
+
 def test_a_selection_of_too_few_atoms_is_refused_with_what_would_be_taken(tmp_path):
     """A dipeptide has one C-alpha atom; doing what the message says works."""
     top = Path(__file__).parent / "data" / "ala2.pdb"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -126,3 +127,23 @@ def test_free_forecasts_are_known_without_loading_them():
     assert set(FREE_FORECASTS) == {*free_forecasts(), OF_PROTEINS}
     said = CliRunner().invoke(main, ["info", "gaussian process"])
     assert said.exit_code == 1 and "is a free forecast, which is fitted to a run" in said.output
+
+
+def test_a_model_of_a_name_like_another_is_asked_about(tmp_path, monkeypatch):
+    from egno_md import load_model
+    from egno_md.errors import ModelError
+    from egno_md.hindcast.choose import wanted
+
+    load_model().save(tmp_path / "mine.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for ask in (load_model, wanted):
+        for name, like in (
+            ("mine.safetensor", "mine.safetensors"),
+            (str(tmp_path / "mime.safetensors"), str(tmp_path / "mine.safetensors")),
+            ("ca-1p", "ca-1ps"),
+        ):
+            with pytest.raises(ModelError, match=re.escape(f"no model {name!r} (did you mean {like!r}?)")):
+                ask(name)
+            ask(like)
+    with pytest.raises(ModelError, match="did you mean 'linear'"):
+        wanted("lineal")

@@ -15,6 +15,7 @@ from ..forecast.forecasters import OF_PROTEINS as PROTEINS
 from ..forecast.forecasters import Forecaster, Known, Static, free_forecasts, free_named
 from ..forecast.subject import Subject
 from ..models import bundled_models
+from ..models.header import like_model
 from ..molecule.atoms import WATER, matching_atoms
 from ..molecule.default import CAPS, SHORT_PROTEIN
 from .engine import Engine, FreeEngine
@@ -277,9 +278,10 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     if isinstance(model, str) and model not in bundled_models() and not os.path.isfile(model):
         free = free_named(model)
         if free is None:
+            known = [*free_forecasts(), PROTEINS]
             raise ModelError(
-                f"no model {model!r}: neither a file nor a bundled model nor a free forecast; bundled are "
-                f"{', '.join(bundled_models())}; free forecasts are {', '.join([*free_forecasts(), PROTEINS])}"
+                f"no model {model!r}{like_model(model, known)}: neither a file nor a bundled model nor a free forecast"
+                f"; bundled are {', '.join(bundled_models())}; free forecasts are {', '.join(known)}"
             )
         return None, free
     from ..forecast.model import load_model

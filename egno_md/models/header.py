@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._version import __version__
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, UsageError, nearest
 from . import DEFAULT_MODEL, bundled_models
 
 FORMAT = "egno_md"
@@ -85,8 +85,17 @@ def find_model(name_or_path: str | os.PathLike | None = None) -> tuple[str, Path
     name = DEFAULT_MODEL if name_or_path is None else os.fspath(name_or_path)
     path = bundled.get(name, Path(name))
     if not os.path.isfile(path):
-        raise ModelError(f"no model {name!r}: neither a file nor a bundled model; bundled are {', '.join(bundled)}")
+        raise ModelError(
+            f"no model {name!r}{like_model(name)}: neither a file nor a bundled model; bundled are {', '.join(bundled)}"
+        )
     return (name if name in bundled else path.stem), path
+
+
+def like_model(name: str, others: Iterable[str] = ()) -> str:
+    """What a message about an unknown model adds: the one most like it, bundled, a file beside it, or of `others`."""
+    folder = Path(name).parent
+    beside = [os.path.join(os.path.dirname(name), file.name) for file in folder.glob("*.safetensors")]
+    return nearest(name, [*bundled_models(), *beside, *others])
 
 
 def read_header(name_or_path: str | os.PathLike | None = None) -> Header:

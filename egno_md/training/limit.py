@@ -24,6 +24,9 @@ EPOCH, VALIDATION = 0.5, 0.2
 #: Share of a command's time that is kept for the test, and the windows by which it is found out how long one takes.
 TEST, TRIED = 0.2, 4
 
+#: Shares of the windows from which on it is not worth a line that a few are left out.
+SAID = 0.95
+
 #: How many times as long a step takes as the loss alone.
 BACKWARD = 3
 
@@ -79,7 +82,7 @@ def fitted(
         validation = Thinned(validation, looked_at)
         found = reference_errors(validation, module.model.regression)
         references = {name: float(found[name][-1]) for name in references if name in found}
-    if said:
+    if said and (windows.taken < SAID * count or len(validation) < SAID * judged):  # type: ignore[arg-type]
         needed = (count * one + judged * loss) / EPOCH / (1 - TEST)
         print(
             f"limit      of {spoken(max(seconds, 0))} that are left: an epoch is {windows.taken} of "
