@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 import numpy as np
@@ -13,8 +14,9 @@ from test_cli import egno_md
 from test_training import SMALL, called, harmonic_windows, write_runs
 
 from egno_md import load_model, sample
+from egno_md.evaluation.result import Evaluation
 from egno_md.specs import TrainSpec
-from egno_md.training import epochs, limit, loop
+from egno_md.training import epochs, limit, loop, run
 from egno_md.training.loop import fit
 from egno_md.training.order import Varied
 from egno_md.training.states import BEST, BEST_STATE, LAST, callback_state, read_state, save_state
@@ -26,6 +28,9 @@ def test_a_training_of_so_many_minutes_ends_with_the_best_epoch(tmp_path):
     done = egno_md(*command, "--minutes", 0.0001)
     assert done.returncode == 0, done.stderr
     assert "epoch 1/50" in done.stderr and "epoch 2/50" not in done.stderr and f"written    {model}" in done.stdout
+    assert re.search(r"data       \d+ of \d+ windows.*note       tested on \d+ of \d+ windows", done.stdout, re.S)
+    test = load_model(model).provenance["test"]
+    assert test["windows"] < test["of_windows"]
     # Not even one window fits into it; what would be needed is said.
     assert "an epoch is 1 of " in done.stderr and "judged on 1 of " in done.stderr and "--minutes 1 " in done.stderr
     training = load_model(model).provenance["training"]
@@ -107,6 +112,38 @@ def test_an_epoch_is_of_as_many_windows_as_fit_into_the_time(tmp_path, monkeypat
     same, references = limit.fitted(module, plenty, validation, {"static": 1.0}, np.inf, "cpu", True)
     assert same is validation and references == {"static": 1.0} and plenty.most is None
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.97, False), (0.9, True)])
+def test_that_a_few_windows_are_left_out_is_not_worth_a_line(share, said, capsys):
+    model = make_model(start="static")
+    train, validation = harmonic_windows(model, 400)
+    windows = Varied(train, TrainSpec(batch_size=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limit, "_seconds", lambda module, windows, count: (1.0, 1e-6))
+        patch.setattr(limit, "time", Clock(patch, 0.0))
+        limit.fitted(loop._Module(model, windows.spec, windows), windows, validation, {"static": 1.0},
+                     share * len(train) / limit.EPOCH + 0.01, "cpu", True)  # fmt: skip
+    assert windows.taken == int(share * len(train)) < len(train)
+    assert ("limit" in capsys.readouterr().err) == said
+
+
+@pytest.mark.parametrize(("cold", "each", "tested"), [(8.0, 0.05, 91), (8.0, 0.25, 31), (60.0, 0.05, 4)])
+def test_the_test_takes_as_many_windows_as_there_is_time_for_and_says_so(monkeypatch, cold, each, tested):
+    """The first windows take longer, for they wait for the baselines: what they took is not what others take."""
+    now, rounds = [0.0], []
+
+    def score(model, parts, max_windows):
+        now[0] += each * max_windows if rounds else cold
+        rounds.append(max_windows)
+        count, zeros, skill = -(-91 // -(-91 // max_windows)), np.zeros(4), (0.0, 0.0, 0.0)
+        return Evaluation({}, {}, zeros, np.zeros((4, 2)), skill, skill, "m", zeros, count, 1, 10, 1, 1, of_windows=91)
+
+    monkeypatch.setattr(run, "score", score)
+    monkeypatch.setattr(run.time, "monotonic", lambda: now[0])
+    result = run._more(None, [], score(None, [], limit.TRIED), 0.0, 20.0, {})
+    assert result.n_windows == tested and now[0] <= max(20, cold)
+    assert [f"tested on {tested} of 91" in note for note in result.notes] == [True] * (tested < 91)
 
 
 def test_what_was_judged_on_fewer_windows_is_not_the_best_of_those_that_were_judged_on_all(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -198,3 +200,32 @@ def test_damage_is_one_line_on_the_command_line(tmp_path):
     # Without the record there is nothing to compare with: the cure that the message names.
     (work / "training.json").unlink()
     assert called(*arguments, "--resume").exit_code == 0
+
+
+def test_a_training_that_is_complete_is_nothing_to_go_on_with_and_no_failure(tmp_path):
+    top = write_runs(tmp_path, {"a.dcd": 160})
+    model, other = tmp_path / "m.safetensors", tmp_path / "n.safetensors"
+    command = [top, tmp_path / "a.dcd", *SMALL, "-o", model]
+    first = called(*command, "--epochs", 2)
+    assert first.exit_code == 0, first.stderr
+    # What is waited for is said before the first epoch is over.
+    assert re.search(r"^training   \d+ windows an epoch, judged on \d+;", first.stderr), first.stderr
+    before = model.read_bytes()
+    again = called(*command, "--epochs", 2, "--resume")
+    assert again.exit_code == 0 and "this training has come to its end" in again.stdout, again.stderr
+    assert "epoch" not in again.stderr and model.read_bytes() == before
+    told = json.loads(called(*command, "--epochs", 2, "--resume", "--json").stdout)
+    assert told == {"model": "m", "complete": True, "files": [str(model)]}
+    # Other settings, a training that was cut short, and the model of another one are refused as ever.
+    changed = called(*command, "--epochs", 3, "--resume")
+    assert changed.exit_code == 2 and "max_epochs (then 2, now 3)" in changed.stderr
+    foreign = [top, tmp_path / "a.dcd", *SMALL, "-o", other, "--epochs", 2]
+    assert called(*foreign, "--seed", 1).exit_code == 0
+    mixed = called(*foreign, "--resume", "--work", tmp_path / "m_work")
+    assert mixed.exit_code == 1 and "exists; pass --force" in mixed.stderr, mixed.stderr
+    # A folder whose last state is that of an earlier epoch.
+    last = tmp_path / "m_work" / LAST
+    state = read_state(last)
+    torch.save({**state, "epoch": 0}, last)
+    cut = called(*command, "--epochs", 2, "--resume")
+    assert cut.exit_code == 1 and "exists; pass --force" in cut.stderr and model.read_bytes() == before

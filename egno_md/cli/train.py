@@ -82,7 +82,9 @@ def train(
         return
     if output is None:
         raise UsageError("give the file of the new model: -o model.safetensors")
-    if os.path.exists(output) and not force:
+    work = work or output.with_name(f"{output.stem}_work")
+    there = os.path.exists(output) and not force
+    if there and not (resume and (work / "last.ckpt").exists()):
         raise OutputError(f"{output} exists; pass --force to replace it, or choose another name")
     if not os.path.isdir(output.parent):
         raise OutputError(f"{output}: its folder does not exist")
@@ -92,10 +94,11 @@ def train(
     rank = process_rank(devices, nodes)
     if rank:
         warnings.simplefilter("ignore")  # of several processes the first alone speaks
-    work = work or output.with_name(f"{output.stem}_work")
     options = {"device": device, "devices": devices, "nodes": nodes, "precision": precision}
     if minutes is not None:
         options |= {"minutes": minutes - (time.monotonic() - began) / 60, "enough": True}
+    if there:
+        options["written"] = output
     try:
         model, result = train_recipe(recipe, name=output.stem, work_dir=work, resume=resume, **options)
     except KeyboardInterrupt:
@@ -108,6 +111,12 @@ def train(
             else "interrupted before the first epoch was finished: nothing to resume, the same command begins again"
         )
         raise
+    if there and not rank:
+        click.echo(
+            as_text({"model": model.name, "complete": True, "files": [str(output)]})
+            if as_json
+            else f"complete   this training has come to its end and {output} is its model: nothing is left to do"
+        )
     if result is None:
         return  # of several processes the first alone writes and prints
     model.save(output, force=force)

@@ -82,6 +82,8 @@ class Evaluation(Scores):
         Errors of frames superposed on what came; None for windows that are no molecules.
     n_windows, n_runs, n_atoms : int
         What was judged; `n_atoms` of the largest system.
+    of_windows : int, optional
+        Windows that there are.
     block : int
         Windows per block of the bootstrap.
     n_blocks : int
@@ -119,6 +121,7 @@ class Evaluation(Scores):
     prior: NDArray[np.float64] | None = None
     prior_superposed: NDArray[np.float64] | None = None
     network_gain: tuple[float, float, float] | None = None
+    of_windows: int | None = None
     fitted_frames: int | None = None
     learned_frames: int | None = None
     notes: tuple[str, ...] = field(default=())
@@ -132,6 +135,12 @@ class Evaluation(Scores):
     def judged_by(self) -> str:
         """The same in words."""
         return "nothing superposed" if self.judged is self else "superposed on what came"
+
+    @property
+    def said_windows(self) -> str:
+        """How many windows were judged, and of how many, in words."""
+        of = "" if self.of_windows in (None, self.n_windows) else f" of {self.of_windows}"
+        return f"{self.n_windows}{of} windows"
 
     @property
     def best_baseline(self) -> list[str]:
@@ -219,7 +228,7 @@ class Evaluation(Scores):
         """For people."""
         lines = [
             f"model      {self.model}",
-            f"data       {self.n_windows} windows of {counted(self.n_runs, 'run')}, up to {self.n_atoms} atoms; "
+            f"data       {self.said_windows} of {counted(self.n_runs, 'run')}, up to {self.n_atoms} atoms; "
             f"{counted(self.n_blocks, 'independent block')} of {self.block} windows",
         ]
         said = "error      mean squared, per coordinate, A^2 (95 % interval);"

@@ -164,6 +164,7 @@ def score(
         **vars(laboratory),
         superposed=superposed,
         n_windows=len(values),
+        of_windows=total,
         n_runs=len({part.origin for part in parts}),
         n_atoms=max(part.run.builder.n_atoms for part in parts),
         block=block,

@@ -119,7 +119,7 @@ def _verdict(evaluation: Evaluation) -> str:
     kind = "verdict bad" if "worse" in evaluation.outcome else "verdict"
     verdict = evaluation.verdict[0].upper() + evaluation.verdict[1:]
     data = (
-        f"{evaluation.n_windows} windows of {counted(evaluation.n_runs, 'run')}, up to {evaluation.n_atoms} atoms; "
+        f"{evaluation.said_windows} of {counted(evaluation.n_runs, 'run')}, up to {evaluation.n_atoms} atoms; "
         f"{counted(evaluation.n_blocks, 'independent block')} of {evaluation.block} windows; {evaluation.judged_by}"
     )
     return f'<p class="{kind}">{html.escape(verdict)}.</p><p>{html.escape(data)}.</p>'

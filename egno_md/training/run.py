@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import OutputError, UsageError
 from ..evaluation.result import Evaluation
-from ..evaluation.score import score
+from ..evaluation.score import Part, score
 from ..files import write_whole
 from ..forecast.model import Model, load_model, new_model
 from ..graph.windows import MEMORY_LIMIT, TrajectoryWindows
@@ -29,10 +29,13 @@ from .process import process_rank
 from .recipe import complete, overridden, planned, read_recipe, shortly
 from .reference import reference_errors
 from .source import elastic, processes, source_of
-from .states import LAST, PREVIOUS, own_folder, read_plan
+from .states import LAST, PREVIOUS, finished, own_folder, read_plan
 
 #: Windows that a model is tested on at most.
 MOST = 2000
+
+#: Tests of more and more windows where there is a limit of time.
+ROUNDS = 3
 
 
 def choose_prior(data: Data, window: WindowSpec) -> dict[str, float]:
@@ -100,6 +103,7 @@ def _train(
     *,
     resume: bool,
     until: float | None = None,
+    written: Path | None = None,
     **options: Any,
 ) -> tuple[Model, Evaluation | None]:
     """:func:`train` in a folder that is its own; `until` is the end of the time, where that has begun before."""
@@ -122,6 +126,10 @@ def _train(
                 f"the training in {work_dir} cannot be resumed with other settings: {'; '.join(changed)}; give the "
                 "same ones, or begin a new one in another folder"
             )
+        if written is not None:
+            return _written(written, now, work_dir), None
+    elif written is not None:
+        raise _exists(written)
     elif rank == 0 and not any((work_dir / name).exists() for name in (LAST, PREVIOUS)):
         try:
             work_dir.mkdir(parents=True, exist_ok=True)
@@ -155,11 +163,10 @@ def _train(
         with Progress("test", "predicted frames", shown=options.get("progress", True)) as bar:
             judged["progress"] = bar.update
             result = score(trained, data.test, max_windows=TRIED if kept else MOST, **judged)
-            per_window = (time.monotonic() - began) / result.n_windows
-            if until is not None and kept:
-                fits = int(max(until - began, TEST * options["minutes"] * 60) / per_window)
-                if fits > result.n_windows:
-                    result = score(trained, data.test, max_windows=min(fits, MOST), **judged)
+            if kept and until is not None:
+                result = _more(
+                    trained, data.test, result, began, max(until - began, 60 * TEST * options["minutes"]), judged
+                )
     history = [*model.provenance.get("history", [])]
     if "training" in model.provenance:
         history.append({k: model.provenance[k] for k in ("data", "training", "test") if k in model.provenance})
@@ -168,6 +175,7 @@ def _train(
         "data": data.record,
         "test": {
             "windows": result.n_windows,
+            "of_windows": result.of_windows or result.n_windows,
             "mse_A2_per_step": {name: [round(float(e), 5) for e in values] for name, values in result.errors.items()},
             "skill_per_step": [round(float(g), 4) for g in result.skill],
             "skill_interval": [[None if np.isnan(e) else round(float(e), 4) for e in g] for g in result.skill_interval],
@@ -176,6 +184,48 @@ def _train(
         **({"history": history} if history else {}),
     }
     return trained, result
+
+
+def _written(file: Path, plan: Mapping[str, Any], work_dir: Path) -> Model:
+    """The model of a training that is complete.
+
+    Raises
+    ------
+    OutputError
+        It is not, or the file is that of another one.
+    """
+    model = load_model(file)
+    own = {**plan["training"], **{key: plan[key] for key in ("data", "graph", "window")}}
+    found = {**model.provenance.get("training", {}), "data": model.provenance.get("data")}
+    found |= {key: getattr(model, key).model_dump(mode="json") for key in ("graph", "window")}
+    found["epoch_windows"] = own["epoch_windows"]  # where the time was short, those that it had
+    if not finished(work_dir, own["max_epochs"]) or any(found.get(key) != value for key, value in own.items()):
+        raise _exists(file)
+    return model
+
+
+def _exists(file: Path) -> OutputError:
+    return OutputError(f"{file} exists; pass --force to replace it, or choose another name")
+
+
+def _more(
+    model: Model, test: Sequence[Part], result: Evaluation, began: float, seconds: float, judged: Mapping[str, Any]
+) -> Evaluation:
+    """A test of as many windows as fit into the rest of some seconds since `began`; a note says so where not all do.
+
+    What the first windows took holds the fit of the baselines, which are kept: the next round knows better.
+    """
+    last, asked, total = began, TRIED, result.of_windows or 0
+    for _ in range(ROUNDS):
+        now = time.monotonic()
+        fits = min(MOST, int(result.n_windows * (began + 0.9 * seconds - now) / max(now - last, 1e-9)))
+        if fits <= asked or -(-total // fits) >= -(-total // asked):  # every so many-th window is tested
+            break
+        last, asked, result = now, fits, score(model, test, max_windows=fits, **judged)
+    if -(-total // asked) <= -(-total // MOST):
+        return result
+    note = f"tested on {result.n_windows} of {total} windows, as many as there was time for (--minutes)"
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def _changed(where: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -215,7 +265,9 @@ def train_recipe(
     limit : int
         Bytes of a run that are kept in memory; longer ones go into the work folder.
     **options
-        ``device``, ``devices``, ``nodes``, ``precision``, ``progress``, ``minutes`` and ``enough`` of :func:`fit`.
+        ``device``, ``devices``, ``nodes``, ``precision``, ``progress``, ``minutes`` and ``enough`` of :func:`fit`;
+        ``written``: a model file that exists and must stay. Where it is what this training ended with, it is read and
+        nothing is trained or judged; else it is refused.
 
     Returns
     -------

@@ -202,3 +202,11 @@ def stopped_early(last: Path) -> bool:
     """Whether a training had come to its end by early stopping; lightning would run another epoch."""
     stopping = callback_state(read_state(last), "EarlyStopping")
     return stopping["wait_count"] >= stopping["patience"]
+
+
+def finished(folder: Path, max_epochs: int) -> bool:
+    """Whether the training in a work folder has come to its end, by its number of epochs or by early stopping."""
+    try:
+        return int(read_state(folder / LAST)["epoch"]) + 1 >= max_epochs or stopped_early(folder / LAST)
+    except DataError:
+        return False
