@@ -159,4 +159,4 @@ def test_command_line_prints_the_table():
     done = called("evaluate", *sample(), "--windows", 12, "--samples", 6)
     assert done.exit_code == 0, done.output
     assert "futures    the model knows one future only" in done.stdout and "static + noise" in done.stdout
-    assert "data       12 of 112 windows" in done.stdout and "6 futures of 12 windows each" in done.stdout
+    assert "data       12 of 62 windows" in done.stdout and "6 futures of 12 windows each" in done.stdout
