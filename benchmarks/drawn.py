@@ -174,7 +174,7 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     forecasters: dict[str, Chained] = {"model": ModelForecaster(loaded, builder)}
     for name in ("Gaussian process", "analogues"):
         free = parts[0].known.baselines.forecasts[name]
-        forecasters[name] = Chained(Restored(free, lambda frames, start: geometry.project(frames)), STEPS)
+        forecasters[name] = Chained(Restored(free, geometry.keep), STEPS)
     for forecaster in forecasters.values():  # as `predict` does
         one = forecaster.inner.inner if isinstance(forecaster.inner, Restored) else forecaster.inner
         one, n_past = (one, forecaster.n_past) if isinstance(forecaster, ModelForecaster) else (OneByOne(one), PAST)

@@ -132,7 +132,7 @@ def run(protein: str, model: str | None, runs: Path, target: Path, name: str) ->
             if free in known.baselines.forecasts:
                 one = known.baselines.forecasts[free]
                 reversion = MeanReversion.fit(OneByOne(one), known, STEPS, PAST, builder.bonds)
-                who[free] = Chained(Restored(one, lambda x, start: geometry.project(x)), STEPS, reversion=reversion)
+                who[free] = Chained(Restored(one, geometry.keep), STEPS, reversion=reversion)
     places = np.linspace(part.starts[0], part.starts[-1], CHAINS + 2).astype(int)[1:-1]
     past = np.stack([test.positions[k + np.arange(1 - PAST, 1)] for k in places])
     for one, forecaster in who.items():

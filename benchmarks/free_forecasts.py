@@ -169,7 +169,7 @@ def chained(parts: list[Part], stride_ps: float) -> dict[str, Any]:
     out = {}
     for name in CHAINING:
         free = known.baselines.forecasts[name]
-        inner = Restored(free, lambda frames, start: geometry.project(frames))
+        inner = Restored(free, geometry.keep)
         reversion = None
         if getattr(free, "draws", False):
             reversion = MeanReversion.fit(OneByOne(free), known, STEPS, PAST, builder.bonds)

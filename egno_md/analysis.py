@@ -181,8 +181,8 @@ class EGNOSurrogate(Written, AnalysisBase):
     taken as zero, with one warning. From a start inside the run a free forecast is fitted to the frames that are not
     forecast, see :class:`egno_md.hindcast.engine.FreeEngine`.
 
-    `results` can be pickled, as can an analysis that has not chosen a free forecast yet, with its files where they are;
-    MDAnalysis' readers know no ``copy.deepcopy``: ``pickle.loads(pickle.dumps(...))`` is one.
+    An analysis can be pickled, with its files where they are, before and after it has run. MDAnalysis' readers know no
+    ``copy.deepcopy``: ``pickle.loads(pickle.dumps(...))`` is one.
 
     References
     ----------

@@ -35,15 +35,15 @@ class Progress:
         How many of them were done before, which tell nothing of the time that is left.
     shown : bool
         False: not a word.
-    first : float
-        Seconds until the first line where nobody watches.
+    first : float, optional
+        Seconds until the first line where nobody watches; else as many as between two of them.
     """
 
     _ended = _quiet = float("-inf")  # when the last one ended, and since when nothing had been said then
 
     def __init__(
         self, what: str, unit: str, total: int | None = None, done: int = 0, *, shown: bool = True,
-        first: float = EVERY,
+        first: float | None = None,
     ) -> None:  # fmt: skip
         self.what, self.unit, self.total, self.shown = what, unit, total, shown
         self.done = self.before = done
@@ -53,7 +53,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.began = time.monotonic()
-        self.said = self.began + self.first - EVERY
+        self.said = self.began + (EVERY if self.first is None else self.first) - EVERY
         if 0 <= self.began - Progress._ended < EVERY:  # parts of one work are silent no longer than one
             self.said = min(self.said, Progress._quiet)
         if self.shown and watched():

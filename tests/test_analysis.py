@@ -12,7 +12,7 @@ import pytest
 from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.analysis import rms
 
-from egno_md import EGNOSurrogate, Interpolated
+from egno_md import EGNOSurrogate, Interpolated, sample
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
 from egno_md.forecast import written
 
@@ -263,7 +263,13 @@ def test_an_analysis_and_its_results_can_be_pickled(model, tmp_path):
     for analysis in (done, done.run()):
         other = pickle.loads(pickle.dumps(analysis)).run()
         np.testing.assert_array_equal(other.results.positions, done.results.positions)
-    free = EGNOSurrogate(make_universe(), horizon=2).run()
-    results = pickle.loads(pickle.dumps(free.results))
-    np.testing.assert_array_equal(results.positions, free.results.positions)
-    assert results.hindcast.table() == free.results.hindcast.table()
+
+
+@pytest.mark.parametrize("model", [None, "Gaussian process", "elastic network of proteins", "analogues", "ca-1ps"])
+def test_an_analysis_that_has_chosen_can_be_pickled(model):
+    free = EGNOSurrogate(mda.Universe(*map(str, sample())), model, horizon=40).run()
+    other = pickle.loads(pickle.dumps(free))
+    np.testing.assert_array_equal(other.results.positions, free.results.positions)
+    if model is None:
+        assert other.results.hindcast.table() == free.results.hindcast.table()
+    np.testing.assert_array_equal(other.run().results.positions, free.results.positions)

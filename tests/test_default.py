@@ -183,7 +183,7 @@ def test_one_is_not_said_to_be_many(count: int, said: str) -> None:
 
 def test_a_selection_that_is_no_string_is_refused_as_such():
     u = opened(Path(__file__).parent / "data" / "ala2.pdb")
-    with pytest.raises(UsageError, match="a selection is a string such as 'ca' or 'name CA', found 5"):
+    with pytest.raises(UsageError, match=r"a selection \(select\) is a text such as 'ca'.*found 5"):
         select_atoms(u, 5)
 
 

@@ -236,7 +236,7 @@ def local_geometry(model: Model, builder: GraphBuilder) -> Callable[[np.ndarray,
         return None
     known = model.geometry.get(builder.identity)
     if known is not None:
-        return lambda frames, start: known.project(frames)
+        return known.keep
     return lambda frames, start: keep_bonds(frames, builder.bonds, bond_lengths(start, builder.bonds))
 
 

@@ -240,4 +240,4 @@ class FreeEngine:
         if isinstance(made, Static) or not len(bonds):
             return one
         geometry = getattr(self.make, "geometry", LocalGeometry.fit)(known.segments, bonds)
-        return Restored(one, lambda frames, start: geometry.project(frames))
+        return Restored(one, geometry.keep)

@@ -211,6 +211,10 @@ class LocalGeometry:
         parts = [self._project_some(frames[k : k + size]) for k in range(0, len(frames), size)]
         return np.concatenate(parts or [frames]).reshape(positions.shape)
 
+    def keep(self, frames: NDArray[np.floating], start: NDArray[np.floating]) -> NDArray[np.floating]:
+        """:meth:`project`, in the form of ``Restored.keep``; the start of a chain has no part in it."""
+        return self.project(frames)
+
     def outside(self, positions: NDArray[np.floating]) -> NDArray[np.float64]:
         """How far the worst distance, or volume, is out of its bounds, Angstrom; other pairs' contacts are left out.
 
