@@ -497,7 +497,9 @@ class EGNOSurrogate(Written, AnalysisBase):
     def _physical(self, start: int):
         """A start frame (N, 3), its bonds, and what checks the frames (F, N, 3) that are predicted from it."""
         last, builder = self._history[start][-1], self.builder
-        about = {"boxes": self._boxes[start], "molecule": builder.molecule, "usual": self.engine.usual(last)}
+        # The box of one structure may be a crystal's, in which other molecules than its images are the neighbours.
+        box = self._boxes[start] if self.subject.clock.usable.sum() > 1 else None
+        about = {"boxes": box, "molecule": builder.molecule, "usual": self.engine.usual(last)}
         return last, builder.bonds, functools.partial(check_frames, reference=last, bonds=builder.bonds, **about)
 
     def _stream(self) -> None:

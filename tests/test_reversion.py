@@ -15,10 +15,11 @@ from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known, linear
+from egno_md.forecast.network import ElasticNetwork
 from egno_md.forecast.reversion import MeanReversion, _given, _principal
 from egno_md.forecast.rolling import REVERTING, OneByOne
 from egno_md.forecast.streams import Streams, each_of
-from egno_md.molecule.geometry import aligned, superposition
+from egno_md.molecule.geometry import aligned, superposed_rmsd, superposition
 
 TIMES = np.arange(1, 5)
 WINDOW = len(TIMES)
@@ -319,6 +320,33 @@ def test_the_summary_says_which_chains_revert(tmp_path):
         ["--model", "static", "--horizon", "40"],
     ):
         assert "revert" not in said(*others)
+
+
+def test_futures_of_a_single_structure_stay_about_it(tmp_path):
+    """Nothing is known of how far it varies but by the elastic network; and the cell of its crystal is no box."""
+    u = mda.Universe(*map(str, sample()))
+    u.dimensions = [20, 20, 20, 90, 90, 90]
+    u.atoms.write(tmp_path / "one.pdb")
+    given = [str(tmp_path / "one.pdb"), "-o", str(tmp_path / "out.dcd"), "--dt", "100", "--horizon", "600"]
+    done = CliRunner().invoke(main, ["predict", *given])
+    assert done.exit_code == 0 and "which revert to the run" in done.output, done.output
+    found = mda.Universe(tmp_path / "out.pdb", tmp_path / "out.dcd")
+    frames = np.stack([found.atoms.positions.astype(np.float64) for _ in found.trajectory])
+    distance = superposed_rmsd(frames, u.select_atoms("name CA").positions)
+    early, late = distance[20:60].mean(), distance[-200:].mean()
+    assert late < 1.5 * early < 3  # it was 4 times as far
+    assert 0.4 < fluctuations(frames[100:]).mean() < 1.5
+
+
+def test_frames_about_a_structure_vary_by_half_of_what_the_network_moves():
+    structure = STRUCTURE - STRUCTURE.mean(axis=0)
+    frames = memory_of(5, 400)
+    network = ElasticNetwork.fitted(Known([frames], tuple(TIMES)))
+    found = network.ensemble(structure, 400, np.random.default_rng(0))
+    moved = network(structure[None, None], [network.span[1]], 400, np.random.default_rng(1))[0, :, 0]
+    whole = np.mean((aligned(moved, structure) - structure) ** 2)
+    np.testing.assert_allclose(np.mean((aligned(found, structure) - structure) ** 2), whole / 2, rtol=0.1)
+    np.testing.assert_allclose(found.mean(axis=0), structure, atol=0.15)
 
 
 def test_a_network_that_draws_reverts_to_the_run_as_well():

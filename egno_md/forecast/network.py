@@ -417,6 +417,16 @@ class ElasticNetwork:
                 out[row, member] = frames
         return placed.back(out)
 
+    def ensemble(self, structure: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Frames (count, N, 3) about a structure (N, 3) that stands for the mean of all, each by itself.
+
+        Two frames of a stationary motion differ by twice its variance: theirs is half of what the network moves in the
+        longest time that it has seen.
+        """
+        still = dataclasses.replace(self, rigid=False)
+        moved = still(structure[None, None], [self.span[1] / self.stride], count, generator)[0, :, 0]
+        return structure + (moved - structure) / np.sqrt(2)
+
     def drift(self, placed: Placed, whole: Conditional) -> np.ndarray:
         """Mean rigid motion (S, T, 6)."""
         parts = placed.drift.reshape(*placed.drift.shape[:2], 2, 3)  # (S, P, 2, 3)

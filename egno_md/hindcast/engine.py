@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..forecast.forecasters import Forecaster, Known, Static
+from ..forecast.network import ElasticNetwork
 from ..forecast.reversion import MeanReversion
 from ..forecast.rolling import REVERTING, Chained, OneByOne, Restored, check_numbers
 from ..molecule.checks import usual_findings
@@ -28,6 +29,9 @@ PAST = 16
 
 #: Starts that are forecast each by a fit of its own where no fit for all of them is possible; of more, two halves are.
 MOST_FITS = 32
+
+#: Frames that stand for a run that is too short to tell how far it varies.
+ENSEMBLE = 100
 
 #: Frames of the run that tell what is usual in it.
 USUAL = 50
@@ -195,10 +199,15 @@ class FreeEngine:
 
     def _reversion(self, excluded: tuple) -> MeanReversion | None:
         """Of what is fitted to all but these frames."""
-        known = self.material.known(excluded)
-        longest = max((len(x) for x in known.segments), default=0) // known.every
+        known, made = self.material.known(excluded), self._known_without(excluded)
         times, bonds = np.arange(1, self.n_times + 1), self.material.subject.builder.bonds
-        return MeanReversion.fit(self._known_without(excluded), known, times, min(PAST, max(1, longest // 4)), bonds)
+        longest = max((len(x) for x in known.segments), default=0) // known.every
+        one = made.inner.inner if isinstance(made, Restored) else made.inner
+        if longest < REVERTING * self.n_times and isinstance(one, ElasticNetwork):
+            # Too short to tell how far it varies; a network does, about the structure that is there.
+            frames = one.ensemble(known.segments[-1][-1].astype(np.float64), ENSEMBLE, np.random.default_rng(0))
+            known, longest = Known([frames], known.steps), 1
+        return MeanReversion.fit(made, known, times, min(PAST, max(1, longest // 4)), bonds)
 
     def _folds(self, starts: NDArray[np.int64], horizon: int) -> list[tuple[NDArray[np.int64], tuple]]:
         """Rows of starts, and ranges of frames that must not be known to who forecasts from them."""
