@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from conftest import Ballistic, make_model, make_universe
 
-from egno_md import EGNOSurrogate, analysis
+from egno_md import EGNOSurrogate, analysis, sample
 from egno_md.cli import main
 from egno_md.errors import OutputError, StoppedError, UnphysicalError, UsageError
 from egno_md.trajectory import stream
@@ -119,6 +120,20 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, whole, tmp_path,
     assert out.read_bytes() == whole[suffix]
     theirs = {f".{out.name}_offsets.{kind}" for kind in ("npz", "lock")}  # of the reader above
     assert {path.name for path in tmp_path.iterdir()} - theirs == {out.name, "cut.pdb"}
+
+
+@pytest.mark.parametrize("who", ["Gaussian process", "elastic network"])
+def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, who):
+    found = []
+    for threads in ("1", "4"):
+        env = {**os.environ, "OMP_NUM_THREADS": threads}
+        env.pop("OPENBLAS_NUM_THREADS", None)
+        out = tmp_path / f"{threads}.dcd"
+        args = ["predict", *map(str, sample()), "--model", who, "--horizon", "300", "-o", str(out)]
+        done = subprocess.run([sys.executable, "-m", "egno_md", *args], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(out.read_bytes())
+    assert found[0] == found[1]
 
 
 def test_signals_finish_the_frame_say_how_to_go_on_and_give_their_code(run, whole, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -24,6 +25,8 @@ class _Group(click.Group):
     """
 
     def main(self, *args: Any, **options: Any) -> Any:
+        # With more threads the sums of a fit end in other digits, and --resume could not keep its word.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         with stoppable() as stop:
             try:
                 return super().main(*args, obj=stop, **options)
