@@ -228,23 +228,36 @@ def test_molecules_revert_each_by_itself():
     assert MeanReversion.fit(Walk(), Known([np.concatenate([near] * 2, axis=1)]), TIMES, 1, [[0, 1]]) is None
 
 
+class Same:
+    """It draws as the run of :func:`memory_of` does; with numbers of its own no two chains have any in common."""
+
+    name, n_past, draws = "same", 1, True
+
+    def __init__(self, tau, own=None):
+        self.decay, self.own = np.exp(-1 / tau), own
+
+    def __call__(self, past, times, samples=1, generator=None):
+        turn, centre = superposition(past[:, -1], STRUCTURE)
+        about = STRUCTURE - STRUCTURE.mean(axis=0)
+        now, out = (past[:, -1] - centre) @ turn - about, []
+        streams = [self.own] * len(past) if self.own else each_of(generator, len(past))
+        numbers = [own.standard_normal((len(times), *now.shape[1:])) for own in streams]
+        for step in np.stack(numbers, axis=1):
+            now = self.decay * now + SIGMA * np.sqrt(1 - self.decay**2) * step
+            out.append(now)
+        frames = np.stack(out, axis=1) + about  # (S, T, N, 3)
+        return (frames @ np.swapaxes(turn, -1, -2)[:, None] + centre[:, None])[:, None]
+
+
 def test_a_slow_run_is_not_squeezed():
     """What draws as the run does has nothing to give back, however short the run is beside its memory."""
+    assert MeanReversion.fit(Same(30), Known([memory_of(30, 1000)]), np.arange(1, 9), 1) is None
 
-    class Same:
-        name, n_past, draws = "same", 1, True
 
-        def __call__(self, past, times, samples=1, generator=None):
-            turn, centre = superposition(past[:, -1], STRUCTURE)
-            now, out = (past[:, -1] - centre) @ turn - STRUCTURE + STRUCTURE.mean(axis=0), []
-            numbers = [own.standard_normal((len(times), *now.shape[1:])) for own in each_of(generator, len(past))]
-            for step in np.stack(numbers, axis=1):
-                now = np.exp(-1 / 30) * now + SIGMA * np.sqrt(1 - np.exp(-2 / 30)) * step
-                out.append(now)
-            frames = np.stack(out, axis=1) + STRUCTURE - STRUCTURE.mean(axis=0)  # (S, T, N, 3)
-            return (frames @ np.swapaxes(turn, -1, -2)[:, None] + centre[:, None])[:, None]
-
-    assert MeanReversion.fit(Same(), Known([memory_of(30, 1000)]), np.arange(1, 9), 1) is None
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_response_that_is_not_sure_is_no_growth(seed):
+    own = np.random.default_rng(seed)
+    assert MeanReversion.fit(Same(100, own), Known([memory_of(100, 3000, seed=2)]), np.arange(1, 9), 1) is None
 
 
 @pytest.mark.parametrize("who", ["analogues", "ensemble of the run", "Gaussian process"])
