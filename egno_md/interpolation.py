@@ -16,6 +16,7 @@ from MDAnalysis import AtomGroup, Universe
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from egno_md.forecast.asked import is_count
 from egno_md.forecast.bridge import FAST, FEWEST_PAIRS, Bridge
 from egno_md.forecast.streams import check_seed
 from egno_md.forecast.subject import Subject
@@ -137,7 +138,7 @@ class Interpolated:
     ) -> None:
         if int(factor) != factor or not 2 <= factor <= MOST:
             raise UsageError(f"factor={factor}: a whole number from 2 (a frame between any two) to {MOST} was expected")
-        if samples is not None and (int(samples) != samples or samples < 1):
+        if samples is not None and not is_count(samples, 1):
             raise UsageError(f"samples={samples}: the number of paths to draw must be a whole number of at least 1")
         if fast_ps is not None and not (math.isfinite(fast_ps) and fast_ps > 0):
             raise UsageError(f"fast_ps={fast_ps}: a time constant in ps must be above 0")

@@ -240,18 +240,20 @@ def _chains(
     return out
 
 
+def _runs_of(model: Model) -> list[dict[str, Any]]:
+    """The runs that a model was trained on, as far as it says so."""
+    data = model.provenance.get("data")
+    return [run for run in data.get("runs", []) if run["part"] != "test"] if isinstance(data, dict) else []
+
+
 def _learned(model: Model) -> int:
     """Frames that a model was trained on, as far as it says so."""
-    data = model.provenance.get("data")
-    runs = data.get("runs", []) if isinstance(data, dict) else []
-    return round(sum(run["frames"] * data["fractions"][0] for run in runs if run["part"] != "test"))
+    return round(sum(run["frames"] * model.provenance["data"]["fractions"][0] for run in _runs_of(model)))
 
 
 def _overlap(model: Model, sources: Sequence[str], runs: Sequence[Run]) -> list[str]:
     """A note for each file that the model was trained on; files are known by name and length."""
-    data = model.provenance.get("data")
-    entries = data.get("runs", []) if isinstance(data, dict) else []
-    trained = {(e["file"], e["frames"]): e.get("test_from") for e in entries if e["part"] != "test"}
+    trained = {(e["file"], e["frames"]): e.get("test_from") for e in _runs_of(model)}
     notes = []
     for file, run in zip(sources, runs, strict=True):
         name = os.path.basename(file)

@@ -14,6 +14,11 @@ from ..errors import UsageError, counted
 from ..files import memory_of_machine
 
 
+def is_count(value: Any, least: int) -> bool:
+    """Whether a value is a whole number of at least so many."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and value % 1 == 0 and value >= least
+
+
 def whole_number(name: str, value: Any, most: int | None = None) -> int:
     """A number of at least 1 that is whole, of any type.
 
@@ -22,7 +27,7 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int:
     UsageError
         It is none, or more than `most`.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value % 1 != 0 or value < 1:
+    if not is_count(value, 1):
         raise UsageError(f"{name} (--{name}) must be a whole number of at least 1, found {value!r}")
     if most is not None and value > most:
         raise UsageError(f"{name} (--{name}) must be at most {most:,}, found {value}")

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
 from openmm.app.internal.unitcell import computePeriodicBoxVectors
 
+from egno_md.forecast.asked import is_count, whole_number
 from egno_md.forecast.chain import ModelForecaster
 from egno_md.forecast.device import resolve_device
 from egno_md.forecast.streams import Streams
@@ -21,7 +22,7 @@ from egno_md.graph.windows import frames_back
 from egno_md.molecule.atoms import atom_elements
 
 from ..errors import DataError, ModelError, UsageError
-from .common import box_of, chainable_model, in_angstrom, in_nm, is_count, platform_named
+from .common import box_of, chainable_model, in_angstrom, in_nm, platform_named
 
 
 def _close(found: NDArray[np.floating], expected: NDArray[np.floating]) -> bool:
@@ -350,8 +351,7 @@ def surrogate_simulation(
     >>> simulation.step(8)                                                   # doctest: +SKIP
     """
     model, chosen = chainable_model(model), platform_named(platform)
-    if not is_count(every, 1):
-        raise UsageError(f"every (--every) must be a whole number of at least 1, found {every!r}")
+    every = whole_number("every", every)
     subject = Subject.of(
         universe_or_atomgroup, model.graph, model.window, select=select, every=every, who=f"model {model.name!r}"
     )

@@ -61,11 +61,6 @@ def check_numbers(**given: Any) -> None:
             )
 
 
-def is_count(value: Any, least: int) -> bool:
-    """Whether a value is a whole number of at least so many."""
-    return isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0 and value >= least
-
-
 def in_nm(values: ArrayLike) -> NDArray[np.float64]:
     """From Angstrom (or Angstrom/ps) to OpenMM's nm; a plain array, because OpenMM crashes on tensors."""
     return np.asarray(values, np.float64) / 10.0

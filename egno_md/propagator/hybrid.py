@@ -14,10 +14,11 @@ from MDAnalysis import AtomGroup, Universe
 from openmm import app
 
 from ..errors import DataError, ModelError, UsageError, counted
+from ..forecast.asked import is_count
 from ..forecast.chain import check_request
 from ..forecast.device import resolve_device
 from ..graph.windows import frames_back
-from .common import chainable_model, check_numbers, choose_beads, is_count
+from .common import chainable_model, check_numbers, choose_beads
 from .dynamics import Dynamics
 from .files import JumpLog
 from .jump import Jumper
