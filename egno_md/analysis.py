@@ -315,7 +315,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             There is no such frame, or what is given says none; the others as for the class.
         """
         if start is stop is step is frames is None:
-            frames = -1 if self.model is not None else np.flatnonzero(self.subject.clock.usable)[-1]
+            frames = -1 if self.model is not None else self.subject.end
         self._verbose = self._verbose if verbose is None else verbose
         # The numbers that were asked for count: some readers of one frame say that it is frame -1.
         self._asked = start_frames(self._trajectory.n_frames, frames, start, stop, step)

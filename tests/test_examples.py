@@ -163,7 +163,7 @@ def test_the_page_of_openmm_forecasts_what_it_says(tmp_path, monkeypatch, one_th
     """The frames of the simulation are those of the call that the page names beside them."""
     pytest.importorskip("openmm")
     page = EXAMPLES.parent / "docs" / "openmm.md"
-    (call,) = re.findall(r"`step\(8\)`.* and `(EGNOSurrogate\(.*?\))` give", page.read_text())
+    (call,) = re.findall(r"`step\(8\)` and .* the frames of `(EGNOSurrogate\(.*?\))\.run\(\)`", page.read_text())
     monkeypatch.chdir(tmp_path)
     names = {"EGNOSurrogate": EGNOSurrogate}
     exec(compile(blocks(page)[0], "openmm.md", "exec"), names)

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "forecast": FORECAST,
     "datasets": GRAPHS | {"graph", "trajectory"},
     "evaluation": EVALUATION,
-    "propagator": EVALUATION,
+    "propagator": EVALUATION | {"hindcast"},
     "looking": EVALUATION | {"evaluation", "hindcast"},
     "training": EVALUATION | {"evaluation", "datasets"},
     "reproduce": EVALUATION | {"evaluation", "datasets", "training"},

@@ -20,6 +20,7 @@ from egno_md.forecast.reversion import MeanReversion, _given, _principal
 from egno_md.forecast.rolling import REVERTING, OneByOne
 from egno_md.forecast.streams import Streams, each_of
 from egno_md.molecule.geometry import aligned, superposed_rmsd, superposition
+from egno_md.propagator import surrogate_simulation
 
 TIMES = np.arange(1, 5)
 WINDOW = len(TIMES)
@@ -373,6 +374,11 @@ def test_a_network_that_draws_reverts_to_the_run_as_well():
     past = known[-forecaster.n_past :][None]
     expected = forecaster.collect(past, 40, 2, Streams.of(5, [299], 2))
     np.testing.assert_allclose(long.results.ensemble, expected, atol=1e-3)
+    universe.trajectory[-1]
+    simulation = surrogate_simulation(universe, model, seed=5)
+    simulation.step(40)
+    end = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value * 10
+    np.testing.assert_allclose(end, expected[0, 0, -1], atol=1e-3)
     plain = ModelForecaster(model, builder).collect(past, 40, 2, Streams.of(5, [299], 2))
     assert np.abs(plain - expected)[:, :, : 4 * WINDOW].max() == 0 < np.abs(plain - expected)[:, :, 4 * WINDOW :].max()
 

@@ -170,6 +170,11 @@ class Subject:
         return cls(atoms, structure, None, clock, every, name, mends=True)
 
     @property
+    def end(self) -> int:
+        """Number of the last frame that has positions."""
+        return int(np.flatnonzero(self.clock.usable)[-1])
+
+    @property
     def molecule(self) -> Any:
         """The atoms as arrays."""
         return self.builder.molecule

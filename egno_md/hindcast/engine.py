@@ -22,7 +22,7 @@ from .material import Material
 if TYPE_CHECKING:
     from ..forecast.model import Model
     from ..forecast.subject import Subject
-    from ..graph.builder import GraphBuilder
+    from ..graph.builder import GraphBuilder, Structure
 
 #: Frames up to a start that a free forecast is given.
 PAST = 16
@@ -59,6 +59,12 @@ class Engine(Protocol):
         Whether it draws futures, or knows their mean alone.
     fingerprint : str
         Of all that its forecasts depend on beside the starts.
+    subject : Subject
+        The run; None of a network that forecasts without one.
+    builder : Structure
+        Of the atoms that are forecast.
+    end : int
+        Number of the last frame of the run.
     """
 
     name: str
@@ -66,6 +72,11 @@ class Engine(Protocol):
     n_times: int
     draws: bool
     fingerprint: str
+    subject: Subject | None
+    builder: Structure
+
+    @property
+    def end(self) -> int: ...
 
     def check(self, horizon: int, substeps: int) -> None:
         """Refuse what it cannot give."""
@@ -92,16 +103,20 @@ class ModelEngine:
     ----------
     model : Model
     builder : GraphBuilder
-    subject : Subject
+    subject : Subject, optional
         The run, which long chains revert to.
     """
 
-    def __init__(self, model: Model, builder: GraphBuilder, subject: Subject) -> None:
+    def __init__(self, model: Model, builder: GraphBuilder, subject: Subject | None = None) -> None:
         from ..forecast.generative import draws
 
         self.model, self.builder, self.subject = model, builder, subject
         self.name, self.stride_ps, self.n_times = model.name, model.window.stride_ps, model.window.n_times
         self.draws, self.fingerprint = draws(model), model.fingerprint
+
+    @property
+    def end(self) -> int:
+        return 0 if self.subject is None else self.subject.end
 
     def check(self, horizon: int, substeps: int) -> None:
         from ..forecast.chain import check_request
@@ -132,6 +147,8 @@ class ModelEngine:
 
     def _reversion(self, forecaster: Chained, starts: Sequence[int], horizon: int) -> MeanReversion | None:
         """Of the frames of the run that are not forecast."""
+        if self.subject is None:
+            return None
         try:
             material = Material.of(self.subject, horizon)
         except DataError:  # the forecast itself does not need these frames
@@ -161,10 +178,15 @@ class FreeEngine:
 
     def __init__(self, name: str, material: Material, make: Callable[[Known], Forecaster]) -> None:
         self.name, self.material, self.make = name, material, make
+        self.subject, self.builder = material.subject, material.subject.builder
         self.stride_ps, self.n_times = material.stride_ps, len(material.steps)
         whole = make(material.known())
         self.draws = bool(getattr(whole, "draws", False))
         self._made: dict[tuple, Forecaster] = {(): self._restored(whole, material.known())}
+
+    @property
+    def end(self) -> int:
+        return self.subject.end
 
     @property
     def fingerprint(self) -> str:
@@ -179,7 +201,7 @@ class FreeEngine:
         return {}
 
     def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
-        structure = self.material.subject.builder
+        structure = self.builder
         return usual_findings(self._frames, start, structure.bonds, molecule=structure.molecule)
 
     @functools.cached_property
@@ -200,7 +222,7 @@ class FreeEngine:
     def _reversion(self, excluded: tuple) -> MeanReversion | None:
         """Of what is fitted to all but these frames."""
         known, made = self.material.known(excluded), self._known_without(excluded)
-        times, bonds = np.arange(1, self.n_times + 1), self.material.subject.builder.bonds
+        times, bonds = np.arange(1, self.n_times + 1), self.builder.bonds
         longest = max((len(x) for x in known.segments), default=0) // known.every
         one = made.inner.inner if isinstance(made, Restored) else made.inner
         if longest < REVERTING * self.n_times and isinstance(one, ElasticNetwork):
@@ -245,7 +267,7 @@ class FreeEngine:
 
     def _restored(self, made: Forecaster, known: Known) -> Forecaster:
         one = OneByOne(made)
-        bonds = self.material.subject.builder.bonds
+        bonds = self.builder.bonds
         if isinstance(made, Static) or not len(bonds):
             return one
         geometry = getattr(self.make, "geometry", LocalGeometry.fit)(known.segments, bonds)
