@@ -1,4 +1,4 @@
-"""What drawn futures of alanine dipeptide (heavy atoms, 1 ps) are worth: one JSON row for each model and seed.
+"""What drawn futures of alanine dipeptide (heavy atoms) are worth: one JSON row for each model and seed.
 
     python -m benchmarks.drawn files --data DIR FOLDER
     egno-md train FOLDER/ala2.pdb FOLDER/run-[0-7].dcd --hold-out FOLDER/run-8.dcd --hold-out FOLDER/run-9.dcd \\
@@ -6,7 +6,7 @@
         --set epoch_windows=6400 -o FLOW
     python -m benchmarks.drawn run FLOW --data DIR --json FILE
 
-    python -m benchmarks.drawn table FILE docs/real_runs.md
+    python -m benchmarks.drawn table FILE docs/real_runs.md    # and longer, the table of longer strides
 
 The model of the longest training has ``--epochs 24``, and ``--init FLOW --set distill=true --lr 1e-3 --batch-size 64
 --set ema_decay=0.995 --epochs 12 --set epoch_windows=6400`` in place of graph and operator teaches it to draw at once.
@@ -14,6 +14,9 @@ The model of the longest training has ``--epochs 24``, and ``--init FLOW --set d
 (``--epochs`` 226, 87, 43, 22, 9 and 6 are as many steps with 200, 500, 1000, 2000, 5000 and 10000 frames as the
 command above takes), and ``run --frames N`` judges what it taught beside what is free of the same frames; ``run --steps
 K`` draws with another number of steps than the model's.
+
+Frames are 1 ps apart. ``--of "10 ps"``, of ``files`` and ``run``, takes every tenth of them; ``--of water`` the
+published run in explicit water, a frame every 75 ps, whose second half is held out (``run-1.dcd``; ``--epochs 22``).
 
 Chains of 250 windows start in the two runs that are held out and are judged by the joint distribution of phi and psi in
 their last half, the memory of psi, and the changes between its basins; single windows by proper scores and calibration.
@@ -51,7 +54,7 @@ from egno_md.molecule.geometry import bond_lengths, dihedrals, signed_volumes
 from egno_md.molecule.local import LocalGeometry
 
 from .free_forecasts import PAST, STEPS, alanine_parts
-from .proteins import alanine
+from .proteins import Source, alanine
 from .tables import keep, seeds, table_of
 
 #: Runs to train on; the others are held out.
@@ -62,10 +65,25 @@ CHAINS, WINDOWS, DRAWN, SAMPLES = 16, 250, 200, 16
 PHI, PSI, CENTRE = (1, 3, 4, 6), (3, 4, 6, 8), (4, 3, 5, 6)
 #: Cells of a torsion, and the ends of the basin of psi that is that of helices, in rad.
 CELLS, HELIX = 36, (-2.0, 0.9)
+#: The run in water, and the spacing of its frames in ps.
+WATER, WATER_PS = "md/ala2_explicit_250ns_75ps", 75.0
 #: What is kept of the scores of single windows.
 SCORES = ("energy_score", "crps", "window_score", "spread_over_error")
 #: Frames up to which the memory of psi is added up, or five times what it is by then.
 LONGEST = 400
+
+
+def source_of(data: Path, of: str, frames: int | None = None) -> Source:
+    """Heavy atoms to train on and to test on; see the top of this file."""
+    if of != "water":
+        source, every = alanine(data, frames), 10 if of == "10 ps" else 1
+        train, test = ([x[::every] for x in runs] for runs in (source.train, source.test))
+        return dataclasses.replace(source, train=train, test=test, dt=source.dt * every)
+    universe = mda.Universe(str(data / WATER / "ala2.pdb"), str(data / WATER / "ala2.mini.xtc"))
+    atoms = select_atoms(universe, "heavy")
+    positions = np.stack([atoms.positions for _ in universe.trajectory])
+    middle = len(positions) // 2
+    return Source(universe, [positions[:middle][:frames]], [positions[middle:]], WATER_PS)
 
 
 def distribution(angles: np.ndarray) -> np.ndarray:
@@ -104,6 +122,7 @@ def figures(chains: np.ndarray, real: np.ndarray, bonds: np.ndarray) -> dict[str
         "psi_time_frames": memory(angles[..., 1]),
         "basin_changes_per_window": float(np.mean(helix[:, 8::8] != helix[:, :-8:8])),
         "helix_share": float(helix[:, helix.shape[1] // 2 :].mean()),
+        "positive_phi_share": float((angles[..., 0] > 0).mean()),
         "largest_bond_error_A": float(np.abs(lengths - expected).max()),
         "mirrored": float(np.mean(np.sign(signed_volumes(chains, corners)) != hand)),
     }
@@ -127,6 +146,11 @@ def collected(forecaster: Forecaster, past: np.ndarray, windows: int, seed: int)
     return frames, time.process_time() - began
 
 
+OF = click.option(
+    "--of", type=click.Choice(["1 ps", "10 ps", "water"]), default="1 ps", show_default=True, help="Which runs."
+)
+
+
 @click.group()
 def main() -> None:
     """What drawn futures of alanine dipeptide are worth."""
@@ -136,21 +160,20 @@ def main() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
 @click.option("--frames", type=int, help="To learn from: so many of the first run alone.")
-def files(folder: Path, data: Path, frames: int | None) -> None:
-    """Write the ten runs as files to train on, with the topology beside them."""
-    runs = np.load(data / "ala2" / "ala2_implicit_10x10ns_1ps.npz")
+@OF
+def files(folder: Path, data: Path, frames: int | None, of: str) -> None:
+    """Write the runs as files to train on, and those that are held out, with the topology beside them."""
+    source = source_of(data, of, frames)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ala2.pdb").write_bytes((data / "ala2" / "ala2.pdb").read_bytes())
-    universe, ends = mda.Universe(str(folder / "ala2.pdb")), runs["offsets"]
-    for k, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
-        if frames is not None and k < N_TRAIN:
-            last = first + (0 if k else frames)
-        if last == first:
-            continue
-        with mda.Writer(str(folder / f"run-{k}.dcd"), universe.atoms.n_atoms, dt=float(runs["dt_ps"])) as writer:
-            for frame in runs["positions"][first:last]:
-                universe.atoms.positions = frame
-                writer.write(universe.atoms)
+    heavy = select_atoms(source.universe, "heavy")
+    heavy.write(str(folder / "ala2.pdb"))
+    held_out = N_TRAIN if of != "water" else 1
+    for first, runs in ((0, source.train), (held_out, source.test)):
+        for k, positions in enumerate(runs, first):
+            with mda.Writer(str(folder / f"run-{k}.dcd"), len(heavy), dt=source.dt) as writer:
+                for frame in positions:
+                    heavy.positions = frame
+                    writer.write(heavy)
 
 
 @main.command()
@@ -160,9 +183,10 @@ def files(folder: Path, data: Path, frames: int | None) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
 @click.option("--steps", type=int, help="Of the sampler.  [default: the model's]")
 @click.option("--frames", type=int, help="Of the first run, from which all have learned.")
-def run(model: str, data: Path, target: Path, seed: int, steps: int | None, frames: int | None) -> None:
+@OF
+def run(model: str, data: Path, target: Path, seed: int, steps: int | None, frames: int | None, of: str) -> None:
     """Measure a model that draws, the Gaussian process and analogues."""
-    loaded, source = load_model(model), alanine(data, frames)
+    loaded, source = load_model(model), source_of(data, of, frames)
     if steps is not None:
         options = {**loaded.spec.options, "steps": steps}
         loaded = dataclasses.replace(loaded, spec=loaded.spec.model_copy(update={"options": options}))
@@ -181,6 +205,7 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
         forecaster.reversion = MeanReversion.fit(one, parts[0].known, STEPS, n_past, builder.bonds)
     row: dict[str, Any] = {
         "model": loaded.name,
+        "of": of,
         "trunk": loaded.spec.options["trunk"],
         "steps": loaded.spec.options["steps"],
         "direct": loaded.spec.options["direct"],
@@ -199,7 +224,7 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
     row["chains"]["test runs"] = figures(real, real, builder.bonds)
     row["chains"]["training runs"] = figures(np.stack([x[:known] for x in source.train]), real, builder.bonds)
     times = np.asarray(STEPS)
-    single = calibrate(own, times, times * 1.0, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
+    single = calibrate(own, times, times * source.dt, SAMPLES, model=loaded, max_windows=DRAWN, seed=seed).as_dict()
     row["windows"] = {name: {key: found[key] for key in SCORES} for name, found in single["superposed"].items()}
     numbers = keep(target, row, _key)
     for name, found in numbers["windows"].items():
@@ -208,7 +233,8 @@ def run(model: str, data: Path, target: Path, seed: int, steps: int | None, fram
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells one row from another."""
-    return row["model"], row["trunk"], row["steps"], row["frames"], row["seed"], row.get("direct", False)
+    of = row.get("of", "1 ps")
+    return of, row["model"], row["trunk"], row["steps"], row["frames"], row["seed"], row.get("direct", False)
 
 
 HEAD = (
@@ -221,6 +247,7 @@ HEAD = (
 def _rows(results: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each forecaster with the same to learn from: medians over seeds, and their range."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    results = [row for row in results if row.get("of", "1 ps") == "1 ps"]
     for row in results:
         trunk = "" if row["trunk"] == "egno" else ", trunk of EGHNO"
         steps = 0 if row.get("direct") else -row["steps"]
@@ -253,7 +280,41 @@ def _line(name: str, frames: int, rows: list[dict[str, Any]], who: str) -> str:
     return f"| {name} | {len(rows)} | {frames} | {' | '.join(cells)} |"
 
 
+LONGER = (
+    "| alanine dipeptide at longer strides | drawn by | seeds | divergence of phi and psi (nats) | basins weighed as "
+    "in the test runs | memory of psi (frames) | changes of basin per window | share of phi > 0 (%) | spread over "
+    "error, 1st and 8th frame | energy score of a window (A) |"
+)
+
+
+def _longer(results: list[dict[str, Any]]) -> Iterator[str]:
+    """The same at longer strides, with the basin that is rarely visited."""
+    for of, title in (("10 ps", "implicit solvent, 10 ps"), ("water", "explicit water, 75 ps")):
+        rows = [row for row in results if row.get("of") == of]
+        for name, who in (
+            ("the test run", "test runs"), ("the training run", "training runs"), ("flow", "model"),
+            ("Gaussian process", "Gaussian process"), ("analogues", "analogues"),
+        ) if rows else ():  # fmt: skip
+            some = rows if who == "model" else rows[:1]
+            chains = [row["chains"][who] for row in some]
+            windows = [row["windows"][who] for row in some if who in row["windows"]]
+            cells = [
+                seeds([chain[key] for chain in chains], digits)
+                for key, digits in (
+                    ("divergence", 3), ("divergence_basins_weighed", 3), ("psi_time_frames", 1),
+                    ("basin_changes_per_window", 3),
+                )
+            ]  # fmt: skip
+            cells.append(seeds([100 * chain["positive_phi_share"] for chain in chains], 1))
+            cells.append(
+                " and ".join(seeds([w["spread_over_error"][k] for w in windows], 2) for k in (0, -1) if windows)
+            )
+            cells.append(seeds([w["window_score"] for w in windows], 4))
+            yield f"| {title} | {name} | {len(some)} | {' | '.join(cells)} |"
+
+
 main.add_command(table_of(HEAD, _rows))
+main.add_command(table_of(LONGER, _longer), "longer")
 
 if __name__ == "__main__":
     main()
