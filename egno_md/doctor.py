@@ -135,7 +135,8 @@ def _sample() -> tuple[Any, Any, np.ndarray]:
 
 
 def _equivariance() -> Iterator[tuple[bool, str]]:
-    """A start that is turned and moved has to give the forecast turned and moved."""
+    """A start that is turned and moved has to give the forecast turned and moved, a run its futures, seed by seed."""
+    from .analysis import EGNOSurrogate
     from .forecast.chain import forecast
 
     model, subject, past = _sample()
@@ -146,6 +147,14 @@ def _equivariance() -> Iterator[tuple[bool, str]]:
     turned = forecast(model, subject.builder, past @ turn.T + shift, 8, device="cpu")
     error = float(np.abs(turned - (plain @ turn.T + shift)).max())
     yield _within(error, TURNED, "a forecast turns with its start", "reinstall torch, and report this")
+    universe = subject.atoms.universe
+    universe.transfer_to_memory()
+    plain = EGNOSurrogate(universe, "Gaussian process", samples=2).run().results.ensemble.astype(float)
+    for frame in universe.trajectory:  # in memory, where what is written stays
+        frame.positions = frame.positions @ turn.T + shift
+    turned = EGNOSurrogate(universe, "Gaussian process", samples=2).run().results.ensemble
+    error = float(np.abs(turned - (plain @ turn.T + shift)).max())
+    yield _within(error, TURNED, "futures turn with their run", "reinstall numpy and scipy, and report this")
 
 
 def _devices_agree() -> Iterator[tuple[bool, str]]:

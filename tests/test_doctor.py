@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from egno_md import doctor
 from egno_md.cli import main
-from egno_md.forecast import chain
+from egno_md.forecast import chain, forecasters
 from egno_md.trajectory import writer
 
 
@@ -63,6 +63,10 @@ def test_a_forecast_that_does_not_turn_with_its_start(monkeypatch):
     monkeypatch.setattr(chain, "forecast", lambda *args, **how: right(*args, **how) + [0.01, 0, 0])
     (found,) = wrong("symmetry")
     assert "not so, they differ by 0.0" in found
+    monkeypatch.undo()
+    monkeypatch.setattr(forecasters, "upright", lambda structure: structure)  # fitted in the axes of the file
+    (found,) = wrong("symmetry")
+    assert "futures turn with their run: not so" in found
 
 
 def test_frames_that_are_not_what_was_written(monkeypatch):

@@ -8,6 +8,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import MDAnalysis as mda
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from test_forecast import histories, with_regression
 from test_metrics import autoregression, tumbled
 
-from egno_md import sample
+from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
 from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.evaluation.errors import mse_per_step, skill
@@ -82,6 +83,22 @@ def test_every_free_forecast_keeps_the_protocol(name):
     assert np.isfinite(found(past, [0.5, 1.5])).all()
     turn, shift = Rotation.random(rng=np.random.default_rng(3)).as_matrix(), np.array([3.0, -40, 7])
     np.testing.assert_allclose(found(past @ turn + shift, STEPS), path @ turn + shift, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_turned_run_has_turned_futures(name):
+    """Of the same random numbers, over windows that revert as well: nothing depends on the axes of the file."""
+    universe = mda.Universe(*map(str, sample()))
+    frames = universe.trajectory.timeseries(universe.select_atoms("name CA"), order="fac").astype(float)
+    universe = mda.Merge(universe.select_atoms("name CA"))
+    turn, shift = Rotation.random(random_state=3).as_matrix(), np.array([5.0, -30.0, 12.0])
+    found = []
+    for positions in (frames, frames @ turn.T + shift):
+        universe.load_new(positions.astype(np.float32), dt=1.0)
+        surrogate = EGNOSurrogate(universe, name, horizon=8 if name == "linear" else 40, seed=1)  # which flies apart
+        found.append(surrogate.run().results.positions[0].astype(float))
+    assert np.abs(found[1] - (found[0] @ turn.T + shift)).max() < 0.02
+    assert name == "static" or np.abs(found[0] - frames[-1]).max() > 0.5
 
 
 def test_no_past_is_no_velocity():

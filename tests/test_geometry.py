@@ -16,7 +16,7 @@ from egno_md.errors import DataError
 from egno_md.forecast.chain import restored
 from egno_md.graph.builder import GraphBuilder
 from egno_md.molecule import local
-from egno_md.molecule.geometry import bond_lengths, signed_volumes
+from egno_md.molecule.geometry import bond_lengths, signed_volumes, superposed_rmsd, upright
 from egno_md.molecule.local import BOND_SLACK, RIGID, LocalGeometry, keep_bonds
 
 
@@ -275,3 +275,29 @@ def test_without_numba_the_projection_goes_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "egno_md.molecule.kernels", None)
     kept = keep_bonds(np.array([[0.0, 0, 0], [3, 0, 0]]), np.array([[0, 1]]), np.array([1.5]))
     np.testing.assert_allclose(np.linalg.norm(kept[1] - kept[0]), 1.6, atol=2e-3)
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2, 3, 4, 40])
+def test_a_structure_stands_as_it_does_however_it_was_turned(n_atoms):
+    """As itself and not as its mirror image; what is left is its own shape about the origin."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(n_atoms, 3)) * [5, 3, 1]
+    stands = upright(x)
+    np.testing.assert_allclose(stands.mean(axis=0), 0, atol=1e-12)
+    assert superposed_rmsd(x, stands) < 1e-6
+    for turn in Rotation.random(5, random_state=1).as_matrix():
+        np.testing.assert_allclose(upright(x @ turn.T + 30), stands, atol=1e-9)
+    if n_atoms > 3:
+        assert np.abs(upright(-x) - stands).max() > 0.1
+    shaken = upright(x + 1e-6 * rng.normal(size=x.shape))
+    assert np.abs(shaken - stands).max() < 1e-4
+
+
+@pytest.mark.parametrize("direction", [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [1.0, 1.0, 1.0]])
+def test_atoms_on_a_line_and_rings_stand_as_well(direction):
+    line = np.array([-1.2, 0.1, 1.1])[:, None] * np.array(direction)
+    assert superposed_rmsd(line, upright(line)) < 1e-6 and abs(np.ptp(upright(line)[:, 0])) > 2
+    angle = np.arange(6) * np.pi / 3
+    ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    turn = Rotation.random(random_state=4).as_matrix()
+    np.testing.assert_allclose(upright(ring @ turn.T), upright(ring), atol=1e-9)

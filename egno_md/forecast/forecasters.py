@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import plugins
 from ..errors import DataError, ModelError, UsageError, counted
 from ..models import bundled_models
-from ..molecule.geometry import aligned, superposition
+from ..molecule.geometry import aligned, superposition, upright
 
 #: Frames that a mean structure and its memory are estimated from, at most.
 MOTION_FRAMES = 5000
@@ -208,7 +208,7 @@ class InternalMotion:
     Attributes
     ----------
     mean : ndarray, shape (N, 3)
-        Mean structure about the origin in Angstrom.
+        Mean structure about the origin in Angstrom, in the orientation of :func:`egno_md.molecule.geometry.upright`.
     decay : ndarray, shape (N,)
         AR(1) coefficient of every atom: the least squares factor from its displacement (from the mean structure, in
         the aligned frame) to the one a stride later.
@@ -248,6 +248,7 @@ class InternalMotion:
             for frames in _chunks(segments, pairs, 0):
                 total += aligned(frames, mean).sum(axis=0)
             mean = total / len(pairs)
+        mean = upright(mean)  # forecasts are fitted in its axes, and must not depend on those of the file
         products = np.zeros((2, len(mean)))
         for now, later in zip(_chunks(segments, pairs, 0), _chunks(segments, pairs, every), strict=True):
             here, there = (aligned(frames, mean) - mean for frames in (now, later))  # (C, N, 3)

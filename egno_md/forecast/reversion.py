@@ -137,8 +137,7 @@ class MeanReversion:
             response = np.where(seen, both / spread, 1.0)
             left = products(ended, ended) - 2 * response * both + response**2 * spread
             beside = products(ends, ends) - 2 * response * products(first, ends) + response**2 * products(first, first)
-            # What chains vary by goes as the inverse of what is drawn, whose mean is larger than that of the truth.
-            drawn = np.maximum(beside, 0) / variance * half / (half - 4)
+            drawn = np.maximum(beside, 0) / variance
             return response, np.sqrt(np.maximum(left, 0) / spread / half), drawn
 
         (one, _, after_one), (all_of, unsure, after_all) = told(after_one), told(last)
@@ -147,7 +146,9 @@ class MeanReversion:
         whole = variance * np.append(np.ones(len(directions)), max(0, n_internal - len(directions)))
         if np.sum(beyond) <= FEW * len(grown) or grown @ whole <= 0:
             return None
-        return cls(bodies, mean, directions, _given(one, after_one, all_of, after_all))
+        # What chains vary by goes as the inverse of what is drawn, whose mean is larger than that of the truth.
+        larger = half / (half - 4)
+        return cls(bodies, mean, directions, _given(one, larger * after_one, all_of, larger * after_all))
 
     def back(self, start: np.ndarray) -> NDArray[np.float64]:
         """What a window from a start (..., N, 3) gives back, in the frames of reference of the mean structures."""

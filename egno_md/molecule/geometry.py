@@ -130,6 +130,25 @@ def _best_rotations(products: NDArray[np.float64]) -> tuple[NDArray[np.float64],
     return rotation, root * size
 
 
+def upright(structure: np.ndarray) -> NDArray[np.float64]:
+    """A structure (N, 3) about its centre in an orientation of its own: however it was turned before, the same one.
+
+    Two sums over its atoms, weighed by their place in the list, span the first two axes; both change smoothly with the
+    atoms, so that the last digits of these do not choose between orientations.
+    """
+    centred = np.asarray(structure, np.float64) - np.mean(structure, axis=0, dtype=np.float64)
+    place = (np.arange(len(centred)) + 0.5) / max(1, len(centred))
+    axes: list[np.ndarray] = []
+    # Atoms on a line, or one alone, have fewer axes: any others will do.
+    for axis in [*(np.cos(np.pi * k * place) @ centred for k in (1, 2, 3)), *np.eye(3)]:
+        size = np.linalg.norm(axis)
+        for known in axes:
+            axis = axis - (axis @ known) * known
+        if len(axes) < 2 and np.linalg.norm(axis) > 1e-3 * max(size, 1e-3):
+            axes.append(axis / np.linalg.norm(axis))
+    return centred @ np.stack([*axes, np.cross(*axes)], axis=1)  # (N, 3)
+
+
 def aligned(mobile: ArrayLike, target: ArrayLike) -> NDArray[np.float64]:
     """`mobile` superposed on `target`, both (..., N, 3), about the origin."""
     rotation, centre = superposition(mobile, target)
