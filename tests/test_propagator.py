@@ -363,11 +363,11 @@ def test_a_system_that_a_forecast_would_break_is_refused(model, universe, how):
 
 def test_beads_have_masses_and_numbers_where_the_topology_has_none(model, universe):
     universe.atoms.masses = [13.5] + 13 * [0.0]
-    universe.atoms[2].element = ""
+    universe.atoms[2].element, universe.atoms[4].element = "", "X"  # a dummy, in no periodic table
     universe.del_TopologyAttr("resids")
     simulation = surrogate_simulation(universe, model)
-    masses = [simulation.system.getParticleMass(k)._value for k in range(4)]
-    assert masses == pytest.approx([13.5, 12.011, 1.0, 12.011], abs=1e-3)
+    masses = [simulation.system.getParticleMass(k)._value for k in range(5)]
+    assert masses == pytest.approx([13.5, 12.011, 1.0, 12.011, 1.0], abs=1e-3)
     assert [residue.id for residue in simulation.topology.residues()] == [str(k) for k in range(1, 15)]
 
 

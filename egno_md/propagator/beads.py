@@ -495,7 +495,7 @@ def _of_run(
 def _bead_topology(atoms: AtomGroup) -> tuple[app.Topology, list[float]]:
     """Chains, residues, names and elements of the beads, and their masses in Da."""
     topology = app.Topology()
-    elements = [app.Element.getBySymbol(symbol) if symbol else None for symbol in atom_elements(atoms)]
+    elements = [_element(symbol) for symbol in atom_elements(atoms)]
     known = atoms.masses if hasattr(atoms, "masses") else np.zeros(len(atoms))
     masses = []
     chain = residue = None
@@ -513,3 +513,11 @@ def _bead_topology(atoms: AtomGroup) -> tuple[app.Topology, list[float]]:
         mass = known[k] if known[k] > 0 else (element.mass.value_in_unit(unit.dalton) if element is not None else 1.0)
         masses.append(float(mass))
     return topology, masses
+
+
+def _element(symbol: str) -> app.Element | None:
+    """None of a bead, a dummy atom and whatever else is in no periodic table."""
+    try:
+        return app.Element.getBySymbol(symbol)
+    except KeyError:
+        return None
