@@ -21,11 +21,12 @@ from egno_md.errors import EGNOError
 from egno_md.propagator import HybridPropagator, surrogate_simulation
 
 
-def beads(folder: Path, model) -> None:
+def beads(folder: Path, model: str | None) -> None:
     """A stock Simulation of the C-alpha atoms of the bundled run; one step is one predicted frame."""
     universe = mda.Universe(*map(str, sample()))
     universe.trajectory[-1]
-    simulation = surrogate_simulation(universe, model)
+    simulation = surrogate_simulation(universe, model)  # without a model, by what was best on this run
+    print(f"beads      moved by {simulation.integrator.engine.name}")
     with open(folder / "beads.pdb", "w") as stream:
         positions = simulation.context.getState(positions=True).getPositions()
         app.PDBFile.writeFile(simulation.topology, positions, stream)
@@ -65,12 +66,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("."))
     parser.add_argument("--jumps", type=int, default=4)
-    parser.add_argument("--model", help="by default the bundled one")
+    parser.add_argument("--model", help="by default what is best on the run, and the bundled one for the jumps")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    model = load_model(options.model)
+    model = load_model(options.model)  # a name or a file that is not there is said before any work
 
-    beads(options.folder, model)
+    beads(options.folder, options.model)
 
     simulation = peptide(options.folder)
     hybrid = HybridPropagator(simulation, model)
