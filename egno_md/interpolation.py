@@ -395,10 +395,7 @@ def _whole(positions: np.ndarray, molecule: Molecule, box: np.ndarray | None, la
     moved = 0.0 if last is None else np.linalg.norm(positions - last, axis=1).max()
     if max(apart, moved) <= half:
         return positions
-    # An atom without a bond is a molecule as well.
-    loose = np.setdiff1d(np.arange(len(positions)), molecule.bonds)
-    bonds = np.concatenate([molecule.bonds, np.stack([loose, loose], axis=1)]) if len(loose) else molecule.bonds
-    whole = make_whole(positions, bonds, box, near=last)
+    whole = make_whole(positions, molecule.bonds, box, near=last)
     if last is not None and np.linalg.norm(whole - last, axis=1).max() > half:
         warnings.warn(
             "an atom moves by more than half the box from one saved frame to the next; its path may lead through the "

@@ -11,6 +11,7 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from conftest import make_universe
+from MDAnalysis.lib.mdamath import triclinic_vectors
 from test_evaluation import universe_of, wobbling
 from test_metrics import tumbled
 
@@ -267,6 +268,45 @@ class TestOddRuns:
         there, here = (EGNOSurrogate(u, **options).run().results for u in (whole, wrapped))
         moved = here.positions - there.positions
         np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1, :1], moved.shape), atol=0.05)
+
+    @pytest.mark.parametrize("model", ["analogues", "mean structure", "gaussian process"])
+    def test_a_complex_is_forecast_alike_wherever_the_box_puts_its_parts(self, model, tmp_path):
+        """One of two chains stands a width of a triclinic box away, in all frames or since it crossed the border."""
+        box = np.float32([34, 30, 28, 80, 70, 60])
+        frames = np.concatenate([wobbling(120), wobbling(120, seed=1) + [0, 6, 0]], axis=1)
+        found = []
+        for first in (120, 0, 50, 100):
+            u = mda.Merge(make_universe(1).atoms, make_universe(1).atoms)
+            there = frames.copy()
+            there[first:, 10:] -= triclinic_vectors(box)[1]
+            u.load_new(there.astype(np.float32), dt=1.0, dimensions=np.tile(box, (120, 1)))
+            done = EGNOSurrogate(u, model, "all", 20).run(frames=[20, 60, 99, 119])
+            assert any("across the periodic border" in line for line in done.decisions) == (first < 120)
+            found.append(done.results)
+        for other in found[1:]:
+            moved = other.positions - found[0].positions
+            np.testing.assert_allclose(moved, np.broadcast_to(moved[:, :1, :1], moved.shape), atol=2e-3)
+            np.testing.assert_allclose(other.rmsd, found[0].rmsd, atol=2e-3)
+            assert np.nanmax(other.rmsd_static) < 1
+        done.write(tmp_path / "all.xtc", with_input=True)
+        ends = mda.Universe(str(tmp_path / "all_000119.pdb"), str(tmp_path / "all_000119.xtc")).trajectory
+        steps = np.diff([ts.positions.copy() for ts in ends], axis=0)
+        assert len(ends) == 140 and np.abs(steps).max() < 1
+
+    def test_a_molecule_of_one_atom_goes_on_through_the_border(self):
+        """As water whose hydrogens are not chosen, ions and beads, which no bond holds."""
+        lattice = 4.0 * np.stack(np.meshgrid(*[np.arange(3)] * 3), axis=-1).reshape(27, 3)
+        frames = lattice + np.cumsum(0.2 * np.random.default_rng(0).normal(size=(150, 27, 3)), axis=0)
+        u = mda.Universe.empty(27, trajectory=True)
+        u.add_TopologyAttr("names", ["OW"] * 27)
+        u.add_TopologyAttr("elements", ["O"] * 27)
+        box = np.tile(np.float32([12, 12, 12, 90, 90, 90]), (150, 1))
+        u.load_new((frames % 12).astype(np.float32), dt=1.0, dimensions=box)
+        done = EGNOSurrogate(u, "gaussian process", "all", 4).run(frames=range(5, 140, 15)).results
+        ahead = done.frames[:, None] + np.arange(1, 5)
+        moved = np.sqrt(((frames[ahead] - frames[done.frames][:, None]) ** 2).sum(-1).mean(-1))  # (n_starts, 4)
+        np.testing.assert_allclose(done.rmsd_static, moved, atol=1e-3)
+        assert done.moved.max() < 2
 
     def test_mixed_strides(self):
         u = universe_of(wobbling(200))

@@ -21,7 +21,7 @@ from ..graph.windows import MEMORY_LIMIT, Run, frames_back
 from ..molecule.atoms import asked_to_be_whole, matching_atoms, select_atoms
 from ..molecule.molecule import atom_label
 from ..molecule.structure import Structure
-from ..molecule.whole import make_whole
+from ..molecule.whole import make_whole, put_close
 from ..specs import GraphSpec, WindowSpec
 from ..trajectory.clock import Clock, no_positions, read_frame, trajectory_name
 from ..trajectory.universe import open_sources
@@ -29,6 +29,32 @@ from .asked import whole_number
 
 if TYPE_CHECKING:
     from ..graph.builder import GraphBuilder
+
+
+class _Images:
+    """In which images of the periodic box molecules stand.
+
+    A frame is put into the images of the frame that was read before it, and, once the frames of the run are held, into
+    those of the nearest of them: starts, and what they are compared with, are read in any order.
+    """
+
+    def __init__(self) -> None:
+        self.last: NDArray[np.float32] | None = None
+        self.moved = False  # whether any molecule was not where the file has it
+        self._runs: Sequence[Run] = ()
+
+    def hold(self, runs: Sequence[Run]) -> None:
+        self._runs = runs
+        self._numbers = np.concatenate([run.numbers for run in runs])  # (F,)
+        self._ends = np.cumsum([len(run.positions) for run in runs])
+
+    def near(self, frame: int) -> NDArray[np.float32] | None:
+        """Positions (N, 3) to which this frame is near."""
+        if not self._runs:
+            return self.last
+        place = int(np.abs(self._numbers - frame).argmin())
+        which = int(np.searchsorted(self._ends, place, side="right"))
+        return self._runs[which].positions[place - self._ends[which]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +85,7 @@ class Subject:
     every: int
     name: str = "run"
     mends: bool = False
-    _whole: dict[str, NDArray[np.float32]] = field(default_factory=dict, repr=False, compare=False)
-    """The frame that was made whole last, which tells the image of the next."""
+    _images: _Images = field(default_factory=_Images, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -257,16 +282,36 @@ class Subject:
     def lead(self, frame: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Up to `count` frames up to a start, one stride apart and without a gap, (P, N, 3), and the box at the start.
 
-        Where molecules are put together it is done in the image in which the start stands.
+        Where molecules are put together, and the run is held (:meth:`settle`), they are in the images of its frames.
         """
         numbers = [int(frame)]
         while len(numbers) < count and (past := self.clock.shifted(numbers[-1], -self.every)) is not None:
             numbers.append(past)
         if not self.clock.usable[frame]:
             raise no_positions(self.clock, self.atoms.universe.trajectory, frame)
-        self._whole.clear()
+        self._images.last = None
         found, boxes = self.frames(numbers)
         return found[::-1], boxes[0]
+
+    def settle(self, runs: Sequence[Run]) -> bool:
+        """Let molecules stand in the frames of a run, in place, and in all that is read from here on, in the images in
+        which they stand in the last frame of it, those of a complex next to each other.
+
+        Molecules that moved through the box against each other would else be elsewhere in a start than in the frames
+        that a forecast is fitted to. True is returned where a molecule is not where the file has it.
+        """
+        with _back_to(self.atoms.universe.trajectory):
+            self._images.last = None
+            stands, box = self._frame(int(runs[-1].numbers[-1]))  # (N, 3)
+        if self.mends and self.clock.usable.sum() > 1:  # the box of one structure may be a crystal's
+            stands = put_close(stands, self.molecule.bonds, box)
+        shift = stands - runs[-1].positions[-1]  # whole widths of the box, but for rounding
+        shift[np.abs(shift).max(axis=1) < 1e-2] = 0.0
+        if shift.any():
+            for run in runs:
+                run.positions[:] += shift
+        self._images.hold(runs)
+        return bool(self._images.moved or shift.any())
 
     def history(self, frames: Sequence[int]) -> NDArray[np.float32]:
         """The past of some start frames, (S, n_input, N, 3); see :meth:`read`."""
@@ -319,8 +364,9 @@ class Subject:
             )
         box = self.atoms.universe.dimensions
         if self.builder is not None and (self.mends or asked_to_be_whole(trajectory)):
-            positions = make_whole(positions, self.builder.bonds, box, near=self._whole.get("last"))
-            self._whole["last"] = positions
+            found = make_whole(positions, self.builder.bonds, box, near=self._images.near(frame))
+            self._images.moved |= found is not positions
+            self._images.last = positions = found
         return positions, None if box is None else np.array(box, np.float32)
 
     def runs(

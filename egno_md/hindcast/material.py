@@ -58,6 +58,8 @@ class Material:
         said = list(subject.clock.notes)
         said += [f"the last {there - first} of {there} frames are looked at"] if first else []
         runs = subject.runs(first, progress=progress)
+        if subject.settle(runs):
+            said.append("molecules put together across the periodic border, by whole widths of the box")
         kept = sum(len(run.positions) for run in runs)
         if kept < there - first:
             lost = counted(there - first - kept, "frame")

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
+from scipy.spatial import cKDTree
 
 from ..errors import DataError, in_frame
 from .geometry import bond_lengths
 from .molecule import Molecule, atom_label
 from .neighbors import DROP_BOX, box_vectors, box_widths
+
+#: Molecules up to which they are parts of one thing, such as a complex; more are a liquid or a membrane.
+PARTS = 20
+
+#: How much nearer, in Angstrom, another image of a molecule has to be than the one in which it stands.
+NEARER = 1.0
 
 
 def check_whole(
@@ -74,7 +82,8 @@ def make_whole(
     positions : ndarray (N, 3)
         Angstrom.
     bonds : ndarray (B, 2)
-        Pairs of atoms that belong together, in the images of each other that are nearest.
+        Pairs of atoms that belong together, in the images of each other that are nearest. An atom without any, such
+        as an ion or the oxygen of a water molecule, is a molecule by itself.
     box : array_like (6,) or None
         Lengths and angles; without a box nothing is moved.
     near : ndarray (N, 3), optional
@@ -86,10 +95,10 @@ def make_whole(
         Of the same kind of number. Without `near` the first atom of each molecule stays where it is.
     """
     vectors = box_vectors(box)
-    if vectors is None or not len(bonds):
+    if vectors is None:
         return positions
     fractions = np.asarray(positions, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
-    cut = np.abs(fractions[bonds[:, 0]] - fractions[bonds[:, 1]]).max() > 0.5
+    cut = np.abs(fractions[bonds[:, 0]] - fractions[bonds[:, 1]]).max(initial=0.0) > 0.5
     travel = None if near is None else fractions - np.asarray(near, np.float64) @ np.linalg.inv(vectors)  # (N, 3)
     if not cut and (travel is None or np.abs(travel).max() <= 0.5):
         return positions  # as nearly all frames are
@@ -106,11 +115,52 @@ def make_whole(
     return (positions + images @ vectors).astype(positions.dtype)
 
 
+def put_close(
+    positions: NDArray[np.floating], bonds: NDArray[np.integer], box: ArrayLike | None
+) -> NDArray[np.floating]:
+    """Put the molecules of a complex next to each other, by whole widths of the box.
+
+    Parameters
+    ----------
+    positions : ndarray (N, 3)
+        Angstrom; every molecule whole.
+    bonds : ndarray (B, 2)
+        Pairs of atoms that belong to one molecule.
+    box : array_like (6,) or None
+        Lengths and angles; without a box nothing is moved.
+
+    Returns
+    -------
+    ndarray (N, 3)
+        Of the same kind of number. The largest molecule stays where it is; of more than 20 molecules all do.
+    """
+    vectors = box_vectors(box)
+    if vectors is None:
+        return positions
+    _, molecule = _forest(np.ascontiguousarray(bonds, np.int64).tobytes(), len(positions))
+    parts = [np.flatnonzero(molecule == k) for k in range(molecule.max() + 1)] if molecule.max() < PARTS else []
+    if len(parts) < 2:
+        return positions
+    parts.sort(key=len, reverse=True)
+    found = np.array(positions, np.float64)
+    near = np.array(list(itertools.product((-1, 0, 1), repeat=3)))  # (27, 3)
+    for k in range(1, len(parts)):
+        there, part = found[np.concatenate(parts[:k])], found[parts[k]]
+        tree = cKDTree(there)
+        between = (there.mean(axis=0) - part.mean(axis=0)) @ np.linalg.inv(vectors)
+        shifts = (near + np.rint(between)) @ vectors  # (27, 3)
+        gaps = [tree.query(part + shift)[0].min() for shift in shifts]
+        best = int(np.argmin(gaps))
+        if gaps[best] < tree.query(part)[0].min() - NEARER:
+            found[parts[k]] += shifts[best]
+    return found.astype(positions.dtype)
+
+
 @functools.lru_cache(maxsize=4)
 def _forest(bonds: bytes, n_atoms: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
     """Of each atom the one before it on the way from the first atom of its molecule, which has itself before it, and
     the number of its molecule; kept, for frames of a run have the same bonds."""
-    first, second = np.frombuffer(bonds, np.int64).reshape(-1, 2).T
+    first, second = (np.frombuffer(bonds, np.int64) if bonds else np.empty(0, np.int64)).reshape(-1, 2).T
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(n_atoms, n_atoms))
     _, molecule = connected_components(graph, directed=False)
     roots = np.unique(molecule, return_index=True)[1]
