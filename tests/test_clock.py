@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 import warnings
 
 import MDAnalysis as mda
@@ -81,6 +84,16 @@ def test_even_stretches_are_used(times, spacing, stretches):
 def test_times_that_mean_nothing_are_refused_with_the_cure(times):
     with pytest.raises(DataError, match=r"--dt"):
         Clock.of(timed(times))
+
+
+def test_times_of_which_hardly_any_are_a_spacing_apart_are_refused():
+    """As of a run that was saved by the step of an integrator that chooses it: two neighbours may agree by chance."""
+    times = np.arange(100) + np.random.default_rng(0).uniform(-0.3, 0.3, 100)
+    times[41] = times[40] + 1
+    with pytest.raises(DataError, match="not evenly spaced.*--dt"):
+        Clock.of(timed(times))
+    times[:30] = np.arange(30) - 100.0  # a part of it that is even is enough
+    assert Clock.of(timed(times)).stretches[0].tolist() == list(range(30))
 
 
 def test_a_frame_is_looked_for_by_its_time():
@@ -245,6 +258,37 @@ class TestFormats:
         with pytest.raises(DataError, match=r"6 frames but no times.*--dt"):
             Clock.of(open_universe(tmp_path / "t.pdb", [tmp_path / "r.lammpsdump"]))
 
+    def test_a_dcd_whose_writer_knew_no_times_is_doubted(self, tmp_path, topology):
+        u = make_universe(6, dt=2.0)
+        u.atoms.write(str(tmp_path / "r.xtc"), frames="all")
+        mdtraj.load(str(tmp_path / "r.xtc"), top=str(topology)).save_dcd(str(tmp_path / "m.dcd"))
+        (said,) = Clock.of(mda.Universe(str(topology), str(tmp_path / "m.dcd"))).notes
+        assert (
+            "m.dcd says 1 where" in said
+            and "0.0488882 ps are taken" in said
+            and said.endswith("--dt on the command line)")
+        )
+        clock = Clock.of(open_universe(topology, [tmp_path / "m.dcd"], dt=2.0))
+        assert clock.spacing == 2 and clock.notes == ()
+        assert Clock.of(mda.Universe(str(topology), str(tmp_path / "m.dcd"), dt=2.0)).notes == ()
+        done = CliRunner().invoke(
+            main, ["predict", str(topology), str(tmp_path / "m.dcd"), "-o", str(tmp_path / "o.dcd")]
+        )
+        assert "decided    the header of" in done.output
+
+    def test_a_dcd_of_lammps_is_in_units_that_mdanalysis_does_not_take_it_for(self):
+        (said,) = Clock.of(open_universe(datafiles.LAMMPSdata2, [datafiles.LAMMPSdcd2])).notes
+        assert "24.4441 ps are taken" in said and "LAMMPS in fs, of which 0.5 ps" in said  # 250 steps of 2 fs
+        known = Clock.of(mda.Universe(datafiles.LAMMPSdata2, datafiles.LAMMPSdcd2, format="LAMMPS"))
+        assert known.notes == () and known.spacing == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("name", ["DCD", "DCD_NAMD_GBIS", "DCD_TRICLINIC", "waterDCD"])
+    def test_a_dcd_of_charmm_or_namd_is_not_doubted(self, name):
+        n_atoms = mda.coordinates.DCD.DCDReader(getattr(datafiles, name)).n_atoms
+        u = mda.Universe.empty(n_atoms)
+        u.load_new(getattr(datafiles, name))
+        assert Clock.of(u).notes == ()
+
     def test_a_cut_netcdf_keeps_its_whole_frames(self, tmp_path, topology):
         dump(make_universe(6), tmp_path / "r.ncdf")
         whole = (tmp_path / "r.ncdf").read_bytes()
@@ -403,6 +447,31 @@ class TestWrapped:
         (tmp_path / "l.pdb").write_bytes(b"REMARK one\nREMARK M\xfcller\n" + topology.read_bytes())
         with pytest.raises(DataError, match=r"line 2 of .*l\.pdb has a character that is no UTF-8.*0xfc.*iconv"):
             open_universe(tmp_path / "l.pdb", [tmp_path / "r.xtc"])
+
+    def test_the_commands_of_the_cures_take_any_name(self, tmp_path, topology, monkeypatch):
+        import gzip
+
+        monkeypatch.chdir(tmp_path)
+        whole = write(tmp_path / "r.xtc", [0.0, 1, 2]).read_bytes()
+        cut = bytearray(whole)
+        cut[len(whole) // 3 * 2 + 4] ^= 0xFF  # the number of atoms of the third frame
+        made = {
+            "a b.xtc.gz": gzip.compress(whole),
+            "c 'd.xtc": bytes(cut),
+            "e (f).pdb": b"\xef\xbb\xbf" + topology.read_bytes(),
+            "g h.pdb": topology.read_text().encode("utf-16"),
+            "i $j.pdb": b"REMARK M\xfcller\n" + topology.read_bytes(),
+        }
+        for name, data in made.items():
+            (tmp_path / name).write_bytes(data)
+            files = [topology, name] if ".xtc" in name else [name, "r.xtc"]
+            with pytest.raises(DataError) as error:
+                open_universe(files[0], files[1:])
+            command = re.search(r"(gzip|head|tail|iconv) -.*? > .*", str(error.value))[0]
+            subprocess.run(["sh", "-c", command], check=True)
+            new = shlex.split(command)[-1]
+            files = [new if file == name else file for file in files]
+            assert len(open_universe(files[0], files[1:]).trajectory) >= 2, command
 
     def test_pipes_and_devices(self, tmp_path, topology):
         import os

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import MDAnalysis as mda
 import numpy as np
+from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.TRR import TRRReader
 from MDAnalysis.coordinates.XTC import XTCReader
 
 from ..errors import DataError, EGNOError, SpacingError, counted
-from .preflight import Scan, original, preflight
+from .preflight import AKMA_PS, Scan, dcd_layout, mapped, original, preflight
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +26,9 @@ _FLOAT32_EPS = float(np.finfo(np.float32).eps)
 
 #: What to do about times that a file does not know.
 _CURE = "give the true spacing (dt= in Python, --dt on the command line)"
+
+#: Share of the frames above which those without a neighbour at the spacing of the run make it no run.
+_ALONE = 0.75
 
 #: Headers that were walked already, by the reader of their file.
 _SCANS: weakref.WeakKeyDictionary[Any, Scan] = weakref.WeakKeyDictionary()
@@ -50,7 +54,7 @@ class Clock:
     name : str
         Of the trajectory, for messages.
     notes : tuple of str
-        One line where the run is not one stretch: which stretches there are.
+        A line where the run is not one stretch: which stretches there are; and one where a DCD file may not know them.
     """
 
     times: NDArray[np.float64]
@@ -71,8 +75,8 @@ class Clock:
         Raises
         ------
         DataError
-            No frame with positions, or times that mean nothing: the format holds none, or no two frames of a file
-            follow one another. ``dt=`` of :func:`open_universe` is the cure for headers that lie.
+            No frame with positions, or times that mean nothing: the format holds none, no two frames of a file
+            follow one another, or hardly any do. ``dt=`` of :func:`open_universe` is the cure for headers that lie.
         """
         trajectory = universe.trajectory
         name = trajectory_name(trajectory)
@@ -98,7 +102,8 @@ class Clock:
         if spacing is None:
             raise _uneven(name, np.arange(min(5, len(times))), times)
         stretches = tuple(frames[k] for k in _even(times[frames], spacing, exact))
-        if max(map(len, stretches)) < 2:
+        alone = sum(len(stretch) == 1 for stretch in stretches)
+        if max(map(len, stretches)) < 2 or alone > max(2, _ALONE * len(frames)):
             raise _uneven(name, np.arange(min(5, len(times))), times)
         rounding = 0.0 if exact else _rounding(times[frames])
         if rounding > 1e-3 * spacing:
@@ -106,7 +111,8 @@ class Clock:
             for stretch in stretches:
                 steps = spacing * np.arange(len(stretch))
                 times[stretch] = np.median(times[stretch] - steps) + steps
-        return cls(times, usable, spacing, uncertainty, stretches, name, _notes(name, times, spacing, stretches))
+        notes = _notes(name, times, spacing, stretches) + _doubts(trajectory)
+        return cls(times, usable, spacing, uncertainty, stretches, name, notes)
 
     def shifted(self, frame: int, by: float) -> int | None:
         """The frame `by` spacings after another one (before it where negative), None where there is none.
@@ -531,6 +537,31 @@ def _notes(
         f"the frames of {name} are not {spacing:g} ps apart throughout: the even stretches are frames "
         f"{', '.join(shown)}{more}{rest}; no window reads on from one to the next where frames are missing",
     )
+
+
+def _doubts(trajectory: Any) -> tuple[str, ...]:
+    """One line on the first DCD file whose writer did not know the time of a step, or had another unit for it."""
+    for reader in getattr(trajectory, "readers", [trajectory]):
+        if type(reader) is not DCDReader:  # MDAnalysis' own of LAMMPS knows its units
+            continue
+        name = str(reader.filename)
+        try:
+            with mapped(name) as data:
+                layout = dcd_layout(name, data)
+        except (DataError, OSError, ValueError):  # MDAnalysis reads it all the same
+            continue
+        step, dt = layout.step / AKMA_PS, layout.step * layout.nsavc
+        if abs(reader.dt - dt) > 1e-4 * dt:  # it was given
+            continue
+        # 1 where nothing is known; of LAMMPS a number of fs, in quarters. 1 fs in the unit of DCD files is 0.0205.
+        if step > 0.2 and abs(4 * step - round(4 * step)) < 1e-5:
+            return (
+                f"the header of {original(name)} says {step:g} where DCD files have the time of a step in units of "
+                f"{AKMA_PS:.4f} ps: so do writers that know no times (mdtraj, VMD), and LAMMPS in fs, of which "
+                f"{step * layout.nsavc / 1e3:g} ps would be from frame to frame. "
+                f"{dt:g} ps are taken for it; where that is wrong, {_CURE}",
+            )
+    return ()
 
 
 def _uneven(name: str, frames: NDArray[np.int64], times: NDArray[np.float64]) -> DataError:

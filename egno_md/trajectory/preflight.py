@@ -10,6 +10,7 @@ import struct
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ _TRR_HEAD = struct.Struct(">iii12s13i")  # magic, string length twice, version, 
 INT32_MAX = 2**31 - 1
 
 #: The unit of time of CHARMM and of DCD files in ps.
-_AKMA_PS = 4.888821e-2
+AKMA_PS = 4.888821e-2
 
 
 class Scan(NamedTuple):
@@ -106,17 +107,18 @@ def _refuse_wrapped(name: str, kind: str, head: bytes) -> None:
     if tool is not None and not readable:
         plain = inner.name if named else f"unpacked{path.suffix}"
         raise DataError(
-            f"{kind} file {name} is compressed, which cannot be read here; unpack it first: {tool} {name} > {plain}"
+            f"{kind} file {name} is compressed, which cannot be read here; unpack it first: "
+            f"{tool} {quote(name)} > {quote(plain)}"
         )
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) and file_suffix(name) not in _BINARY:
         raise DataError(
             f"{kind} file {name} is UTF-16 text, as some editors write it; save it as plain text (UTF-8): "
-            f"iconv -f UTF-16 -t UTF-8 {name} > plain{path.suffix}"
+            f"iconv -f UTF-16 -t UTF-8 {quote(name)} > plain{path.suffix}"
         )
     if head.startswith(b"\xef\xbb\xbf"):
         raise DataError(
             f"{kind} file {name} starts with a byte-order mark (three bytes that some editors put first), which hides "
-            f"its first line; cut it off: tail -c +4 {name} > plain{path.suffix}"
+            f"its first line; cut it off: tail -c +4 {quote(name)} > plain{path.suffix}"
         )
 
 
@@ -147,7 +149,7 @@ def mapped(name: StrPath) -> Iterator[mmap.mmap]:
 
 def damaged(name: str, frame: int, offset: int, what: str) -> DataError:
     keep = (
-        f"keep the {frame} frames before it: head -c {offset} {name} > repaired{file_suffix(name)}"
+        f"keep the {frame} frames before it: head -c {offset} {quote(name)} > repaired{file_suffix(name)}"
         if frame
         else "check that it is what its name says"
     )
@@ -328,7 +330,7 @@ def dcd_layout(name: str, data: mmap.mmap) -> _DCDLayout:
         order=order,
         nsavc=nsavc,
         start=integer(12),
-        step=_AKMA_PS * struct.unpack_from(f"{order}{'f' if charmm else 'd'}", data, 44 if charmm else 40)[0],
+        step=AKMA_PS * struct.unpack_from(f"{order}{'f' if charmm else 'd'}", data, 44 if charmm else 40)[0],
     )
 
 

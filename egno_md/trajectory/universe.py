@@ -344,7 +344,7 @@ def _whole_frames(name: str, scan: Scan) -> str:
     except OSError as exc:
         raise DataError(
             f"{name} ends inside a frame, and a copy of its whole frames could not be written to {folder} "
-            f"({exc.strerror}); cut it yourself: head -c {scan.end} {name} > whole{file_suffix(name)}"
+            f"({exc.strerror}); cut it yourself: head -c {scan.end} {shlex.quote(name)} > whole{file_suffix(name)}"
         ) from exc
     return copy
 
@@ -360,7 +360,8 @@ def _diagnose(topology: str, files: Sequence[str], scans: Sequence[Scan | None],
                 line = 1 + Path(name).read_bytes()[: wrong.start].count(b"\n")
                 return DataError(
                     f"line {line} of {name} has a character that is no UTF-8 (byte {wrong.object[wrong.start]:#x}), as "
-                    f"Latin-1 remarks have; convert it: iconv -f latin1 -t utf-8 {name} > utf8{Path(name).suffix}"
+                    f"Latin-1 remarks have; convert it: "
+                    f"iconv -f latin1 -t utf-8 {shlex.quote(name)} > utf8{Path(name).suffix}"
                 )
     try:
         with warnings.catch_warnings():
