@@ -24,7 +24,6 @@ from egno_md.hindcast.learned import Learned
 from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.default import default_selection
-from egno_md.molecule.geometry import rmsd
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.formats import format_of
@@ -130,8 +129,9 @@ class EGNOSurrogate(Written, AnalysisBase):
     results.rmsd_mean, results.rmsd_mean_superposed : ndarray, shape (n_starts, horizon), or None
         The same of the mean of several futures, each superposed on the start first for the second; None where fewer
         than two are drawn. One future is no guess at the future: compare this with the standing frame.
-    results.moved : ndarray, shape (n_starts, horizon)
-        RMSD in Angstrom between the predicted frame and the start frame.
+    results.moved, results.moved_superposed : ndarray, shape (n_starts, horizon)
+        RMSD in Angstrom between the predicted frame and the start frame, as they stand and superposed. Molecules drift
+        and turn: the first grows without end where the second, the change of the shape, does not.
     results.checks : list of PhysicalChecks
         Whether the predicted frames are physical, one entry per start, for the frames of all members one after the
         other; of a streamed forecast counts alone, as
@@ -442,7 +442,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             results.checks = [self._checked(i) for i in range(self.n_frames)]
         results.times = self.start_times[:, None] + offsets  # (n_starts, horizon)
         self._compare(offsets / self.engine.stride_ps)
-        results.moved = rmsd(results.positions, starts[:, None])  # (n_starts, horizon)
+        self._measure()
         self._follow()
         results.universe = self._in_memory()
         results.files = []
@@ -574,9 +574,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         results.checks, results.files = [tally], [target, topology]
         kept = results.positions.shape[1]
         results.times, offsets = results.times[:, :kept], offsets[:kept]
-        results.moved = np.empty((1, kept))
-        for k in range(0, kept, CHUNK):
-            results.moved[0, k : k + CHUNK] = rmsd(results.positions[0, k : k + CHUNK], self._history[0][-1])
+        self._measure()
         self._compare(offsets / self.engine.stride_ps)
         self._follow()
 

@@ -40,6 +40,8 @@ def test_starts_inside_the_run_are_compared_with_it(ballistic):
     expected = rms.rmsd(positions[2], positions[6], superposition=False)
     assert results.rmsd_static[0, 3] == pytest.approx(expected, rel=1e-4)
     assert results.moved[0, 3] == pytest.approx(expected, rel=1e-3)
+    shape = rms.rmsd(positions[6], positions[2], superposition=True)
+    assert results.moved_superposed[0, 3] == pytest.approx(shape, rel=1e-2)
     np.testing.assert_array_equal(np.isnan(results.rmsd_superposed), np.isnan(results.rmsd))
     np.testing.assert_allclose(results.rmsd_superposed[:2], 0, atol=1e-4)
     shape = rms.rmsd(positions[2], positions[6], superposition=True)

@@ -236,6 +236,7 @@ def test_one_is_not_many():
     summary = {"checks": {"ok": True, "bonds": 1, "largest_bond_deviation_A": 0.01, "radius_of_gyration_ratio": [1, 1]}}
     summary["checks"] |= {"relaxed": 1, "largest_relaxation_A": 0.1, "findings": []}
     summary |= {"frames": 1, "atoms": 1, "model": "static", "start_frame": 1, "start_time_ps": 1.0, "windows": 1}
-    summary |= {"times_ps": [2.0], "decisions": [], "hindcast": None, "accuracy": None, "moved_A": 0.0, "course": []}
+    summary |= {"times_ps": [2.0], "decisions": [], "hindcast": None, "accuracy": None, "course": []}
+    summary |= {"moved_A": 0.0, "moved_superposed_A": 0.0}
     text = readable(summary | {"files": []})
     assert "1 frame of 1 atom " in text and "1 bond within" in text and not re.search(r"\b1 (?!ps)[a-z]+s\b", text)

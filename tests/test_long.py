@@ -221,7 +221,7 @@ def test_a_streamed_file_is_that_of_one_written_whole(monkeypatch, tmp_path, suf
     assert ours.positions.shape == theirs.positions.shape == (1, 30, 10, 3) and len(ours.positions) == 1
     for key in (0, (0, 3), (0, slice(2, 5)), (0, -1, 4), (slice(None), 1), (0, slice(0, 30, 7), 2, 1), -1):
         np.testing.assert_allclose(ours.positions[key], theirs.positions[key], atol=within)
-    for name in ("rmsd", "rmsd_static", "moved", "times"):
+    for name in ("rmsd", "rmsd_static", "moved", "moved_superposed", "times"):
         np.testing.assert_allclose(ours[name], theirs[name], atol=2 * within)
     assert ours.checks[0].messages == theirs.checks[0].messages and ours.checks[0].n_frames == 30
     assert ours.checks[0].drift == pytest.approx(theirs.checks[0].drift.max())

@@ -101,6 +101,7 @@ def _of_start(surrogate, i: int) -> dict[str, Any]:
         **({} if surrogate.samples is None else _drawn(surrogate, i)),
         "accuracy": None if accuracy is None else accuracy.as_dict() | {"said": accuracy.short()},
         "moved_A": float(results.moved[i, -1]),
+        "moved_superposed_A": float(results.moved_superposed[i, -1]),
         "checks": _checks(tally, tally.messages),
         "course": list(results.course[i]),
     }
@@ -157,10 +158,7 @@ def readable(summary: dict[str, Any]) -> str:
         lines.append(f"accuracy   {summary['accuracy']['said']}")
     elif not several:
         first = "the first future " if (futures or 1) > 1 else ""
-        lines.append(
-            f"moved      {first}{summary['moved_A']:.2f} A RMSD from the start; the run has none of these frames, so "
-            "no error is known"
-        )
+        lines.append(f"moved      {first}{_moved(summary)}; the run has none of these frames, so no error is known")
     checks = summary["checks"]
     if checks["ok"]:
         low, high = checks["radius_of_gyration_ratio"]
@@ -227,9 +225,12 @@ def _of_one(start: dict[str, Any]) -> str:
     if accuracy is not None:
         return f"frame {start['start_frame']}: {accuracy['said']}{wrong}"
     first = "the first future " if start.get("samples", 1) > 1 else ""
-    return (
-        f"frame {start['start_frame']}: {first}moved {start['moved_A']:.2f} A; the run has none of these frames{wrong}"
-    )
+    return f"frame {start['start_frame']}: {first}moved {_moved(start)}; the run has none of these frames{wrong}"
+
+
+def _moved(start: dict[str, Any]) -> str:
+    """How far the last frame is from the start: a shape that changes, and a molecule that drifts and turns as well."""
+    return f"{start['moved_superposed_A']:.2f} A RMSD from the start superposed, {start['moved_A']:.2f} A as it stands"
 
 
 def _course(starts: list[dict[str, Any]], futures: int | None) -> list[str]:

@@ -40,6 +40,17 @@ class Written:
     substeps: int
     engine: Any
 
+    def _measure(self) -> None:
+        """Fill `results.moved` and `results.moved_superposed`, from the frames as they are, or are in their file."""
+        results, shape = self.results, self.results.times.shape
+        results.moved, results.moved_superposed = np.empty(shape), np.empty(shape)
+        together = max(1, ROOM // (24 * len(self.atoms)))  # frames
+        for i, past in enumerate(self._history):
+            for k in range(0, shape[1], together):
+                frames, some = results.positions[i, k : k + together], np.s_[i, k : k + together]  # (F, N, 3)
+                results.moved[some] = rmsd(frames, past[-1])
+                results.moved_superposed[some] = superposed_rmsd(frames, past[-1])
+
     def _compare(self, strides: np.ndarray) -> None:
         """Fill all kinds of `rmsd` where the trajectory has the predicted frame; reads each frame once."""
         results, shape = self.results, self.results.times.shape
