@@ -224,9 +224,11 @@ class EGNOSurrogate(Written, AnalysisBase):
         if type(universe_or_atomgroup).__module__.partition(".")[0] == "mdtraj":
             universe_or_atomgroup = from_mdtraj(universe_or_atomgroup)
         if not isinstance(universe_or_atomgroup, (Universe, AtomGroup)):
+            has_atoms = isinstance(getattr(universe_or_atomgroup, "atoms", None), AtomGroup)
             raise UsageError(
                 "expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found "
-                f"{type(universe_or_atomgroup).__name__}; load files with mda.Universe(topology, trajectory)"
+                f"{type(universe_or_atomgroup).__name__}; "
+                + ("give its .atoms" if has_atoms else "load files with mda.Universe(topology, trajectory)")
             )
         check_numbers(horizon, substeps)
         check_flags(mean=mean, with_input=with_input, force=force, resume=resume)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -168,8 +169,13 @@ class Interpolated:
         self.filename = None if filename is None else Path(filename)
         self.results = Awaited()
 
-    def run(self, start: int | None = None, stop: int | None = None) -> Interpolated:
-        """Fill in, from frame `start` to frame `stop` - 1 of the run; all of it by default."""
+    def run(self, start: int | None = None, stop: int | None = None, *, verbose: bool | None = None) -> Interpolated:
+        """Fill in, from frame `start` to frame `stop` - 1 of the run; all of it by default.
+
+        There is no `step`: frames are filled in between neighbours. `verbose` is taken instead of that of the
+        constructor.
+        """
+        self.verbose = self.verbose if verbose is None else verbose
         trajectory = self.atoms.universe.trajectory
         here, count = max(trajectory.frame, 0), trajectory.n_frames
         first, last = (0 if start is None else start), (count if stop is None else stop)
@@ -272,12 +278,17 @@ class Interpolated:
     def _molecule(self) -> Molecule:
         molecule = Molecule.of(self.atoms)
         n, bonds = len(molecule), molecule.bonds
-        parts = connected_components(coo_array((np.ones(len(bonds)), tuple(bonds.T)), shape=(n, n)), directed=False)[0]
+        graph = coo_array((np.ones(len(bonds)), tuple(bonds.T)), shape=(n, n))
+        parts, which = connected_components(graph, directed=False)
         if parts > MOLECULES:
+            solute, what = "protein", "the solute"
+            if not hasattr(self.atoms, "resnames") or not len(self.atoms.select_atoms(solute)):
+                largest = self.atoms[which == np.bincount(which).argmax()].indices
+                solute, what = f"index {largest.min()}:{largest.max()}", f"the largest one, of {len(largest)} atoms"
             raise DataError(
                 f"the selection holds {parts} molecules that no bond joins, and up to {MOLECULES} can be followed as "
-                "one system: choose the solute, such as --select protein (select='protein') or --select heavy, or give "
-                "a topology that knows the bonds"
+                f"one system: choose {what}: --select {shlex.quote(solute)} (select={solute!r}), or give a topology "
+                "that knows the bonds"
             )
         return molecule
 

@@ -190,6 +190,14 @@ def test_mdtraj_in_and_out(ballistic, tmp_path):
     np.testing.assert_allclose(back.time, traj.time[-1] + np.arange(1, 4), atol=1e-3)
 
 
+def test_residues_are_told_from_what_has_no_atoms():
+    u = make_universe()
+    with pytest.raises(UsageError, match=r"found ResidueGroup; give its \.atoms"):
+        EGNOSurrogate(u.residues)
+    with pytest.raises(UsageError, match="found str; load files"):
+        EGNOSurrogate("run.pdb")
+
+
 def test_select_narrows_the_models_selection(ballistic):
     u = make_universe(12)
     results = EGNOSurrogate(u, ballistic, "resid 1", horizon=2).run().results

@@ -272,10 +272,20 @@ def test_what_cannot_be_right_is_refused(tmp_path):
     many = np.tile(x[:, :1], (1, 30, 1)) + 5 * np.arange(30)[:, None]
     with pytest.raises(DataError, match="30 molecules that no bond joins"):
         Interpolated(universe_of(many)).run()
+    solvated = np.concatenate([many + 20, x], axis=1)
+    with pytest.raises(DataError, match=r"select='index 30:35'"):
+        Interpolated(universe_of(solvated, bonds=[(a + 30, b + 30) for a, b in bonds])).run()
     (tmp_path / "there.dcd").write_bytes(b"mine")
     with pytest.raises(OutputError, match="exists"):
         Interpolated(u, filename=tmp_path / "there.dcd").run()
     assert (tmp_path / "there.dcd").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_progress_is_asked_for_as_of_an_analysis_of_mdanalysis():
+    x, bonds = wobbling(6)
+    for verbose, told in ((True, True), (False, False), (None, False)):
+        done = Interpolated(universe_of(x, bonds=bonds), 2, verbose=False).run(0, 4, verbose=verbose)
+        assert done.verbose is told and done.results.positions.shape[1] == 7
 
 
 def test_command_line(tmp_path):
