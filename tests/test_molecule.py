@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import MDAnalysis as mda
 import numpy as np
 import pytest
 from MDAnalysis.lib.distances import calc_dihedrals
+from MDAnalysis.lib.mdamath import triclinic_vectors
 
 import egno_md
 from egno_md import sample
@@ -15,6 +18,7 @@ from egno_md.molecule.atoms import molecule_of, select_atoms
 from egno_md.molecule.geometry import bond_lengths, dihedrals
 from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.possible import POSSIBLE_LINK, possible_lengths
+from egno_md.molecule.whole import put_close
 from egno_md.specs import GraphSpec
 
 #: Checkpoints refer to molecules by these: written down before there was a Molecule.
@@ -134,3 +138,30 @@ def test_phosphorus_of_lipids_is_no_chain() -> None:
     assert not len(molecule_of(u).bonds)
     u.residues.resnames = ["A", "G", "PSX", "U"]  # one that nobody knows among those that are known
     assert len(molecule_of(u).bonds) == 3
+
+
+def test_parts_of_a_complex_are_put_next_to_each_other_by_whole_widths_of_the_box():
+    """Not those that touch already, as in a run that carries a crystal's cell; and no molecules of a liquid."""
+    box = np.array([40.0, 50, 60, 70, 80, 75])
+    vectors = triclinic_vectors(np.float32(box)).astype(float)
+    rng = np.random.default_rng(0)
+    parts = [
+        rng.uniform(-4, 4, (n, 3)) + at
+        for n, at in ((30, [0, 0, 0]), (12, [11, 0, 0]), (5, [0, 12, 0]), (1, [0, 0, 9]))
+    ]
+    ends = np.cumsum([0, *map(len, parts)])
+    bonds = np.concatenate([np.stack([np.arange(a, b - 1), np.arange(a + 1, b)], 1) for a, b in pairwise(ends)])
+    together = np.concatenate(parts)
+    np.testing.assert_array_equal(put_close(together, bonds, box), together)
+    for images in ([1, 0, 0], [0, -2, 0], [1, 1, -1]):
+        apart = together.copy()
+        apart[ends[1] : ends[2]] += images @ vectors
+        apart[ends[3] :] -= images @ vectors
+        np.testing.assert_allclose(put_close(apart, bonds, box), together, atol=1e-5)
+        np.testing.assert_array_equal(put_close(apart, bonds, None), apart)
+    crystal = np.array([9.0, 9, 9, 90, 90, 90])  # whose images lie within each other
+    np.testing.assert_array_equal(put_close(together, bonds, crystal), together)
+    liquid = rng.uniform(-100, 100, (60, 3))
+    np.testing.assert_array_equal(
+        put_close(liquid, np.stack([np.arange(0, 60, 2), np.arange(1, 60, 2)], 1), box), liquid
+    )

@@ -20,8 +20,9 @@ from .neighbors import DROP_BOX, box_vectors, box_widths
 #: Molecules up to which they are parts of one thing, such as a complex; more are a liquid or a membrane.
 PARTS = 20
 
-#: How much nearer, in Angstrom, another image of a molecule has to be than the one in which it stands.
-NEARER = 1.0
+#: Angstrom within which molecules stand next to each other as they are, C-alpha atoms alone as well: the box may be one
+#: that means nothing, in which images lie upon each other. How much nearer another image has to be, otherwise.
+TOUCHING, NEARER = 10.0, 1.0
 
 
 def check_whole(
@@ -147,11 +148,14 @@ def put_close(
     for k in range(1, len(parts)):
         there, part = found[np.concatenate(parts[:k])], found[parts[k]]
         tree = cKDTree(there)
+        gap = tree.query(part)[0].min()
+        if gap <= TOUCHING:
+            continue
         between = (there.mean(axis=0) - part.mean(axis=0)) @ np.linalg.inv(vectors)
         shifts = (near + np.rint(between)) @ vectors  # (27, 3)
         gaps = [tree.query(part + shift)[0].min() for shift in shifts]
         best = int(np.argmin(gaps))
-        if gaps[best] < tree.query(part)[0].min() - NEARER:
+        if gaps[best] < gap - NEARER:
             found[parts[k]] += shifts[best]
     return found.astype(positions.dtype)
 

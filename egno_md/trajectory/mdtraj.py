@@ -147,7 +147,7 @@ def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> md
         warnings.warn(
             f"the frames of the mdtraj.Trajectory are at {times[0]:g}, {times[1]:g}, ... ps: mdtraj numbers the frames "
             f"of every DCD file, and of others without times, so {times[1] - times[0]:g} ps may not be true; set the "
-            "times, here to 10 ps: trajectory.time = 10.0 * np.arange(trajectory.n_frames)",
+            "true times, for a frame every 10 ps: trajectory.time = 10.0 * np.arange(trajectory.n_frames)",
             UserWarning,
             stacklevel=2,
         )
