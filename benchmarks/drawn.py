@@ -291,10 +291,8 @@ def _longer(results: list[dict[str, Any]]) -> Iterator[str]:
     """The same at longer strides, with the basin that is rarely visited."""
     for of, title in (("10 ps", "implicit solvent, 10 ps"), ("water", "explicit water, 75 ps")):
         rows = [row for row in results if row.get("of") == of]
-        for name, who in (
-            ("the test run", "test runs"), ("the training run", "training runs"), ("flow", "model"),
-            ("Gaussian process", "Gaussian process"), ("analogues", "analogues"),
-        ) if rows else ():  # fmt: skip
+        for who in ("test runs", "training runs", "model", "Gaussian process", "analogues") if rows else ():
+            name = {"model": "flow"}.get(who, f"the {who}, last halves" if who.endswith("runs") else who)
             some = rows if who == "model" else rows[:1]
             chains = [row["chains"][who] for row in some]
             windows = [row["windows"][who] for row in some if who in row["windows"]]
