@@ -22,7 +22,7 @@ from egno_md.forecast.bridge import FAST, FEWEST_PAIRS, Bridge
 from egno_md.forecast.streams import check_seed
 from egno_md.forecast.subject import Subject
 from egno_md.graph.windows import MEMORY_LIMIT
-from egno_md.molecule.checks import check_frames
+from egno_md.molecule.checks import check_frames, nearest_contact
 from egno_md.molecule.geometry import bond_lengths, superposed_rmsd
 from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.neighbors import box_vectors, box_widths
@@ -47,6 +47,9 @@ JUDGED = 200
 
 #: Stretches of them whose means say what is chance, and the value of Student's t for so many (95 %, two-sided).
 BLOCKS, TWO_SIDED = 10, 2.262
+
+#: Frames of the run that tell how near its atoms come to each other.
+LOOKED_AT = 50
 
 #: Largest number of steps from one saved frame to the next.
 MOST = 1000
@@ -336,6 +339,9 @@ class Interpolated:
         """All frames (N, 3) of one sample in order, with their boxes; those filled in are checked."""
         generator = None if self.samples is None else np.random.default_rng([self.seed, member])
         share = np.arange(1, self.factor)[:, None] / self.factor
+        places = [(k, i) for k, run in enumerate(runs) for i in range(len(run))]
+        some = [places[j] for j in np.unique(np.linspace(0, len(places) - 1, LOOKED_AT).astype(int))]
+        nearest = nearest_contact([runs[k][i] for k, i in some], molecule.bonds, [boxes[k][i] for k, i in some])
         for run, cells in zip(runs, boxes, strict=True):
             i = 0
             for filled in bridge.fill(run, generator):  # (C, J, N, 3)
@@ -344,7 +350,9 @@ class Interpolated:
                     between = [None] * len(paths)
                     if start is not None and end is not None:
                         between = list((start + share * (end - start)).astype(np.float32))
-                    found = check_frames(paths, run[i], molecule.bonds, boxes=start, molecule=molecule).tally
+                    found = check_frames(
+                        paths, run[i], molecule.bonds, boxes=start, molecule=molecule, nearest=nearest
+                    ).tally
                     self.results.checks = found if self.results.checks is None else self.results.checks + found
                     yield run[i], start
                     yield from zip(paths, between, strict=True)

@@ -12,7 +12,7 @@ import pytest
 
 from egno_md.errors import DataError, UsageError
 from egno_md.forecast.summed import checked
-from egno_md.molecule.checks import PhysicalChecks, check_frames
+from egno_md.molecule.checks import PhysicalChecks, check_frames, nearest_contact
 from egno_md.molecule.relax import CLEARANCE, Relaxation
 
 # A carbon with four heavy neighbours at 1.5 A.
@@ -94,6 +94,21 @@ def test_what_is_close_in_the_reference_is_no_clash() -> None:
 def test_two_atoms_of_the_start_in_one_place_are_not_looked_for_again(box: list[float] | None) -> None:
     start = np.array([[0.0, 0, 0], [5, 0, 0], [5, 0, 0], [10, 0, 0]])
     assert check_frames(start[None], start, np.zeros((0, 2), int), boxes=box).clashes.tolist() == [0]
+
+
+def test_what_is_close_in_the_run_is_no_clash() -> None:
+    """Atoms that come near each other in other frames than the reference, across the border of the box as well."""
+    bonds = np.empty((0, 2), int)
+    run = np.array([[[0.0, 0, 0], [d, 0, 0]] for d in (9.0, 1.7, 5.0)])
+    assert nearest_contact(run, bonds) == pytest.approx(1.7)
+    assert nearest_contact(run[:1], bonds) == np.inf  # nothing that counts
+    assert nearest_contact(run[:1], bonds, [[10.6, 20, 20, 90, 90, 90]]) == pytest.approx(1.6, abs=1e-5)
+    assert nearest_contact(run[:1], bonds, [np.zeros(6)]) == np.inf
+    made = np.array([[[0.0, 0, 0], [d, 0, 0]] for d in (1.4, 1.5)])
+    assert check_frames(made, run[0], bonds).clashes.tolist() == [1, 1]
+    assert check_frames(made, run[0], bonds, nearest=1.7).clashes.tolist() == [1, 0]  # 0.85 of it
+    three = np.array([[[0.0, 0, 0], [1.1, 0, 0], [1.6, 1.0, 0], [1.6, 2.4, 0]]])
+    assert nearest_contact(three, [[0, 1], [1, 2], [2, 3]]) == np.inf  # bonds and their neighbours
 
 
 def test_bonded_atoms_and_their_next_neighbours_do_not_clash() -> None:

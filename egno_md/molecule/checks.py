@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -230,6 +231,7 @@ def check_frames(
     boxes: ArrayLike | None = None,
     molecule: Molecule | None = None,
     usual: frozenset[str] = frozenset(),
+    nearest: float = np.inf,
 ) -> PhysicalChecks:
     """Measure predicted frames against a real frame of the same atoms.
 
@@ -253,6 +255,9 @@ def check_frames(
         Who the N atoms are: what no such molecule can look like is then a finding, also where the reference looks so.
     usual
         Kinds of finding that do not count; see :func:`usual_findings`.
+    nearest
+        How near atoms of the run itself come to each other, in Angstrom, where the reference does not show it; see
+        :func:`nearest_contact`.
 
     Raises
     ------
@@ -292,7 +297,7 @@ def check_frames(
 
     deviation = np.abs(bond_lengths(good, pairs) - bond_lengths(start, pairs))  # (G, B)
     near = _near_in_bonds(pairs, n_atoms)
-    clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None)
+    clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None, nearest)
     clashes = np.zeros(n_frames, dtype=np.int64)
     odd = np.zeros(n_frames, dtype=bool)  # frames that may be impossible
     if molecule is not None:
@@ -351,6 +356,21 @@ def usual_findings(
     return frozenset(found) - {"finite", "impossible"}
 
 
+def nearest_contact(frames: ArrayLike, bonds: ArrayLike, boxes: Sequence[ArrayLike | None] | None = None) -> float:
+    """Least distance in Angstrom of atoms that are more than two bonds apart, in some frames (F, N, 3) of a run.
+
+    Infinity where none are nearer than what would be no clash anyway.
+    """
+    xyz, pairs = np.asarray(frames, np.float64), np.asarray(bonds, np.int64).reshape(-1, 2)
+    near = _near_in_bonds(pairs, xyz.shape[1])
+    found = np.inf
+    for frame, box in zip(xyz, [None] * len(xyz) if boxes is None else boxes, strict=True):
+        cell = None if box is None or not np.any(box) else np.asarray(box, np.float32)
+        limit = _clash_limit(bond_lengths(frame, pairs)) / 0.85
+        found = min(found, float(_contacts(frame, limit, near, cell)[1].min(initial=np.inf)))
+    return found
+
+
 def _near_in_bonds(pairs: NDArray[np.int64], n_atoms: int) -> NDArray[np.int64]:
     """Keys ``i * N + j`` (i < j) of the pairs one or two bonds apart, sorted."""
     ones = np.ones(len(pairs), dtype=np.int64)
@@ -378,15 +398,22 @@ def _bonded(pairs: NDArray[np.int64], near: NDArray[np.int64], n_atoms: int) -> 
 
 
 def _clash_distance(
-    start: NDArray[np.float64], pairs: NDArray[np.int64], near: NDArray[np.int64], box: NDArray[np.float32] | None
+    start: NDArray[np.float64],
+    pairs: NDArray[np.int64],
+    near: NDArray[np.int64],
+    box: NDArray[np.float32] | None,
+    nearest: float,
 ) -> float:
-    lengths = bond_lengths(start, pairs)
-    if lengths.min(initial=np.inf) < HYDROGEN_BOND:
-        limit = CLASH_HYDROGENS
-    else:
-        limit = CLASH_BEADS if len(pairs) and float(np.median(lengths)) > BEAD_BOND else CLASH_ATOMS
-    closest = _contacts(start, limit / 0.85, near, box)[1].min(initial=np.inf)
+    limit = _clash_limit(bond_lengths(start, pairs))
+    closest = _contacts(start, limit / 0.85, near, box)[1].min(initial=nearest)
     return float(min(limit, 0.85 * closest))
+
+
+def _clash_limit(lengths: NDArray[np.float64]) -> float:
+    """Distance of a clash, of atoms with bonds of these lengths (B,)."""
+    if lengths.min(initial=np.inf) < HYDROGEN_BOND:
+        return CLASH_HYDROGENS
+    return CLASH_BEADS if len(lengths) and float(np.median(lengths)) > BEAD_BOND else CLASH_ATOMS
 
 
 def _centres(pairs: NDArray[np.int64], start: NDArray[np.float64]) -> NDArray[np.int64]:
