@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import click
 from scipy.stats import binomtest
 
+from benchmarks.unseen import SEEN_BY_NOBODY
+
 ROOT = Path(__file__).resolve().parents[1]
 CORE = (
     "egno_md/nn/**/*.py", "egno_md/graph/*.py", "egno_md/forecast/*.py", "egno_md/propagator/*.py",
@@ -76,43 +78,13 @@ python -m benchmarks.mutants --sample 6 --seed 1 $(printf -- "--only %s.py " for
   graph/windows trajectory/{clock,writer} molecule/{geometry,local} evaluation/{score,calibration} \\
   propagator/{beads,hybrid,jump,dynamics})    # 6 of each
 ```"""
-#: Survivors that change no result, and why. Where code moves, they have to be looked at again.
-SEEN_BY_NOBODY = {
-    "egno_md/evaluation/slow.py:67:89: 0 -> 1": "which way a component points is arbitrary",
-    "egno_md/evaluation/score.py:65:24: 2000 -> 2001": "a limit, where one more is as good",
-    "egno_md/forecast/bridge.py:28:34: 2 -> 3": "the size of pieces; a limit for more than 40,000 atoms",
-    "egno_md/forecast/drawn.py:219:70: 1 -> 2": "the size of pieces, which costs memory alone",
-    "egno_md/forecast/forecasters.py:241:26: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (
-        "the same frames in reverse order, whose mean structure is the same one, turned"
-    ),
-    "egno_md/forecast/network.py:299:42: 0 -> 1": "both columns are missing together",
-    "egno_md/forecast/rolling.py:21:42: 1000 -> 1001": "a limit, where one more is as good",
-    "egno_md/forecast/rolling.py:206:30: 1 -> 2": "numpy takes any length below 0 for the one that is left open",
-    "egno_md/graph/builder.py:285:75: 1 -> 2": "numpy takes any length below 0 for the one that is left open",
-    "egno_md/molecule/local.py:143:55: 1 -> 2": "two frames are read, of which the first one is taken",
-    "egno_md/molecule/local.py:217:86: 1 -> 2": "numpy takes any length below 0 for the one that is left open",
-    "egno_md/nn/edges/backend.py:16:23: 2 -> 3": "the size of pieces, which costs memory alone",
-    "egno_md/nn/edges/block.py:112:44: 0 -> 1": "when compiled code is taken, which costs time alone",
-    "egno_md/nn/edges/layer.py:197:30: 3 -> 4": "an array without rows",
-    "egno_md/nn/egnn.py:15:8: 2 -> 3": "how much is kept, which costs memory alone",
-    "egno_md/nn/spectral.py:32:54: -1 -> 1": "the second axis is the last of two",
-    "egno_md/propagator/dynamics.py:104:60: True -> False": "a list of vectors becomes the same array",
-    "egno_md/propagator/dynamics.py:197:64: 2 -> 3": "how many samples a mean has",
-    "egno_md/trajectory/clock.py:190:34: abs(ratio - every) <= slack -> abs(ratio - every) < slack": (
-        "a difference that is the slack to the last bit"
-    ),
-    "egno_md/trajectory/clock.py:511:16: "
-    "abs(mantissa * power - value) <= slack -> abs(mantissa * power - value) < slack": (
-        "a difference that is the slack to the last bit"
-    ),
-    "egno_md/trajectory/writer.py:58:26: False -> True": "the first frame says it before anybody asks",
-}  # fmt: skip
 SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 
 
 class Mutant(NamedTuple):
     """One change: of the text from `start` to `end` (bytes) of a file, in a function, to another one; `called` is
-    whether it runs with the function, and not once, when the class or the module is made."""
+    whether it runs with the function, and not once, when the class or the module is made; `nth` counts those of a
+    function that read alike."""
 
     file: str
     function: str
@@ -123,29 +95,29 @@ class Mutant(NamedTuple):
     old: str
     new: str
     called: bool = True
+    nth: int = 1
 
     @property
     def key(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.old} -> {self.new}"
-
-    @property
-    def name(self) -> str:
-        """Without its line, which changes of others move."""
-        return f"{self.file} {self.function}: {self.old} -> {self.new}"
+        """Without its line, which changes elsewhere in the file move."""
+        again = f" (#{self.nth})" if self.nth > 1 else ""
+        return f"{self.file}:{self.function or 'the module'}: {self.old} -> {self.new}{again}"
 
 
 def mutants(file: str, source: str) -> Iterator[Mutant]:
     """Every change of a file."""
-    starts, functions = [0], set()
+    starts, functions, alike = [0], set(), Counter()
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
 
     def changed(node: ast.expr, function: str, *replaced: ast.AST) -> Iterator[Mutant]:
         first, last = (starts[row - 1] + col for row, col in _ends(node))
-        for new in replaced:
+        for other in replaced:
+            old, new = ast.unparse(node), ast.unparse(other)
+            alike[function, old, new] += 1
             yield Mutant(
-                file, function, node.lineno, node.col_offset + 1, first, last, ast.unparse(node), ast.unparse(new),
-                function in functions,
+                file, function, node.lineno, node.col_offset + 1, first, last, old, new,
+                function in functions, alike[function, old, new],
             )  # fmt: skip
 
     def walk(node: ast.AST, function: str) -> Iterator[Mutant]:
@@ -336,19 +308,6 @@ def chosen(mutant: Mutant, tests: dict[str, dict[str, Any]]) -> list[str]:
     return sorted(kept, key=lambda name: first[name.partition("::")[0]])  # each file is read once
 
 
-def followed(results: dict[str, dict[str, Any]], every: list[Mutant]) -> dict[str, dict[str, Any]]:
-    """What was found, under the lines where the changes are now; what is gone is left out."""
-    known, alike = {m.key for m in every}, Counter((m.name, m.column) for m in every)
-    now = {(m.name, m.column): m.key for m in every if alike[m.name, m.column] == 1}
-    out = {}
-    for key, one in results.items():
-        file, _, column, change = key.split(":", 3)
-        there = now.get((f"{file} {one['function']}:{change}", int(column)), key)
-        if there in known:
-            out[there] = one
-    return out
-
-
 @click.command()
 @click.option("--only", multiple=True, default=[""], help="Files with this in their name; several times for several.")
 @click.option("--sample", type=click.IntRange(1), help="So many changes, drawn, of each --only; all by default.")
@@ -370,9 +329,11 @@ def main(
 ) -> None:
     """Change the numerical core in one place at a time and see whether a test fails."""
     every = [m for name in files() for m in mutants(name, (ROOT / name).read_text())]
-    results = followed(json.loads(target.read_text()), every) if target.exists() else {}
+    known = {m.key for m in every}  # what is gone is left out
+    before = json.loads(target.read_text()) if target.exists() else {}
+    results = {key: one for key, one in before.items() if key in known}
     # In an order that stays the same for what stays the same when the code changes.
-    every.sort(key=lambda m: hashlib.sha256(f"{seed} {m.name} {m.column}".encode()).hexdigest())
+    every.sort(key=lambda m: hashlib.sha256(f"{seed} {m.key}".encode()).hexdigest())
     of_each = [[m for m in every if part in m.file] for part in only]
     if survivors:
         again = {key for key, one in results.items() if one["found"] == "survived"} - SEEN_BY_NOBODY.keys()
@@ -394,10 +355,10 @@ def main(
                 code, seconds = project.run(names, LONGEST) if names else (0, 0.0)
             spent += seconds
             found = "survived" if code == 0 else "killed" if code in (1, 2, 3, 4, 70) else "timed out"
-            before = results.get(mutant.key, {"first": found, "seed": seed})
+            began = results.get(mutant.key, {"first": found, "seed": seed})
             ran = {"found": found, "tests": len(names), "seconds": round(seconds, 1)}
-            results[mutant.key] = {"function": mutant.function, "first": before["first"], "seed": before["seed"], **ran}
-            click.echo(f"{k + 1}/{len(drawn)} {found} {seconds:.0f}s {mutant.key}")
+            results[mutant.key] = {"first": began["first"], "seed": began["seed"], **ran}
+            click.echo(f"{k + 1}/{len(drawn)} {found} {seconds:.0f}s line {mutant.line} of {mutant.key}")
             target.write_text(json.dumps(results, indent=0))
     target.write_text(json.dumps(results, indent=0))
     write(page, results, len(every))
@@ -415,8 +376,9 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
         for key, one in all_:
             if one["found"] == "survived":
                 place, _, change = key.partition(": ")
+                function = place.partition(":")[2]
                 why = SEEN_BY_NOBODY.get(key, "a test is missing")
-                lines.append(f"- `{place}` in `{one['function'] or 'the module'}`: `{change}`: {why}")
+                lines.append(f"- `{rows[-1][0]}`, `{function}`: `{change}`: {why}")
     total = [sum(row[k] for row in rows) for k in range(1, 5)]
     rows.append(["**all**", *total])
     n, noticed, unseen, _ = total

@@ -120,15 +120,20 @@ def f(a: int = 1, *, keep=True) -> "0 + 1":
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
 
 
-def test_what_was_found_follows_the_code_that_moves():
+def test_a_change_is_named_by_what_code_elsewhere_does_not_move():
     source = "def f(a):\n    return a + 1\n\ndef g(a):\n    a = 2 * a\n    a = 2 * a\n    return a\n"
-    before = {m.key: {"function": m.function, "found": m.new} for m in mutants.mutants("f.py", source)}
-    found = mutants.followed(before, list(mutants.mutants("f.py", "\n" + source)))
-    here = {key.removeprefix("f.py:"): one["found"] for key, one in found.items()}
-    in_f = {"3:12: a + 1 -> a - 1": "a - 1", "3:12: a + 1 -> a": "a", "3:16: 1 -> 2": "2"}
-    alike = {"6:9: 2 * a -> 2 / a": "2 / a", "6:9: 2 -> 3": "3"}  # in two lines: what stands where it stood
-    assert here == in_f | alike
-    assert not mutants.followed(before, list(mutants.mutants("f.py", "def f(a):\n    return a\n")))
+    keys = [m.key for m in mutants.mutants("f.py", source)]
+    assert {key.removeprefix("f.py:") for key in keys} == {
+        "f: a + 1 -> a - 1", "f: a + 1 -> a", "f: 1 -> 2",
+        "g: 2 * a -> 2 / a", "g: 2 -> 3", "g: 2 * a -> 2 / a (#2)", "g: 2 -> 3 (#2)",
+    }  # fmt: skip
+    moved = [m.key for m in mutants.mutants("f.py", "B = 2\n\ndef e(a):\n    return 2 * a\n\n" + source)]
+    assert moved[-len(keys) :] == keys and "f.py:the module: 2 -> 3" in moved
+
+
+def test_changes_that_no_result_shows_are_of_the_code_that_is_there():
+    every = {m.key for name in mutants.files() for m in mutants.mutants(name, (mutants.ROOT / name).read_text())}
+    assert not mutants.SEEN_BY_NOBODY.keys() - every
 
 
 def test_what_a_class_begins_with_is_tested_by_all_that_enter_its_file():
@@ -141,11 +146,11 @@ def test_what_a_class_begins_with_is_tested_by_all_that_enter_its_file():
 def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("# Page\n\nAbove.\n\n## What was found\n\nBelow.\n")
-    one = {"function": "f", "first": "survived", "found": "survived", "seed": 0}
-    results = {f"egno_md/nn/a.py:{k}:1: {k} -> {k + 1}": {**one, "function": f"f{k}"} for k in range(3)}
-    results["egno_md/nn/a.py:0:1: 0 -> 1"] |= {"found": "killed"}
-    results["egno_md/nn/b.py:7:1: 0 -> 1"] = {"function": "g", "first": "killed", "found": "killed", "seed": 1}
-    monkeypatch.setattr(mutants, "SEEN_BY_NOBODY", {"egno_md/nn/a.py:1:1: 1 -> 2": "a bound of memory"})
+    one = {"first": "survived", "found": "survived", "seed": 0}
+    results = {f"egno_md/nn/a.py:f{k}: {k} -> {k + 1}": dict(one) for k in range(3)}
+    results["egno_md/nn/a.py:f0: 0 -> 1"] |= {"found": "killed"}
+    results["egno_md/nn/b.py:g: 0 -> 1"] = {"first": "killed", "found": "killed", "seed": 1}
+    monkeypatch.setattr(mutants, "SEEN_BY_NOBODY", {"egno_md/nn/a.py:f1: 1 -> 2": "a bound of memory"})
     for _ in range(2):  # the section is replaced, not added
         mutants.write(page, results, 1000)
     text = page.read_text()
@@ -153,7 +158,5 @@ def test_what_became_of_changes_is_a_section_of_the_page(tmp_path, monkeypatch):
     assert text.endswith("\n\n## What was found\n\nBelow.\n")
     assert "| nn/a.py | 3 | 1 | 1 | 1 |" in text and "1,000 possible changes 4 were drawn" in text
     assert "| 0 | 1 | 3 | 0 (0%) | 0% to 56% | 1 | 1 | 1 |\n| 1 | 1 | 1 | 1 (100%) | 21% to 100% | 1 | 0 | 0 |" in text
-    assert "- `egno_md/nn/a.py:1:1` in `f1`: `1 -> 2`: a bound of memory" in text
-    assert (
-        "- `egno_md/nn/a.py:2:1` in `f2`: `2 -> 3`: a test is missing" in text and "66.7% of these are noticed" in text
-    )
+    assert "- `nn/a.py`, `f1`: `1 -> 2`: a bound of memory" in text
+    assert "- `nn/a.py`, `f2`: `2 -> 3`: a test is missing" in text and "66.7% of these are noticed" in text
