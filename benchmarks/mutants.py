@@ -43,7 +43,7 @@ CORE = (
 )  # fmt: skip
 #: Test files that say little about the core for the time that they take: commands, documents, whole trainings.
 LEFT_OUT = (
-    "benchmarks", "cases", "cli", "datasets", "doctor", "examples", "extend", "hindcast", "index", "limits", "looking",
+    "benchmarks", "cases", "cli", "datasets", "doctor", "examples", "extend", "hindcast", "index", "looking",
     "metadata", "minutes", "offline", "package", "paper_data", "processes", "recipe", "reliability", "report",
     "reproduce", "start", "states", "sweep", "training",
 )  # fmt: skip
@@ -107,6 +107,7 @@ class Mutant(NamedTuple):
 def mutants(file: str, source: str) -> Iterator[Mutant]:
     """Every change of a file."""
     starts, functions, alike = [0], set(), Counter()
+    same: set[ast.AST] = set()  # constants that no result depends on
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
 
@@ -140,12 +141,18 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
         elif isinstance(node, ast.Constant) and type(node.value) in (bool, int, float) and node.value != float("inf"):
             value = node.value
             new = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 1.5 * value
-            if new != value and not (isinstance(value, float) and 0 < value < 1e-5):  # not a tolerance
-                yield from changed(node, function, ast.Constant(new))
+            tolerance = isinstance(value, float) and 0 < value < 1e-5
+            if new != value and not tolerance:
+                of_it = list(changed(node, function, ast.Constant(new)))
+                yield from of_it if node not in same else []
         if isinstance(node, (ast.If, ast.IfExp, ast.While)) and not isinstance(node.test, (ast.Compare, ast.UnaryOp)):
             yield from changed(node.test, function, ast.UnaryOp(ast.Not(), node.test))
         if isinstance(node, ast.keyword) and node.arg in ("strict", "optimize"):
             return  # no result depends on them
+        if _open(node):
+            for left_open in node.args:
+                if isinstance(left_open, ast.UnaryOp):
+                    same.add(left_open.operand)
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "type_params", "bases"):
                 continue
@@ -173,6 +180,11 @@ def _text(node: ast.BinOp) -> bool:
         isinstance(part, ast.JoinedStr) or (isinstance(part, ast.Constant) and isinstance(part.value, str))
         for part in ast.walk(node)
     )
+
+
+def _open(node: ast.AST) -> bool:
+    """Whether shapes are given: numpy takes any length below 0 for the one that is left open."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
 
 
 def _only_says(node: ast.AST) -> bool:
@@ -271,7 +283,7 @@ def files() -> list[str]:
 def entered(project: Copy, store: Path) -> dict[str, dict[str, Any]]:
     """Of every test what it enters; of test files that were looked at before what was found then."""
     tests: dict[str, dict[str, Any]] = {}
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((project.folder / "tests").glob("test_*.py")):
         if path.stem.removeprefix("test_") in LEFT_OUT:
             continue
         target = store / f"{path.stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}.json"
@@ -382,14 +394,19 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
     total = [sum(row[k] for row in rows) for k in range(1, 5)]
     rows.append(["**all**", *total])
     n, noticed, unseen, _ = total
-    draws = [["seed", "files", "changes", "noticed at first", "95 % interval", *KINDS], ["---"] * 8]
+    draws = [["seed", "files", "changes", "noticed at first", "95 % interval", "of those to see", *KINDS], ["---"] * 9]
     for seed in sorted({one["seed"] for one in results.values()}):
         of_it = {key: one for key, one in results.items() if one["seed"] == seed}
         at_first = sum(one["first"] != "survived" for one in of_it.values())
         low, high = binomtest(at_first, len(of_it)).proportion_ci(method="wilson")
         kinds = Counter(_kind(key, one) for key, one in of_it.items())
         among = len({key.partition(":")[0] for key in of_it})
-        share = [f"{at_first} ({at_first / len(of_it):.0%})", f"{low:.0%} to {high:.0%}"]
+        to_see = len(of_it) - kinds[KINDS[1]]
+        share = [
+            f"{at_first} ({at_first / len(of_it):.0%})",
+            f"{low:.0%} to {high:.0%}",
+            f"{at_first / max(to_see, 1):.0%}",
+        ]
         draws.append([seed, among, len(of_it), *share, *(kinds[kind] for kind in KINDS)])
     table = [["file", "changes", *KINDS], ["---"] * 5, *rows]
     text = [
@@ -398,7 +415,8 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
         ABOUT,
         "",
         f"Of {possible:,} possible changes {n} were drawn. What was noticed when it was first run is what to expect of",
-        "the other changes of these files; tests were then written for survivors. What became of each draw:",
+        "the other changes of these files, all of them or those whose result is to see; tests were then written for",
+        "survivors. What became of each draw:",
         "",
         *_lines(draws),
         "",

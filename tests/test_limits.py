@@ -253,6 +253,57 @@ def test_arguments_of_another_kind_are_refused_in_a_line(wrong, said):
         EGNOSurrogate(make_universe(), **({"model": "static", "select": "all"} | wrong))
 
 
+def test_numbers_on_a_bound_are_taken():
+    assert [asked.whole_number("n", value, 3) for value in (1, 3, 2.0, np.int8(2), np.float32(3))] == [1, 3, 2, 2, 3]
+    for value in (0, 4, 1.5, True, "2", -1, 3.0001):
+        with pytest.raises(UsageError, match="at least 1|at most 3"):
+            asked.whole_number("n", value, 3)
+    assert asked.is_count(0, 0) and not asked.is_count(-1, 0) and asked.is_count(5, 5) and not asked.is_count(4, 5)
+    for memory in (None, "auto", 1, 2**40, np.int64(1)):
+        asked.check_memory(memory)
+    for memory in (0, -1, True, 1.0, "1"):
+        with pytest.raises(UsageError, match="positive number of bytes"):
+            asked.check_memory(memory)
+    asked.check_flags(a=True, b=np.False_)
+    assert asked.check_unphysical("warn", 5) == "warn" and asked.check_unphysical("stop", None) == "stop"
+    assert asked.check_unphysical("relax", 1) == "relax"
+    for what, samples in (("stop", 2), ("relax", 3), ("halt", 1)):
+        with pytest.raises(UsageError, match="on_unphysical"):
+            asked.check_unphysical(what, samples)
+
+
+def test_a_forecast_may_take_all_of_the_memory(monkeypatch):
+    """Twelve bytes for each atom in each frame."""
+    monkeypatch.setattr(asked, "memory_of_machine", lambda: 12.0 * 2 * 3 * 5 * 7)
+    asked.check_room(2, 3, 5, 7)
+    for more in ((3, 3, 5, 7), (2, 4, 5, 7), (2, 3, 6, 7), (2, 3, 5, 8)):
+        with pytest.raises(UsageError, match="ask for fewer"):
+            asked.check_room(*more)
+
+
+@pytest.mark.parametrize(
+    ("given", "frames"),
+    [
+        ({}, [0, 1, 2, 3, 4]),
+        ({"start": 1}, [1, 2, 3, 4]),
+        ({"stop": -1}, [0, 1, 2, 3]),
+        ({"step": 2}, [0, 2, 4]),
+        ({"start": 4, "stop": 0, "step": -3}, [4, 1]),
+        ({"frames": [True, False, False, True, False]}, [0, 3]),
+        ({"frames": [0, -5, 4, -1]}, [0, 0, 4, 4]),
+        ({"frames": 3.0}, [3]),
+        ({"frames": ()}, []),
+    ],
+)
+def test_start_frames_are_those_that_were_asked_for(given, frames):
+    found = asked.start_frames(5, **given)
+    assert found.tolist() == frames and found.dtype == np.int64
+    for other in ({"start": 0}, {"stop": 5}, {"step": 1}):
+        if "frames" in given:
+            with pytest.raises(UsageError, match="not by both"):
+                asked.start_frames(5, **given, **other)
+
+
 def test_a_selection_of_nothing_is_not_taken_for_that_of_the_model():
     with pytest.raises(UsageError, match="the selection is empty"):
         EGNOSurrogate(make_universe(), make_model(), "")

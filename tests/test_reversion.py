@@ -16,7 +16,7 @@ from egno_md.cli import main
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known, linear
 from egno_md.forecast.network import ElasticNetwork
-from egno_md.forecast.reversion import MeanReversion, _given, _principal
+from egno_md.forecast.reversion import MeanReversion, _bodies, _given, _principal
 from egno_md.forecast.rolling import REVERTING, OneByOne
 from egno_md.forecast.streams import Streams, each_of
 from egno_md.molecule.geometry import aligned, superposed_rmsd, superposition
@@ -129,6 +129,32 @@ def test_directions_of_a_short_run_have_the_variance_of_frames_they_were_not_mad
     np.testing.assert_allclose(total, np.mean(np.sum(few**2, axis=1)), rtol=0.35)
 
 
+@pytest.mark.parametrize("n_frames", [13, 60])  # fewer than there are coordinates, and more
+def test_variances_are_those_along_the_directions_of_the_other_three_quarters(n_frames):
+    frames = np.random.default_rng(2).normal(size=(n_frames, 20)) * np.linspace(3, 0.5, 20)
+    n_internal = 26
+    directions, found = _principal(frames, n_internal)
+    rank = min(n_frames, 20)
+    assert directions.shape == (rank, 20) and found.shape == (rank + 1,)
+    scores = (frames @ directions.T).T @ (frames @ directions.T)
+    np.testing.assert_allclose(scores, np.diag(np.linalg.svd(frames)[1] ** 2), atol=1e-6)
+    total = np.zeros(rank + 1)
+    for part in np.array_split(np.arange(n_frames), 4):
+        ways = np.linalg.svd(np.delete(frames, part, axis=0), full_matrices=False)[2]
+        along = np.sum((frames[part] @ ways.T) ** 2, axis=0)
+        outside = (np.sum(frames[part] ** 2) - along.sum()) / (n_internal - len(ways))
+        total += [*along, *[outside] * (rank + 1 - len(ways))]
+    total /= n_frames
+    while (rises := np.flatnonzero(np.diff(total) > 1e-12)).size:  # the nearest values that do not rise
+        block = np.isclose(total, total[rises[0]], rtol=1e-12) | np.isclose(total, total[rises[0] + 1], rtol=1e-12)
+        total[block] = total[block].mean()
+    np.testing.assert_allclose(found, np.maximum(total, 1e-6 * total[0]), rtol=1e-6)
+
+
+def test_a_run_that_stands_still_has_no_directions():
+    assert MeanReversion.fit(Walk(), Known([np.repeat(STRUCTURE[None], 100, axis=0)]), TIMES, 1) is None
+
+
 def test_up_to_the_fifth_window_a_chain_is_what_was_drawn(run, reversion):
     past = run[[7, 90]][:, None]
 
@@ -163,6 +189,15 @@ def test_it_is_taken_off_in_the_frame_of_each_molecule(run, reversion):
     still = run[:1].repeat(4, axis=0)
     off = still - reversion.without(still, reversion.back(run[0]), part)
     np.testing.assert_allclose(off, off[-1] * part[:, None, None], atol=1e-9)
+
+
+def test_what_is_in_none_of_the_directions_is_given_back_by_a_share_of_its_own(reversion):
+    few = MeanReversion(reversion.bodies, reversion.mean, reversion.directions[:3], np.array([0.5, 0.25, 0.0, 0.125]))
+    parts = 1e-3 * np.array([1.0, 2.0, 3.0, 4.0])
+    displaced = parts @ reversion.directions[[0, 1, 2, 7]]
+    found = few.back(few.mean + displaced.reshape(-1, 3)).ravel()
+    expected = (parts * [0.5, 0.25, 0.0, 0.125]) @ reversion.directions[[0, 1, 2, 7]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_the_past_moves_along_so_that_no_velocity_is_made_of_it(run, reversion):
@@ -288,8 +323,129 @@ def test_runs_that_are_too_short_leave_a_chain_alone(run):
     assert MeanReversion.fit(Walk(), Known([run[:15]]), TIMES, 1) is None  # shorter than four windows
     assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 22) is None  # 19 frames with so much of a past
     assert MeanReversion.fit(Walk(), Known([run[:40]]), TIMES, 21) is not None
-    assert MeanReversion.fit(Walk(), Known([run[:40]], every=3), TIMES, 1) is None
+    assert MeanReversion.fit(Walk(), Known([run[:47]], every=3), TIMES, 1) is None  # of strides of three frames
+    assert MeanReversion.fit(Walk(), Known([run[:48]], every=3), TIMES, 1) is not None
+    assert MeanReversion.fit(Walk(), Known([run[:49]], every=3), TIMES, 11) is None  # 19 frames with ten strides before
+    assert MeanReversion.fit(Walk(), Known([run[:50]], every=3), TIMES, 11) is not None
+    halves = [run[:24], run[24:48]]  # each of them starts anew
+    assert MeanReversion.fit(Walk(), Known(halves, every=3), TIMES, 6) is None
+    assert MeanReversion.fit(Walk(), Known(halves, every=3), TIMES, 5) is not None
     assert MeanReversion.fit(Walk(), Known([run[:, :1]]), TIMES, 1) is None  # a single atom has no shape
+
+
+class Map:
+    """Displacements from a structure along some directions grow by these factors in a window; nothing is drawn."""
+
+    name, n_past, draws = "map", 1, True
+
+    def __init__(self, mean, directions, factors):
+        self.mean, self.matrix = mean, directions.T @ (np.asarray(factors)[:, None] * directions)
+
+    def __call__(self, past, times, samples=1, generator=None):
+        displaced = (past[:, -1] - self.mean).reshape(len(past), -1)
+        end = self.mean + (displaced @ self.matrix).reshape(-1, *self.mean.shape)
+        return np.repeat(end[:, None, None], len(times), axis=2).repeat(samples, axis=1)
+
+
+def test_growth_in_one_of_ten_directions_is_chance_and_no_growth_altogether_is_none():
+    structure = STRUCTURE[:15] - STRUCTURE[:15].mean(axis=0)  # 39 directions, and what is in none of them
+    known = Known([structure + np.random.default_rng(0).normal(scale=1e-3, size=(200, 15, 3))])
+    base = MeanReversion.fit(Walk(), known, TIMES, 1)
+
+    def found(growing, factor):
+        factors = np.where(np.arange(39) < growing, factor, 0.5)
+        return MeanReversion.fit(Map(base.mean, base.directions, factors), known, TIMES, 1)
+
+    assert len(base.directions) == 39
+    assert found(4, 1.5) is None and found(5, 1.5) is not None
+    assert found(5, 1.1) is None and found(20, 1.1) is not None  # less than what is lost in the others, and more
+    # Where nothing is drawn, what a window makes more of is not given back: who knows where it would end.
+    np.testing.assert_allclose(found(5, 1.5).given, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_frames", [400, 33])  # with some of the directions, and with less than all
+def test_what_a_window_gives_back_is_told_by_pairs_of_chains_of_the_same_numbers(n_frames):
+    """All of it written out: slopes, what is left beside them, in units of the variance of the run."""
+
+    class Fading(Walk):
+        """It walks, and forgets a part of where it began."""
+
+        def __call__(self, past, times, samples=1, generator=None):
+            about = STRUCTURE - past[:, -1]
+            walked = super().__call__(past, times, samples, generator)
+            return walked + (np.asarray(times) / WINDOW * 0.05)[:, None, None] * about[:, None, None]
+
+    frames, forecaster = run_of_noise(n_frames), Fading(0.15)
+    reversion = MeanReversion.fit(forecaster, Known([frames]), TIMES, 1)
+    directions, mean = reversion.directions, reversion.mean
+    other = 54 - len(directions)
+
+    def displaced(x):
+        return (aligned(x, mean) - mean).reshape(len(x), -1)
+
+    variance = _principal(displaced(frames), 54)[1]
+    count = 48 if n_frames == 400 else 32  # of 20 atoms: an even number of those that there are
+    places = np.unique(np.linspace(0, n_frames - 1, 48).astype(int))[:count]
+    half = count // 2
+    streams = Streams.of(0, np.tile(np.arange(half), 2), 1)
+    chains = Chained(forecaster, TIMES).collect(frames[places][:, None], 16, 1, streams)[:, 0].astype(np.float64)
+    first, one, last = displaced(frames[places]), displaced(chains[:, 3]), displaced(chains[:, 15])
+
+    def told(end, part):
+        """Slope and variance beside it, along a direction or over the others."""
+        x, y = part(first), part(end)
+        began, ended = x[half:] - x[:half], y[half:] - y[:half]
+        there = np.sum(began**2) > 1e-9  # where no two starts differ, nothing is said to be forgotten
+        slope = np.sum(began * ended) / np.sum(began**2) if there else 1.0
+        return slope, np.mean(np.sum((y - slope * x) ** 2, axis=-1)) * half / (half - 4)
+
+    parts = [lambda x, way=way: (x @ way)[:, None] for way in directions]
+    if other:
+        parts.append(lambda x: (x - x @ directions.T @ directions) / np.sqrt(other))
+    for k, part in enumerate(parts):
+        if variance[k] < 1e-3 * variance[0]:
+            continue
+        slopes, beside = zip(*(told(end, part) for end in (one, last)), strict=True)
+        beside = np.array(beside) / variance[k]
+        expected = _given(*(np.array([x]) for x in (slopes[0], beside[0], slopes[1], beside[1])))[0]
+        assert reversion.given[k] == pytest.approx(expected, rel=1e-6, abs=1e-9), k
+    assert reversion.given.max() > 0.05
+
+
+def test_of_a_long_run_every_so_many_frames_are_looked_at():
+    frames = run_of_noise(501)
+    frames[1::2] = STRUCTURE + 3 * (frames[1::2] - STRUCTURE)  # those between are others
+    found = MeanReversion.fit(Walk(0.3), Known([frames]), TIMES, 1)
+    some = MeanReversion.fit(Walk(0.3), Known([frames[::2]]), TIMES, 1)
+    np.testing.assert_allclose(aligned(found.mean, some.mean), aligned(some.mean, some.mean), atol=1e-3)
+    # And molecules are one where they touch in twenty of these.
+    near = np.concatenate([STRUCTURE[:6], STRUCTURE[:6] + [12.0, 0, 0]]) + 0 * frames[:41, :12]
+    bonds = [[k, k + 1] for k in range(11) if k != 5]
+    for away, count in (([1, 2, 4, 38, 40], 1), ([3], 2), ([39], 2)):
+        part = near + 0.01 * np.random.default_rng(0).normal(size=near.shape)
+        part[away, 6:] += 40.0
+        assert len(MeanReversion.fit(Walk(), Known([part]), TIMES, 1, bonds).bodies) == count, away
+
+
+def test_bodies_are_molecules_that_stay_in_touch():
+    atoms = np.array([[0.0, 0, 0], [1, 0, 0], [10.5, 0, 0], [11.5, 0, 0], [22, 0, 0], [30, 0, 0]])
+    bonds = [[0, 1], [2, 3], [4, 5]]
+
+    def found(*frames, bonds=bonds):
+        return [body.tolist() for body in _bodies(np.array(frames), bonds)]
+
+    assert found(atoms) == [[0, 1, 2, 3], [4, 5]]  # 9.5 and 10.5 apart
+    assert found(atoms, atoms + np.array([[0.0, 0, 0]] * 2 + [[1.0, 0, 0]] * 4)) == [[0, 1], [2, 3], [4, 5]]
+    closer = atoms.copy()
+    closer[4:] -= [1, 0, 0]
+    assert found(closer) == [[0, 1, 2, 3, 4, 5]]  # in a row
+    assert found(atoms, closer) == [[0, 1, 2, 3], [4, 5]]
+    assert found(atoms, bonds=()) == [[0, 1, 2, 3, 4, 5]]
+    assert found(atoms, bonds=[[0, 4], [2, 3], [1, 5]])[0] == [0, 1, 2, 3, 4, 5]  # all by way of the first two
+    # Of more than 5000 atoms, or 50 molecules, none.
+    row = np.arange(5001.0)[:, None] * [20.0, 0, 0]
+    assert len(_bodies(row[None, :5000], ())) == 1 and _bodies(row[None], ()) == []
+    assert len(_bodies(row[None, :51], [[0, 1]])) == 50 and _bodies(row[None, :52], [[0, 1]]) == []
 
 
 def fluctuations(frames):

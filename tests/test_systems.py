@@ -99,6 +99,117 @@ def test_mpnn_is_its_formula():
     torch.testing.assert_close(network(*system[:5]).pos[0], network.decoder(h), **TIGHT)
 
 
+def one_of_two(system):
+    """Images for the edges, and the graph of each node: the edges between the two graphs are left out."""
+    batch = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    kept = batch[system.edge_index[0]] == batch[system.edge_index[1]]
+    system = system._replace(edge_index=system.edge_index[:, kept], edge_attr=system.edge_attr[kept])
+    shift = torch.randn(len(system.edge_attr), 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return system, shift, batch
+
+
+@pytest.mark.parametrize("size", [0.3, 30.0])  # with large weights pushes reach their bound
+def test_clofnet_is_its_formula(size):
+    network = built("clofnet", hidden=6)
+    system, shift, batch = one_of_two(random_system(7))
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.coord[-1].weight.copy_(size * torch.randn(3, 6))
+
+    def frame(x_i, x_j):
+        r, normal = x_i - x_j, torch.linalg.cross(x_i, x_j)
+        r, normal = r / (1 + r.norm()), normal / (1 + normal.norm())
+        return [r, normal, torch.linalg.cross(r, normal)]
+
+    centre = torch.stack([system.pos[batch == k].mean(0) for k in (0, 1)])[batch]
+    x, v, h = system.pos - centre, system.vel, network.embedding(system.h)
+    edges = list(zip(system.edge_index.T.tolist(), system.edge_attr, shift, strict=True))
+    scalars = []
+    for (i, j), e, s in edges:
+        along = [torch.stack([f @ u for f in frame(x[i], x[j] + s)]) for u in (x[i], x[j] + s, v[i], v[j])]
+        cos = along[0] @ along[1] / (along[0].norm() * along[1].norm())
+        scalars.append(network.fuse(torch.cat([e, torch.stack([(1 - cos**2).sqrt(), cos]), *along])))
+    reached = []
+    for layer in network.layers:
+        received, pushed, count = torch.zeros_like(h), torch.zeros_like(x), torch.zeros(7, 1)
+        for ((i, j), _, s), e in zip(edges, scalars, strict=True):
+            square = (x[i] - x[j] - s).square().sum()[None]
+            m = layer.edge(torch.cat([h[i], h[j], square, e]))
+            push = sum(f * c for f, c in zip(frame(x[i], x[j] + s), layer.coord(m), strict=True))
+            reached.append(float(push.detach().abs().max()))
+            received[i], pushed[i], count[i] = received[i] + m, pushed[i] + push.clip(-100, 100), count[i] + 1
+        new = x + pushed / count.clamp(min=1) + layer.velocity(h) * v
+        x, h = new, layer.norm(h + layer.node(torch.cat([h, received], dim=1)))
+    assert (max(reached) > 150) == (size > 1)
+    out = network(*system[:5], batch=batch, edge_shift=shift)
+    torch.testing.assert_close(out.pos[0], x + centre, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(out.h[0], h, rtol=1e-9, atol=1e-9)
+    assert count.min() < 2  # the mean is over those that are there
+
+
+@pytest.mark.parametrize("name", ["tfn", "se3-transformer"])
+def test_tensor_networks_are_their_formulas(name):
+    """But for the products of irreps, which are of e3nn: of degree 1 the harmonics are 1 and sqrt(3) r / |r|."""
+    require(name)
+    network = built(name, channels=4, degree=1, heads=2)
+    system, shift, _ = one_of_two(random_system(7))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    edges = list(zip(system.edge_index.T.tolist(), system.edge_attr, shift, strict=True))
+    senders = [[e for e, ((i, _), *_) in enumerate(edges) if i == k] for k in range(7)]
+    assert any(len(own) > 1 for own in senders)
+
+    def kernel(convolution, f):
+        out = []
+        for (i, j), e, s in edges:
+            r = system.pos[i] - system.pos[j] - s
+            harmonics = torch.cat([torch.ones(1).double(), 3**0.5 * r / r.norm()])
+            weights = convolution.radial(torch.cat([r.norm()[None], e])[None])
+            out.append(convolution.mix(convolution.product(f[j][None], harmonics[None], weights))[0])
+        return torch.stack(out)
+
+    def heads(values, channels):
+        """Of 0e and 1e by head: scalars and vectors (2, numbers of a head)."""
+        scalars, vectors = values[:channels].reshape(2, -1), values[channels:].reshape(2, -1)
+        return torch.cat([scalars, vectors], dim=1)
+
+    f = torch.cat([system.h, system.vel], dim=1)
+    for k, layer in enumerate(network.layers):
+        if name == "tfn":
+            messages = kernel(layer.kernel, f)
+            f = layer.own(f) + torch.stack([messages[own].sum(0) / max(len(own), 1) for own in senders])
+        else:
+            scalar = sum(channels for channels, ir in layer.query_irreps if ir.l == 0)
+            query, key, value = layer.query(f), kernel(layer.key, f), kernel(layer.value, f)
+            rows = []
+            for i, own in enumerate(senders):
+                total = torch.zeros(16).double()
+                if own:
+                    q = heads(query[i], scalar)
+                    logits = torch.stack([(q * heads(key[e], scalar)).sum(1) for e in own]) / q.shape[1] ** 0.5
+                    for e, share in zip(own, logits.softmax(0), strict=True):  # (2,)
+                        total += value[e] * torch.cat([share.repeat_interleave(2), share.repeat_interleave(6)])
+                rows.append(total)
+            f = layer.own(f) + layer.out(torch.stack(rows))
+        if k == 0:
+            scalars, vectors = f[:, :4], f[:, 4:].reshape(7, 4, 3)
+            gate = torch.sigmoid(vectors.norm(dim=2, keepdim=True) + network.nonlinear[0].bias[:, None])
+            f = torch.cat([scalars * torch.sigmoid(scalars), (vectors * gate).reshape(7, 12)], dim=1)
+    out = network(*system[:5], edge_shift=shift)
+    torch.testing.assert_close(out.pos[0], system.pos + f, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(out.vel[0], system.vel, **TIGHT)
+
+
+@pytest.mark.parametrize("name", ["rf", "clofnet"])
+def test_a_push_is_small_before_training(name):
+    network = built(name, layers=1)
+    (layer,) = network.layers
+    weight = (layer.push if name == "rf" else layer.coord)[2].weight.abs().max().item()
+    bound = 0.001 * (6 / (8 + (1 if name == "rf" else 3))) ** 0.5
+    assert 0.7 * bound < weight <= bound
+
+
 def test_egnn_and_eghn_are_egno_and_eghno_of_one_time_point(official):
     system, egnn = random_system(7), built("egnn")
     assert isinstance(egnn, EGNN)

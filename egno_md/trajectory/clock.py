@@ -414,7 +414,8 @@ def _by_steps(scan: Scan, usable: NDArray[np.bool_]) -> _File:
             open_ = rounding / 4 / steps[-1] * smallest  # two times, each rounded to the nearest number
             slope = _round(slope * smallest, open_) / smallest
             begin = float(np.median(times - slope * steps)) if rounding > 1e-3 * slope * smallest else times[0]
-            return _File(begin + slope * steps, usable, True, open_ if open_ > 1e-3 * slope * smallest else 0.0)
+            uncertainty = open_ if open_ > 1e-3 * slope * smallest else 0.0
+            return _File(begin + slope * steps, usable, exact=True, uncertainty=uncertainty)
     return _File(times, usable)
 
 
