@@ -420,7 +420,7 @@ def write(page: Path, results: dict[str, dict[str, Any]], possible: int) -> None
         "",
         *_lines(draws),
         "",
-        f"Without the {unseen} that change no result, {noticed / (n - unseen):.1%} of these are noticed now.",
+        f"Without the {unseen} that change no result, {noticed / max(n - unseen, 1):.1%} of these are noticed now.",
         "",
         *_lines(table),
         "",
