@@ -54,7 +54,7 @@ COMPILED = {
     "egno_md/nn/edges/triton.py": "tests/test_edges.py",
 }
 #: CPU seconds of the tests that are run for a change, by what they took unchanged; and of a process that may hang.
-ENOUGH, LONGEST = 20.0, 90
+ENOUGH, LONGEST = 30.0, 90
 #: What is imported once, before a process is copied for each change.
 LIBRARIES = (
     "pytest", "hypothesis.strategies", "torch", "torch_geometric.data", "numpy", "scipy.spatial", "scipy.stats",
@@ -69,7 +69,7 @@ COMPARED = {
 KINDS = ("noticed", "nothing to see", "survived")
 ABOUT = """\
 One sign, comparison, constant, condition or term of the numerical core is changed at a time, in a copy, and the tests
-that enter the changed function are run: the most direct ones, up to 20 CPU seconds, without the large reference data
+that enter the changed function are run: the most direct ones, up to 30 CPU seconds, without the large reference data
 that do not travel with the project. A change that no test notices is a fault of the tests, or one that no result shows:
 
 ```bash

@@ -100,6 +100,35 @@ def test_a_forecast_says_so(monkeypatch, tmp_path, streamed):
     assert one.course == [()]  # a single window
 
 
+@pytest.mark.parametrize(("n_frames", "start"), [(12, 11), (40, 7), (3, 1), (3, 0)])
+def test_the_run_up_to_the_last_start_is_looked_at_pair_by_pair(monkeypatch, n_frames, start):
+    seen, ends, of = [], [], Course.of
+
+    def spied(pairs, here):
+        seen.append(np.array(pairs))
+        np.testing.assert_array_equal(here, frames[start])
+        made = of(pairs, here)
+        if made is not None:
+            monkeypatch.setattr(type(made), "findings", lambda self, end, begin: ends.append(end) or ())
+        return made
+
+    monkeypatch.setattr(Course, "of", spied)
+    u = make_universe(n_frames)
+    frames = np.array([u.atoms.positions for _ in u.trajectory])
+    results = (
+        EGNOSurrogate(u, make_model(Ballistic(4)), horizon=50, device="cpu", substeps=2).run(frames=[start]).results
+    )
+    expected = [[frames[k - 1], frames[k]] for k in range(1, start + 1)]
+    if expected:
+        np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+    else:
+        assert not len(seen[0])
+    # Its end is the last quarter of the 25 strides, and of those in between nothing.
+    assert bool(ends) == (start > 7)
+    for end in ends:
+        np.testing.assert_array_equal(end, results.positions[0, 37::2])
+
+
 def test_the_command_line_says_so(tmp_path, run):
     u = mda.Universe.empty(27, n_residues=1, atom_resindex=[0] * 27, trajectory=True)
     for name, value in {"names": ["C"] * 27, "elements": ["C"] * 27, "resnames": ["LIG"], "resids": [1]}.items():

@@ -318,6 +318,10 @@ def test_so_many_rows_at_a_time_as_there_is_room_for():
     assert list(_rows(7, 1, third)) == [slice(0, 3), slice(3, 6), slice(6, 7)]
     assert list(_rows(2, 3, CHUNK_NUMBERS)) == [slice(0, 1), slice(1, 2)]
     assert list(_rows(2, 1, 0)) == [slice(0, 2)] and not list(_rows(0, 1, 1))
+    for numbers in (0, 1):
+        assert list(_rows(CHUNK_NUMBERS + 1, 1, numbers)) == [
+            slice(0, CHUNK_NUMBERS), slice(CHUNK_NUMBERS, CHUNK_NUMBERS + 1)
+        ]  # fmt: skip
     turns = list(in_turn(2, 3, CHUNK_NUMBERS // 4))
     assert [(rows.tolist(), members.tolist()) for rows, members in turns] == [
         ([0, 0, 0, 1], [0, 1, 2, 0]),

@@ -323,6 +323,26 @@ def test_refuses_a_bound_that_is_none(max_memory):
         run(edges.edge_block, graph(), *networks(), max_memory=max_memory)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("width", "widest"), [(12, 3 + A + 16), (40, 40)])
+def test_blocks_are_as_large_as_their_bound_allows(threads, width, widest):
+    """Temporaries of the widest kind, of each thread and one that waits; or what suits the cache."""
+    inputs, nets = graph(width=width), networks(width=width)
+    table = edges.Edges(inputs["pos"], inputs["h"], inputs["edge_attr"], None, edges._weights(*nets),
+                        inputs["edge_index"])  # fmt: skip
+    row, before = 8 * widest * T, torch.get_num_threads()  # bytes of an edge
+    try:
+        torch.set_num_threads(threads)
+        together = 5 * (1 if threads == 1 else threads + 1)
+        for blocks in (1, 7, 100):
+            assert table.block_size(blocks * row * together, 5) == blocks
+            assert table.block_size((blocks + 1) * row * together - together, 5) == blocks
+        assert table.block_size(1, 5) == 1
+        assert table.block_size(None, 5) == 2**19 // row
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_out_of_memory_halves_the_block_and_says_so_once(monkeypatch):
     inputs, nets = graph(), networks()
     expected = run(reference.edge_block, inputs, *nets)

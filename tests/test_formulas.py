@@ -372,6 +372,27 @@ def test_what_a_flow_is_not_told_is_what_the_description_says(kind):
         agree(found, right)
 
 
+@pytest.mark.parametrize("kind", ["egno", "static", "flow"])
+def test_convolutions_begin_between_nothing_and_their_scale(kind):
+    """1 / H^2 of scalars, 0.1 of vectors; those that would move what stands still begin with nothing."""
+    torch.manual_seed(0)
+    if kind == "flow":
+        options = FlowOptions(hidden=6, layers=2, modes=3, time_embedding=6, trunk="eghno", clusters=2)
+        net = flow_network(2, 2, 6, options)
+        levels = [net, net.high]
+    else:
+        levels = [EGNO(2, 2, 6, 2, modes=3, start="static" if kind == "static" else "paper").block]
+    for one in levels:
+        for conv in one.scalar_conv:
+            assert conv.weight.min() >= 0 and 0.9 / 36 < conv.weight.max() < 1 / 36
+        for conv in one.vector_conv:
+            if kind == "egno":
+                assert conv.weight.min() >= 0 and 0.06 < conv.weight.max() < 0.1
+            else:
+                assert not conv.weight.any()
+        assert len(one.scalar_conv) == len(one.vector_conv) == 2
+
+
 def test_widths_of_the_parts_are_those_of_the_tables():
     """Weights counted by hand: H = 5, A = 2, three vectors, K = 3."""
     assert [tuple(w.shape) for w in EGNNLayer(5, 2).parameters() if w.dim() == 2] == [

@@ -198,3 +198,44 @@ def test_paths_leave_out_what_is_outside():
     exact = ends @ np.linalg.pinv(whole[-6:, -6:], rcond=1e-6) @ whole[-6:]
     np.testing.assert_allclose(noise.towards(ends), exact.reshape(4, 3, 6), atol=5e-3)
     assert 0 < noise.share < 1 and noise.n_numbers == len(noise.rows) + 3 * (len(noise.space) + 6)
+
+
+@pytest.mark.parametrize("count", [30, 9])  # more paths than numbers in space, and fewer
+@pytest.mark.parametrize("directions", [0, 2])
+@pytest.mark.parametrize("whitened", [True, False])
+@pytest.mark.parametrize("thin", [1, 2])
+def test_noise_is_shrunk_in_space_and_towards_the_product(count, directions, whitened, thin, monkeypatch):
+    """All of it with matrices: of paths free of time, the diagonal and the sample; then the product and the sample."""
+    rng = np.random.default_rng(count)
+    residual = np.cumsum(rng.normal(size=(count, 3, 6)), axis=1) @ (rng.normal(size=(6, 6)) + 2 * np.eye(6))
+    outside = np.linalg.qr(rng.normal(size=(6, 2)))[0][:, :directions]
+    residual = residual - residual @ outside @ outside.T
+    monkeypatch.setattr("egno_md.forecast.gaussian.WHITENED", 6 if whitened else 5)
+    monkeypatch.setattr("egno_md.forecast.gaussian.FITTED_NUMBERS", count * 3 * 6 if thin == 1 else count * 3 * 6 - 1)
+    noise = Noise.fit(residual, outside if directions else None)
+    inner = 6 - directions
+    time = np.linalg.cholesky(np.einsum("mtd,msd->ts", residual, residual) / (count * 6))
+    free = np.stack([np.linalg.solve(time, path) for path in residual])
+    flat = free.reshape(-1, 6)[::thin]
+    whole = flat.T @ flat / len(flat)
+    own = _share(flat / np.sqrt(np.diag(whole)), 6)
+    assert 0 < own < 1
+    space = (1 - own) * whole
+    single = own * np.diag(whole) * 6 / inner
+    np.testing.assert_allclose(noise.space.T @ noise.space, space, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(noise.single**2, single, rtol=1e-6)
+    if whitened:
+        inside = np.linalg.cholesky(space + np.diag(single + 1e-6 * np.diag(whole)))
+        white = free @ np.linalg.inv(inside).T
+    else:
+        white = free / np.sqrt(np.diag(whole))
+    share = _share(white.reshape(count, -1), 3 * inner)
+    assert noise.share == pytest.approx(share, rel=1e-3)
+    np.testing.assert_allclose(noise.time, np.sqrt(noise.share) * time, rtol=1e-5, atol=1e-7)
+    sample = residual.reshape(count, -1)
+    np.testing.assert_allclose(
+        noise.rows.T @ noise.rows, (1 - noise.share) * sample.T @ sample / count, rtol=1e-4, atol=1e-6
+    )
+    product = np.trace(space + np.diag(single)) / 6 * noise.time @ noise.time.T
+    both = np.einsum("rtd,rsd->ts", *[noise.rows.reshape(-1, 3, 6)] * 2) / 6 + product
+    np.testing.assert_allclose(noise.across, both, rtol=1e-6)

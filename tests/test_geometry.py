@@ -230,6 +230,24 @@ def test_the_kernel_has_the_digits_of_numpy(swept_by_numpy, monkeypatch, noise, 
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 if dtype is np.float64 else 0)
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_atoms_that_move_along_an_axis_are_looked_at_again(swept_by_numpy, monkeypatch, axis):
+    """Two pairs and a volume, whose bounds are broken along one axis alone."""
+    sweep = pytest.importorskip("egno_md.molecule.kernels").sweep
+    way = np.eye(3)[axis]
+    apart = np.array([0 * way, 3 * way, 10 * way, 11 * way, 20 * way])[None]
+    pairs, lengths = np.array([[0, 1], [2, 3]]), np.array([1.5, 2.0])
+
+    def kept():
+        return keep_bonds(apart, pairs, lengths)
+
+    expected = swept_by_numpy(kept)
+    monkeypatch.setattr(local, "_kernel", lambda bounds: sweep)
+    np.testing.assert_allclose(kept(), expected, atol=1e-12)
+    found = np.linalg.norm(np.diff(kept()[0], axis=0)[[0, 2]], axis=1)
+    assert (np.abs(found - lengths) < 0.11).all()
+
+
 def bounds(geometry):
     distances = geometry.pairs, geometry.lower, geometry.upper
     return distances, (geometry.corners, geometry.volume_lower, geometry.volume_upper)

@@ -21,7 +21,7 @@ from egno_md.cli.output import for_the_shell
 from egno_md.errors import DataError, UsageError
 from egno_md.forecast import asked
 from egno_md.forecast.device import resolve_device
-from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS
+from egno_md.forecast.rolling import MOST_FRAMES, MOST_SUBSTEPS, check_numbers
 from egno_md.nn import operators
 from egno_md.specs import GraphSpec, ModelSpec, TrainSpec, WindowSpec
 from egno_md.training.data import FilesOptions
@@ -77,6 +77,14 @@ def test_forecasts_are_bounded(model):
             EGNOSurrogate(u, model, **wrong)
     with pytest.raises(UsageError, match="must be less than the 12 frames"):
         EGNOSurrogate(u, "static", every=12)
+
+
+def test_ten_million_frames_and_a_thousand_substeps_are_the_most():
+    check_numbers(10_000_000, 1000)
+    check_numbers(1, 1)
+    for horizon, substeps in ((10_000_001, 1), (1, 1001), (0, 1), (1, 0)):
+        with pytest.raises(UsageError, match="horizon|substeps"):
+            check_numbers(horizon, substeps)
 
 
 def test_forecasts_that_no_memory_holds_are_refused(monkeypatch, tmp_path):

@@ -220,6 +220,21 @@ def test_it_is_as_wide_as_known_runs_move_and_not_as_a_start_has_moved():
     np.testing.assert_allclose(spread(wider, 1) / spread(found, 1), wider.scale, rtol=0.02)
 
 
+def test_some_twenty_pasts_of_the_run_tell_how_wide_it_is():
+    frames, structure = chain(21 * 16)[:2]
+    pasts_ = np.split(frames, 21)
+    found = ElasticNetwork.fitted(Known([frames], tuple(STEPS)))
+    expected = found.scaled(Known(pasts_[::2], tuple(STEPS))).scale
+    wild = [structure + (3 if k % 2 else 1) * (x - structure) for k, x in enumerate(pasts_)]
+    assert found.scaled(Known(wild, tuple(STEPS))).scale == pytest.approx(expected)  # every other one of 21
+    assert found.scaled(Known(wild[:20], tuple(STEPS))).scale > 1.5  # all of 20
+    assert found.scaled(Known([np.concatenate(wild)], tuple(STEPS))).scale == pytest.approx(expected)
+    thrice = [np.repeat(x, 3, axis=0) for x in pasts_[:20]]
+    assert found.scaled(Known(thrice, tuple(STEPS), 3)).scale == pytest.approx(
+        found.scaled(Known(pasts_[:20], tuple(STEPS))).scale
+    )
+
+
 @pytest.mark.parametrize("large", [False, True])
 def test_a_chain_of_it_moves_on_as_the_run_did(large, monkeypatch):
     frames = chain(900)[0].astype(np.float64)

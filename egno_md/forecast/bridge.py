@@ -58,16 +58,15 @@ class Memory:
         for frames in segments:
             for first in range(0, len(frames), block):
                 x = in_body(frames[first : first + block], mean)[0]  # (F, N, 3)
-                for lag in range(min(lags, len(x) - 1) + 1):
+                for lag in range(min(lags + 1, len(x))):
                     total[lag] += np.einsum("fnx,fnx->n", x[: len(x) - lag], x[lag:]) / 3
                     pairs[lag] += len(x) - lag
         if lags < 1 or pairs[1] < FEWEST_PAIRS:
             return None
-        known = pairs > 0
         constants = np.concatenate([[fast], np.geomspace(max(0.7, 1.5 * fast), 2.0 * max(lags, 2), CONSTANTS)])
-        trust = np.sqrt(pairs[known] / (1.0 + np.arange(lags + 1)[known]))  # what lies near counts most
-        basis = np.exp(-np.arange(lags + 1)[known, None] / constants) * trust[:, None]  # (L, R)
-        values = total[known] / pairs[known, None] * trust[:, None]  # (L, N)
+        trust = np.sqrt(pairs / (1.0 + np.arange(lags + 1)))  # what lies near counts most
+        basis = np.exp(-np.arange(lags + 1)[:, None] / constants) * trust[:, None]  # (L, R)
+        values = total / pairs[:, None] * trust[:, None]  # (L, N)
         amounts = np.stack([nnls(basis, column)[0] for column in values.T])  # (N, R)
         amounts[:, 0] += np.maximum(total[0] / pairs[0] - amounts.sum(axis=1), 0.0) + 1e-9
         return cls(constants, amounts)
