@@ -67,6 +67,9 @@ UNSEEN = {
         "Dynamics.universe: True -> False (#2)": "a list of vectors becomes the same array",
     },
     "trajectory/clock.py": {
+        "_read_times: times[0] + spacing * np.arange(n) -> times[0] - spacing * np.arange(n)": (
+            "then all frames are read, which say the same"
+        ),
         "Clock.per_stride: abs(ratio - every) <= slack -> abs(ratio - every) < slack": (
             "a difference that is the slack to the last bit"
         ),

@@ -234,6 +234,49 @@ def test_training(flow, runs):
     assert len(runs) == 2
 
 
+def test_a_few_recordings_are_kept_and_the_oldest_goes():
+    network = Captured(small_egno())
+    network._recordings = dict.fromkeys("abcd")
+    assert network._worth_it("c") and list(network._recordings) == ["a", "b", "c", "d"]
+    assert network._worth_it("e") and list(network._recordings) == ["b", "c", "d"]
+    assert network._worth_it("f") and list(network._recordings) == ["b", "c", "d"]
+
+
+def test_shapes_of_a_training_are_recorded_when_they_came_three_times():
+    network = CapturedTraining(small_egno())
+    assert [network._worth_it("a") for _ in range(4)] == [False, False, True, True]
+    network._recordings = dict.fromkeys("a")
+    assert [network._worth_it("b") for _ in range(3)] == [False, False, True]
+    network._recordings = dict.fromkeys("ab")
+    assert not any(network._worth_it("c") for _ in range(5)) and network._worth_it("b")  # there is room for two
+    # No more than 64 shapes are counted.
+    network = CapturedTraining(small_egno())
+    for k in range(64):
+        network._worth_it(k)
+    assert not any(network._worth_it(64) for _ in range(5)) and not network._worth_it(63)
+    assert network._worth_it(63)
+
+
+def test_there_is_room_for_a_tenth_more_edges_in_steps_of_256(monkeypatch, runs):
+    model = small_egno()
+    for n_edges, room in ((7, 256), (233, 256), (234, 512)):
+        args, kwargs = arguments((30,), n_edges=n_edges)
+        assert len(args[4]) == n_edges
+        network = Captured(model)
+        network(*args, **kwargs)
+        (recording,) = network._recordings.values()
+        assert recording.capacity == room == runs[-1]["edge_index"].shape[1]
+    # More rows than a bound, and the network runs as it is.
+    monkeypatch.setattr(captured, "_MAX_ROWS", 234 * 5)
+    network = Captured(model)
+    network(*args, **kwargs)
+    assert len(network._recordings) == 1
+    monkeypatch.setattr(captured, "_MAX_ROWS", 234 * 5 - 1)
+    network = Captured(model)
+    same(network(*args, **kwargs), model(*args, **kwargs))
+    assert not network._recordings
+
+
 def test_which_forecasts_are_recorded():
     cuda, cpu, n = torch.device("cuda"), torch.device("cpu"), forecast_module.CAPTURE_FROM
     model = make_model()

@@ -83,3 +83,21 @@ def test_one_topology_for_many_forecasts_writes_what_each_would(tmp_path: Path) 
         # Of a cell that is not there nothing is said.
         remarks = [line for line in (tmp_path / f"own{k}.pdb").read_text().splitlines() if line.startswith("REMARK")]
         assert remarks == [f"REMARK   6 {line}" for line in more.get("remarks", ())]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "moved"),
+    [(-999.8, 0.0, False), (-1000.0, 0.0, True), (0.0, 9999.8, False), (0.0, 10000.0, True)],
+)
+def test_what_the_columns_can_hold_stays_where_it_is(tmp_path: Path, low: float, high: float, moved: bool) -> None:
+    u = mda.Universe.empty(3, n_residues=1, atom_resindex=[0] * 3, trajectory=True)
+    u.add_TopologyAttr("names", ["C1", "C2", "C3"])
+    base = high - 30.0 if high > 0 else low
+    positions = np.array([[base, 1, 2], [base + 10, 5, 6], [base + 30, 7, 8]], np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_forecast(tmp_path / "o.dcd", u.atoms, positions[None], [0.0], dt=1.0, recentre=True)
+    assert any("is moved to the origin" in str(w.message) for w in caught) == moved
+    shown = mda.Universe(str(tmp_path / "o.pdb")).atoms.positions
+    shift = np.round(positions.mean(axis=0)) if moved else 0
+    np.testing.assert_allclose(shown, positions - shift, atol=2e-3)

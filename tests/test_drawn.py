@@ -26,6 +26,7 @@ from egno_md.forecast.drawn import (
 )
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.gaussian import Local, Noise
+from egno_md.forecast.rolling import roll
 from egno_md.molecule.geometry import aligned
 
 STEPS = np.arange(1, 5)
@@ -131,6 +132,14 @@ def test_draws_turn_with_the_start_and_know_nothing_of_their_batch(kind):
         np.testing.assert_allclose(there, whole @ turn + shift, atol=1e-5)
     with pytest.raises(UsageError, match="generator"):
         found(past, STEPS, 2)
+    # Unless more are asked for it is one future of each.
+    alone = found(past, STEPS, generator=np.random.default_rng(3))
+    assert alone.shape == found(past, STEPS).shape == (3, 1, 4, 12, 3)
+    chain = Chained(found, STEPS)
+    assert chain(past, [2, 6], generator=np.random.default_rng(3)).shape == (3, 1, 2, 12, 3)
+    assert chain.collect(past, 6, generator=np.random.default_rng(3)).shape == (3, 1, 6, 12, 3)
+    window = next(roll(found, past, STEPS, generator=np.random.default_rng(3)))
+    np.testing.assert_allclose(window.positions, alone, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", DRAWN, ids=lambda cls: cls.name)
@@ -311,6 +320,11 @@ def test_more_past_is_read_where_it_costs_less_than_a_fifth_of_the_windows():
     assert fitted(22, most=2) == (2, 19, 0)
     assert fitted(24, every=2) == (3, 16, 0)  # 20 windows, and two frames fewer with each stride of past
     assert fitted(12, 12, 2, 1) == (3, 16, 0)  # each of two runs loses one
+    # All of sixteen steps are fitted, and of more sixteen.
+    run = [np.random.default_rng(0).normal(size=(60, 4, 3))]
+    for count, left_out in ((16, 0), (17, 17)):
+        known, *_, found = _fittable(Known(run, tuple(range(1, count + 1))), "forecast", 2)
+        assert len(known.steps) == 16 and found == left_out and known.steps[-1] == count
 
 
 def test_so_many_rows_at_a_time_as_there_is_room_for():

@@ -9,6 +9,7 @@ import torch
 from nn_systems import joined, random_system
 
 from egno_md.nn import EGHNO, EGNO
+from egno_md.nn.baselines import EGNN, RolledEGNN
 from egno_md.nn.egnn import EGNNLayer
 from egno_md.nn.flow import FlowOptions, flow_network
 from egno_md.nn.flow_network import LEAST, LONG, WAVES
@@ -391,6 +392,42 @@ def test_convolutions_begin_between_nothing_and_their_scale(kind):
             else:
                 assert not conv.weight.any()
         assert len(one.scalar_conv) == len(one.vector_conv) == 2
+
+
+_PLAIN = {"flat": False, "norm": False, "residual": False, "reduce": "sum", "handed": False}
+_OWN = {"n_times": 8, "modes": 2, "time_embedding": 32}
+#: Networks, what has to be said of them, and all that is so where nothing is said.
+DEFAULTS = {
+    EGNNLayer: ((5, 2), (), _PLAIN),
+    EGNO: ((2, 2), (64, 4), {**_PLAIN, **_OWN}),
+    EGHNO: ((2, 2, 1), (64, 4), {**_PLAIN, **_OWN, "clusters": 20, "pooling_layers": 4, "decoder_layers": 2}),
+    EGNN: ((2, 2), (64, 4), {"residual": False, "reduce": "sum"}),
+    RolledEGNN: (
+        (2, 2), (64, 4),
+        {"n_times": 8, "bundle": 1, "time_embedding": 0, "first_only": True, "step": 1.0, "speed": True},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEFAULTS, ids=lambda kind: kind.__name__)
+@torch.no_grad()
+def test_networks_are_by_default_those_of_the_paper(kind):
+    first, sizes, options = DEFAULTS[kind]
+    made = []
+    for more, given in (((), {}), (sizes, options)):
+        torch.manual_seed(0)
+        made.append(kind(*first, *more, **given).double())
+    one, other = (net.state_dict() for net in made)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    system, local = random_system(4), {}
+    h = torch.randn(4, 5, dtype=torch.float64) if kind is EGNNLayer else system.h
+    given = (h, system.pos, system.vel, system.edge_index, system.edge_attr)
+    if kind is EGNNLayer:
+        given = (system.pos[None], system.vel[None], h[None], system.edge_index, system.edge_attr)
+    if kind is EGHNO:
+        local = system.local
+    for a, b in zip(*(net.train()(*given, **local) for net in made), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_widths_of_the_parts_are_those_of_the_tables():

@@ -6,15 +6,21 @@ from types import SimpleNamespace
 
 import MDAnalysis as mda
 import numpy as np
+import openmm
+import openmm.app
+import openmm.unit
 import pytest
-
-pytest.importorskip("openmm")
 from conftest import make_universe
 
-from egno_md.errors import UsageError
+from egno_md.errors import ModelError, UsageError
+from egno_md.propagator.beads import _close
 from egno_md.propagator.common import check_numbers, in_angstrom, in_nm, in_parts
+from egno_md.propagator.dynamics import SAMPLES, Dynamics
+from egno_md.propagator.hybrid import HybridPropagator
 from egno_md.propagator.jump import Jumper, _heavy_atoms, _Unsound
+from egno_md.propagator.prepare import _settle_box
 from egno_md.propagator.records import JumpLimits
+from egno_md.specs import WindowSpec
 
 
 def jumper(**limits):
@@ -124,3 +130,185 @@ def test_numbers_of_a_run_are_positive_or_nothing(name):
             check_numbers(strength=5, **{name: value})
     if may_be_zero:
         check_numbers(**{name: 0})
+
+
+def flying(masses, constraints=(), remover=False):
+    """Free particles that fly along x by 1, 2, ... nm/ps from (0, i, 0) nm, and their dynamics, in steps of 1 fs."""
+    topology, system = openmm.app.Topology(), openmm.System()
+    residue = topology.addResidue("UNK", topology.addChain())
+    for mass in masses:
+        topology.addAtom("X", None, residue)
+        system.addParticle(mass)
+    for i, j, length in constraints:
+        system.addConstraint(i, j, length)
+    if remover:
+        system.addForce(openmm.CMMotionRemover())
+    platform = openmm.Platform.getPlatform("Reference")
+    simulation = openmm.app.Simulation(topology, system, openmm.VerletIntegrator(0.001), platform)
+    count = len(masses)
+    simulation.context.setPositions(np.stack([np.zeros(count), np.arange(count), np.zeros(count)], axis=1))
+    simulation.context.setVelocities(np.outer(np.arange(1.0, count + 1) * (np.array(masses) > 0), [1.0, 0, 0]))
+    return Dynamics(simulation)
+
+
+def test_temperature_is_that_of_what_can_move():
+    """Nothing without mass, and neither constraints that hold something, nor the motion as a whole, where it is off."""
+    masses = [0.5, 1.0, 12.0, 0.0, 0.0]
+    kinetic = 0.5 * (0.5 * 1 + 1.0 * 4 + 12.0 * 9)  # kJ/mol
+    for constraints, remover, free in (
+        ((), False, 9),
+        (((0, 1, 1.0),), False, 8),
+        (((0, 1, 1.0), (3, 4, 1.0)), False, 8),  # two that do not move are no matter
+        ((), True, 6),
+    ):
+        dynamics = flying(masses, constraints, remover)
+        assert dynamics.n_dof == free
+        energy, temperature = dynamics.sample()
+        assert energy == 0
+        assert temperature == pytest.approx(2 * kinetic / free / 0.00831446, rel=1e-4)
+
+
+def test_constraints_are_off_by_the_share_of_their_length():
+    dynamics = flying([1.0] * 4, [(0, 1, 1.0), (1, 3, 2.0)])
+    positions = np.array([[0, 0, 0], [0, 10.2, 0], [5, 5, 5], [0, 30.0, 0]])  # 10 and 20 A
+    assert dynamics.constraint_error(positions) == pytest.approx(0.02)
+    assert dynamics.constraint_error(positions - [[0, 0, 0], [0, 0.6, 0], [0, 0, 0], [0, 0, 0]]) == pytest.approx(0.04)
+    assert flying([1.0]).constraint_error(positions) == 0
+
+
+def test_steps_are_counted_sampled_and_looked_at():
+    dynamics = flying([1.0, 2.0, 3.0])
+    told = []
+    dynamics.on_steps = told.append
+    found = dynamics.stretch(2 * SAMPLES, {0, 7, 2 * SAMPLES}, np.array([0, 2]))
+    expected = [[[10 * v * k / 1000, 10 * y, 0] for v, y in ((1, 0), (3, 2))] for k in (0, 7, 2 * SAMPLES)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert len(dynamics.energies) == len(dynamics.temperatures) == len(dynamics.all_temperatures) == SAMPLES
+    assert (dynamics.md_steps, dynamics.biased_steps, sum(told)) == (2 * SAMPLES, 0, 2 * SAMPLES)
+    assert dynamics.simulation.currentStep == 2 * SAMPLES
+    energy, temperature = dynamics.relax(61)
+    assert energy == 0 and temperature == pytest.approx(dynamics.temperatures[0], rel=1e-3)
+    assert dynamics.biased_steps == 61 and sum(told) == 2 * SAMPLES + 61 and max(told) <= 25
+    assert dynamics.md_ps == pytest.approx(2 * SAMPLES / 1000)
+    assert dynamics.integrated_ps == pytest.approx((2 * SAMPLES + 61) / 1000)
+    np.testing.assert_allclose(dynamics.positions()[:, 0], 10 * np.arange(1, 4) * (2 * SAMPLES + 61) / 1000)
+    for _ in range(20):
+        dynamics.stretch(SAMPLES, {1}, np.array([0]))
+    assert len(dynamics.energies) == 10 * SAMPLES < len(dynamics.all_temperatures) == 21 * SAMPLES
+
+
+def test_the_second_half_of_a_relaxation_counts():
+    dynamics = flying([1.0])
+    seen = []
+    dynamics.sample = lambda: seen.append(dynamics.biased_steps) or (float(dynamics.biased_steps), 0.0)
+    mean, _ = dynamics.relax(400)
+    assert 200 < min(seen) and max(seen) == 400 and mean == pytest.approx(np.mean(seen))
+    assert np.diff(seen) == pytest.approx(200 / len(seen), abs=1)
+    dynamics.biased_steps = 0
+    seen.clear()
+    assert dynamics.relax(1) == (1.0, 0.0) and seen == [1]
+
+
+def test_positions_are_the_same_to_single_precision():
+    expected = np.array([[1000.0, 0, 0], [-3, 2, 1]])
+    off = 1e-4 + 4 * float(np.finfo(np.float32).eps) * 1000
+    for k in range(6):
+        by = np.eye(6)[k].reshape(2, 3)
+        assert _close(expected + 0.99 * off * by, expected) and not _close(expected + 1.01 * off * by, expected)
+        assert _close(expected - 0.99 * off * by, expected) and not _close(expected - 1.01 * off * by, expected)
+
+
+def a_jump(frames, seconds, reason="", temperature=np.nan, constraint_error=0.0):
+    parts = dict(zip(("seconds_forecast", "seconds_lead", "seconds_relax"), seconds, strict=True))
+    return SimpleNamespace(
+        accepted=not reason, reason=reason, frames=frames, temperature=temperature, constraint_error=constraint_error,
+        **parts,
+    )  # fmt: skip
+
+
+def a_hybrid(jumps, stride_ps=0.5, step_ps=0.002, history=1, **dynamics):
+    made = object.__new__(HybridPropagator)
+    window = WindowSpec(stride_ps=stride_ps, n_times=4, history=history)
+    made.jumps, made.model, made._md_seconds = jumps, SimpleNamespace(window=window, name="m"), 20.0
+    made.dynamics = SimpleNamespace(step_ps=step_ps, **dynamics)
+    return made
+
+
+def test_a_summary_counts_what_was_kept_and_what_it_cost():
+    jumps = [
+        a_jump(3, (1.0, 2.0, 3.0), temperature=300.0, constraint_error=1e-5),
+        a_jump(4, (1.0, 1.0, 1.0), "work: 5 kJ/mol", constraint_error=1.0),
+        a_jump(2, (2.0, 3.0, 4.0), temperature=320.0, constraint_error=3e-5),
+        a_jump(4, (0.0, 0.0, 6.0), "work: 7 kJ/mol"),
+        a_jump(0, (0.0, 0.0, 0.0), "not finite"),
+    ]
+    made = a_hybrid(jumps, md_ps=10.0, integrated_ps=14.0, all_temperatures=[290.0, 311.0])
+    found = made.summary()
+    assert (found.jumps, found.accepted, found.rolled_back) == (5, 2, {"work": 2, "not finite": 1})
+    assert (found.md_ps, found.jump_ps, found.integrated_ps) == (10.0, 2.5, 14.0)
+    assert found.seconds_per_md_ps == 2.0 and found.seconds_per_jump == pytest.approx(24 / 5)
+    assert found.cost_ratio == pytest.approx(24 / (2.0 * 2.5))  # of a ps along jumps to one of MD
+    assert (found.temperature_md, found.temperature_relaxed, found.constraint_error) == (300.5, 310.0, 3e-5)
+    nothing = a_hybrid([], md_ps=0.0, integrated_ps=0.0, all_temperatures=[]).summary()
+    assert nothing.jumps == nothing.accepted == nothing.jump_ps == nothing.constraint_error == 0
+    for name in ("seconds_per_md_ps", "seconds_per_jump", "cost_ratio", "temperature_md", "temperature_relaxed"):
+        assert np.isnan(getattr(nothing, name))
+
+
+@pytest.mark.parametrize(("sound", "kept"), [(True, 5), (False, 2)])
+def test_the_row_of_a_jump_says_how_much_of_the_run_there_is(sound, kept):
+    made = a_hybrid(
+        [a_jump(2, (0.0, 0.0, 0.0)), a_jump(9, (0.0, 0.0, 0.0), "work: 5")],
+        md_ps=10.0, energies=[1.0, 3.0], temperatures=[290.0, 310.0],
+    )  # fmt: skip
+    attempt = SimpleNamespace(
+        found={"work": 7.0}, seconds={"forecast": 1.5}, frames=3, sound=sound, step=77,
+        reason="" if sound else "lead: 9",
+    )  # fmt: skip
+    row = made._record(attempt, 4.0)
+    assert (row.jump, row.step, row.accepted, row.frames, row.work) == (2, 77, sound, 3, 7.0)
+    assert row.represented_ps == 10 + 0.5 * kept and row.md_ps == 10.0 and row.seconds_md == 4.0
+    assert (row.energy_mean, row.energy_sd, row.temperature_mean, row.temperature_sd) == (2.0, 1.0, 300.0, 10.0)
+    assert (row.seconds_forecast, row.seconds_lead, row.seconds_relax) == (1.5, 0.0, 0.0)
+    assert np.isnan(row.rmsd_led)
+
+
+def test_a_stride_is_a_whole_number_of_steps_to_a_thousandth():
+    assert a_hybrid([], 0.1, 0.002)._steps_per_stride() == 50
+    for off, fits in ((0.9e-3, True), (-0.9e-3, True), (1.1e-3, False), (-1.1e-3, False)):
+        made = a_hybrid([], 0.1, 0.002 * (1 + off))
+        if fits:
+            assert made._steps_per_stride() == 50
+        else:
+            with pytest.raises(ModelError, match="not a whole number"):
+                made._steps_per_stride()
+    with pytest.raises(ModelError, match="steps of 500 fs"):
+        a_hybrid([], 0.1, 0.5)._steps_per_stride()
+    for history, strides in ((1, 2), (3, 6)):  # what the model reads, twice
+        made = a_hybrid([], history=history)
+        made._stride_steps = 50
+        assert made.default_md_steps == 50 * strides
+
+
+@pytest.mark.parametrize(
+    ("side", "atoms", "no_box", "kept"),
+    [
+        (1.0, 41, None, True),  # of carbon in a cubic nm: 0.82 g/cm^3
+        (1.0, 40, None, False),  # 0.798
+        (1.0, 10, False, True),
+        (1.0, 41, True, False),
+        (0.1, 1, None, False),  # how a PDB file says that there is none
+        (0.12, 1, None, True),
+    ],
+)
+def test_a_box_is_kept_where_it_is_full(side, atoms, no_box, kept):
+    topology, told = openmm.app.Topology(), []
+    residue = topology.addResidue("UNK", topology.addChain())
+    for _ in range(atoms):
+        topology.addAtom("C", openmm.app.element.carbon, residue)
+    topology.addAtom("X", None, residue)
+    topology.setPeriodicBoxVectors(np.diag([side] * 3) * openmm.unit.nanometer)
+    _settle_box(SimpleNamespace(topology=topology), no_box, told.append)
+    assert (topology.getPeriodicBoxVectors() is not None) == kept
+    left_out = [f"box of 10.0 x 10.0 x 10.0 A left out: {atoms * 12.011 * 1.66054e-3:.2f} g/cm^3"]
+    assert [line.partition(" are in it")[0] for line in told] == (left_out if (no_box, atoms) == (None, 40) else [])

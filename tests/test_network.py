@@ -434,6 +434,38 @@ def test_pairs_of_frames_are_those_that_the_runs_have():
         ElasticNetwork.fit([Sample([walk(5) + np.zeros((18, 1, 1))], 1.0)], [1.5])
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_fit_is_the_mean_of_squares_in_bins_of_stiffness(known):
+    """Of each mode, times its stiffness; and of the motion as a whole, times what makes it that of one atom."""
+    frames, structure = chain(40)[:2]
+    lags = np.array([1.0, 2, 5, 100])  # the run is shorter than the last
+    mean = structure - structure.mean(axis=0) if known else None
+    sample = Sample([frames], 1.0)
+    found = ElasticNetwork.fit([sample], lags, mean)
+    stiffness, squares, whole = [], [], []
+    for placed, later, there in _pairs(sample, lags, mean):
+        start = placed.start[0]
+        shape, motion = apart(later[None], placed.start)
+        modes = Modes.of(start if mean is None else mean)
+        inside = np.einsum("nm,lnx->lmx", modes.vectors, shape[0] - start)
+        row, turns = np.full((19, 4), np.nan), np.full((4, 2), np.nan)
+        row[:, there] = np.mean(inside[:, 1:] ** 2, axis=-1).T * np.exp(modes.stiffness[1:])[:, None]
+        turns[there, 0] = 20 * np.mean(np.sum(start**2, axis=1)) * np.mean(motion[0, :, :3] ** 2, axis=1)
+        turns[there, 1] = 20 * np.mean(motion[0, :, 3:] ** 2, axis=1)
+        stiffness, squares, whole = [*stiffness, *modes.stiffness[1:]], [*squares, *row], [*whole, turns]
+    taus = np.geomspace(0.25, 20, 12)
+    np.testing.assert_allclose(found.taus, taus)
+    np.testing.assert_array_equal(found.span, [1, 5])
+    order = np.argsort(stiffness, kind="stable")
+    bins = np.array_split(order, 8)
+    each = [np.array(stiffness)[b].mean() for b in bins]
+    np.testing.assert_allclose(found.knots, [min(stiffness), *each, max(stiffness)])
+    expected = [_coefficients(lags, _mean(np.array(squares)[b]), taus) for b in bins]
+    np.testing.assert_allclose(found.amplitude, [expected[0], *expected, expected[-1]], rtol=1e-6, atol=1e-9)
+    expected = [_coefficients(lags, column, taus) for column in _mean(np.array(whole)).T]
+    np.testing.assert_allclose(found.turning, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_means_are_over_what_is_known():
     values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
     np.testing.assert_array_equal(_mean(values), [2.0, 5.0, np.nan])

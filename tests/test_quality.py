@@ -9,6 +9,7 @@ import MDAnalysis as mda
 import numpy as np
 import pytest
 from conftest import make_model
+from scipy.linalg import eigh
 from scipy.spatial.transform import Rotation
 from test_metrics import autoregression, tumbled
 
@@ -210,6 +211,45 @@ def test_the_slow_motion_is_found_under_a_larger_fast_one():
     counts = found.histogram(np.concatenate([found(mixed), [[99.0, 0.0], [0.0, -99.0]]]))
     assert counts.sum() == 20002 and counts[-1] == 2
     assert SlowComponents.fit([mixed[:10]], 5) is None and SlowComponents.fit([np.ones((500, 3))], 5) is None
+
+
+@pytest.mark.parametrize("lag", [1, 4])
+def test_slow_components_are_the_eigenvectors_of_the_covariances(lag):
+    """Of one that is lagged and made symmetric, in that without a lag, where there are frames for all directions."""
+    rng = np.random.default_rng(lag)
+    parts = [np.cumsum(rng.normal(size=(n, 4)), axis=0) @ rng.normal(size=(4, 4)) for n in (300, 120, lag)]
+    found = SlowComponents.fit(parts, lag)
+    every = np.concatenate(parts)
+    centre = every.mean(axis=0)
+    plain = (every - centre).T @ (every - centre) / len(every)
+    lagged = sum((x[:-lag] - centre).T @ (x[lag:] - centre) for x in parts[:2])
+    values, vectors = eigh(lagged + lagged.T, plain)
+    count = found.weights.shape[1]
+    expected = vectors[:, ::-1][:, :count]
+    expected *= np.sign(expected[np.argmax(np.abs(expected), axis=0), np.arange(count)])
+    np.testing.assert_allclose(found.weights, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(found.centre, centre)
+    values = found(every)
+    np.testing.assert_allclose(values.T @ values / len(every), np.eye(count), atol=1e-9)
+    for column, edges in zip(values.T, found.edges, strict=True):
+        np.testing.assert_allclose(edges, np.linspace(column.min(), column.max(), len(edges)))
+    assert found.ends == pytest.approx(tuple(np.quantile(values[:, 0], [0.2, 0.8])))
+    assert count == 2 and all(len(edges) == 13 for edges in found.edges)
+    # Twenty pairs of frames for each direction that a component is made of.
+    for pairs, made in ((19, None), (20, 1), (39, 1), (40, 2), (79, 2)):
+        few = SlowComponents.fit([parts[0][: pairs + lag]], lag)
+        assert (few is None) if made is None else few.weights.shape == (4, made)
+    # All of the run is on its own grid, with its smallest and its largest value; what lies beyond has its own cell.
+    counts = found.histogram(values)
+    assert counts.sum() == len(every) and counts[-1] == 0
+    grid = np.histogramdd(values, found.edges)[0].ravel()
+    np.testing.assert_array_equal(counts[:-1], grid)
+    for k in range(count):
+        beyond = np.zeros((2, count))
+        beyond[:, k] = found.edges[k][0] - 1e-6, found.edges[k][-1] + 1e-6
+        inside = [beyond[:, j] for j in range(count) if j != k]
+        assert all((found.edges[j][0] < 0 < found.edges[j][-1]) for j in range(count)) and not np.any(inside)
+        assert found.histogram(beyond)[-1] == 2 == found.histogram(beyond).sum()
 
 
 def test_mean_first_passage_times_are_those_of_the_rates():
