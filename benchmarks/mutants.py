@@ -124,6 +124,8 @@ def mutants(file: str, source: str) -> Iterator[Mutant]:
     def walk(node: ast.AST, function: str) -> Iterator[Mutant]:
         if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)) or _only_says(node):
             return  # words, not numbers
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return  # what nobody runs
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             function = f"{function}.{node.name}" if function else node.name
             if isinstance(node, ast.FunctionDef):

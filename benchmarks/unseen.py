@@ -20,9 +20,11 @@ UNSEEN = {
         "InternalMotion.fit: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (
             "the same frames in reverse order, whose mean structure is the same one, turned"
         ),
+        "the module: 1000 -> 1001": "a limit, where one more is as good",
     },
     "forecast/network.py": {
         "ElasticNetwork.fit: 0 -> 1 (#7)": "both columns are missing together",
+        "own_frame: -1 -> 1": "the second axis is the last of two",
     },
     "forecast/reversion.py": {
         "MeanReversion.fit: grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half)) "
@@ -38,6 +40,9 @@ UNSEEN = {
     "molecule/local.py": {
         "LocalGeometry.fit: 1 -> 2 (#5)": "two frames are read, of which the first one is taken",
     },
+    "graph/graph.py": {
+        "Graph.split: 0 -> 1": "both ends of an edge lie in one graph",
+    },
     "molecule/kernels.py": {
         "_larger: found > known -> found >= known": "of two that are the same either will do",
     },
@@ -45,6 +50,7 @@ UNSEEN = {
         "the module: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
     },
     "nn/edges/block.py": {
+        "_EdgeBlock.forward: 2 -> 3": "the weights of a layer and their bias have one length",
         "edge_block: 0 -> 1 (#2)": "when compiled code is taken, which costs time alone",
     },
     "nn/edges/layer.py": {

@@ -115,6 +115,39 @@ def test_bounds_of_a_run():
         LocalGeometry.fit([frames[:0]], bonds)
 
 
+@pytest.mark.parametrize("scale", [1, 50])
+def test_bonds_are_held_closer_than_what_lies_further_apart(scale):
+    """Atoms on a line, whose distances are one of two: a standard deviation is half of what lies between them."""
+    swing = np.array([0.015, 0.05, 0.119, 0.121])
+    lengths = 1.5 + np.array([-1.0, 1])[:, None] * swing  # (2, 4)
+    x = np.concatenate([np.zeros((2, 1)), np.cumsum(lengths, axis=1)], axis=1)
+    frames = np.tile(x[..., None] * [1.0, 0, 0], (scale, 1, 1))
+    known = LocalGeometry.fit([frames[:1], frames[1:]], np.stack([np.arange(4), np.arange(1, 5)], axis=1))
+    found = {tuple(pair): bounds for pair, *bounds in zip(known.pairs, known.lower, known.upper, strict=True)}
+    assert len(found) == 4 + 3 + 2 and (0, 4) not in found
+    for bond, slack in (((0, 1), 0.03), ((1, 2), 0.04), ((2, 3), 0.04), ((3, 4), 0.121)):
+        np.testing.assert_allclose(found[bond], [1.5 - slack, 1.5 + slack], atol=1e-9)
+    np.testing.assert_allclose(found[0, 2], [3 - 0.13, 3 + 0.13], atol=1e-9)  # two of them
+    np.testing.assert_allclose(found[1, 3], [3 - 0.169, 3 + 0.169], atol=1e-9)  # as far as they were
+    assert known.closest[0] == pytest.approx(x[0, 4] - x[0, 0])  # the ends, which no bounds hold
+
+
+@pytest.mark.parametrize("angles", [True, False])
+def test_of_a_single_frame_bonds_and_angles_are_known(angles):
+    frame = np.array([[0.0, 0, 0], [1.5, 0, 0], [1.5, 2.0, 0], [1.5, 2.0, 1.0]])
+    known = LocalGeometry.about(frame, np.array([[0, 1], [1, 2], [2, 3]]), 2.4, angles=angles)
+    bounds = {tuple(pair): bounds for pair, *bounds in zip(known.pairs, known.lower, known.upper, strict=True)}
+    expected = {(0, 1): [1.4, 1.6], (1, 2): [1.9, 2.1], (2, 3): [0.9, 1.1]}
+    across = {(0, 2): 2.5, (1, 3): 5**0.5}  # further apart than what is close, and nearer
+    expected |= {pair: [d - 0.3, d + 0.3] if angles else [min(d, 2.4), np.inf] for pair, d in across.items()}
+    assert bounds.keys() == expected.keys()
+    for pair, both in expected.items():
+        np.testing.assert_allclose(bounds[pair], both)
+    assert known.closest[0] == 2.4 and not len(known.corners)
+    default = LocalGeometry.about(frame, np.array([[0, 1], [1, 2], [2, 3]]), 2.4)
+    assert np.array_equal(default.upper, known.upper) == angles
+
+
 def test_frames_come_back_within_the_bounds_and_centres_to_their_side():
     frames, bonds, rng = amino_acid()
     known = LocalGeometry.fit([frames], bonds)

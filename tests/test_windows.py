@@ -112,3 +112,33 @@ def test_segments_are_the_frames_that_the_windows_read(every):
         read = set().union(*(frames_of(s, window, every) for s in part))
         covered = [set(range(a, b)) for a, b in segments(part, window, every)]
         assert len(covered) == 2 and set().union(*covered) == read
+
+
+def test_without_a_word_every_frame_is_a_stride_and_a_run_is_one_block():
+    window = WindowSpec(stride_ps=1, n_times=4, history=2)
+    assert window_starts(40, window) == window_starts(40, window, 1) == range(2, 36)
+    assert segments([5, 6, 9], window) == segments([5, 6, 9], window, 1) == [(3, 11), (7, 14)]
+    assert segments([], window) == []
+    for found, said in zip(split_blocks(100, window), split_blocks(100, window, every=1, blocks=1), strict=True):
+        np.testing.assert_array_equal(found, said)
+    assert [(part[0], part[-1]) for part in split_blocks(100, window)] == [(2, 55), (62, 75), (82, 95)]
+    for wrong in ((0.5, 0.4), (0.6, 0.5)):
+        with pytest.raises(DataError, match="must sum to 1"):
+            split_blocks(100, window, fractions=wrong)
+    assert len(split_blocks(100, window, fractions=(1.0, 0.0))[1]) == 0  # a part of nothing may be empty
+    with pytest.raises(DataError, match="40 frames in 2 blocks: too few for windows of 7 frames .* at least 70 frames"):
+        split_blocks(40, window, blocks=2)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_the_window_after_some_others_is_one_of_the_same_stretch(every):
+    u = make_universe(60)
+    positions = np.stack([u.atoms.positions for _ in u.trajectory])
+    builder, window = GraphBuilder(u.atoms, make_model().graph), WindowSpec(stride_ps=1, n_times=2, span=4)
+    starts = [[*range(5, 30), *range(34, 45)], range(3, 20)]
+    windows = TrajectoryWindows([Run(positions, builder, every=every)] * 2, window, starts)
+    for item, (run, start) in enumerate(windows.index):
+        for count in (0, 1, 2):
+            there = start + 4 * every * count
+            whole = all(k in set(starts[run]) for k in range(start, there + 1))
+            assert windows.ahead(item, count) == (windows.index.index((run, there)) if whole else None)
