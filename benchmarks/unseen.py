@@ -16,6 +16,9 @@ UNSEEN = {
     "forecast/bridge.py": {
         "the module: 2 -> 3": "the size of pieces; a limit for more than 40,000 atoms",
     },
+    "forecast/drawn.py": {
+        "the module: 21 -> 22": "the size of pieces, which costs memory alone",
+    },
     "forecast/forecasters.py": {
         "InternalMotion.fit: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (
             "the same frames in reverse order, whose mean structure is the same one, turned"
@@ -44,9 +47,11 @@ UNSEEN = {
         "Graph.split: 0 -> 1": "both ends of an edge lie in one graph",
     },
     "molecule/kernels.py": {
+        "sweep: 3 -> 4": "a column that nobody reads",
         "_larger: found > known -> found >= known": "of two that are the same either will do",
     },
     "nn/edges/backend.py": {
+        "Edges.block_size: 1 -> 2": "the size of pieces on a GPU, which costs memory alone",
         "the module: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
     },
     "nn/edges/block.py": {

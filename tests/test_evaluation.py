@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import MDAnalysis as mda
 import numpy as np
@@ -26,6 +27,7 @@ from egno_md.errors import DataError, ModelError, UsageError
 from egno_md.evaluation.errors import mse_per_step
 from egno_md.evaluation.evaluate import evaluate
 from egno_md.evaluation.quality import backbone_torsions, quality
+from egno_md.evaluation.score import _free_errors
 from egno_md.evaluation.suggest import suggest
 from egno_md.graph.builder import GraphBuilder
 from egno_md.looking.evaluation import write_report
@@ -65,6 +67,34 @@ def test_straight_flight_is_forecast_exactly():
     u = make_universe(2, velocity=0.05)
     first, second = (u.trajectory[k].positions.astype(float).copy() for k in (0, 1))
     np.testing.assert_allclose(result.errors["static"], np.mean((second - first) ** 2) * result.times**2, rtol=1e-3)
+
+
+def test_what_the_network_says_is_judged_in_the_laboratory_and_superposed():
+    """One that leaves everything where it is, before its bonds are kept, is the start frame."""
+    frames = wobbling()
+    frames = frames + np.linspace(0, 30, len(frames))[:, None, None]  # and goes away
+    result = evaluate(make_model(start="static", keep_bonds=True), universe_of(frames))
+    np.testing.assert_allclose(result.as_predicted, result.errors["static"], rtol=1e-4)
+    np.testing.assert_allclose(result.as_predicted_superposed, result.superposed.errors["static"], rtol=1e-3)
+    assert (result.as_predicted > 1.05 * result.as_predicted_superposed).all()
+
+
+@pytest.mark.parametrize("n_past", [0, 1, 3])
+def test_a_free_forecast_is_given_as_much_past_as_it_wants_and_the_run_has(n_past):
+    seen = []
+
+    def forecaster(past, times):
+        seen.append((len(past), past.shape[1]))
+        return np.repeat(past[:, -1:][:, None], len(times), axis=2)
+
+    forecaster.n_past = n_past
+    run = SimpleNamespace(positions=np.random.default_rng(0).normal(size=(20, 4, 3)), every=2)
+    starts = np.array([0, 1, 2, 3, 4, 9])
+    true = run.positions[starts[:, None] + 2 * np.array([1, 2])]
+    errors = _free_errors(forecaster, "any", run, starts, np.array([1, 2]), true)
+    assert seen == ([(2, 1), (2, 2), (2, 3)] if n_past == 3 else [(6, 1)])
+    still = np.repeat(run.positions[starts][:, None], 2, axis=1)
+    np.testing.assert_allclose(errors[:, 0], np.mean((still - true) ** 2, axis=(2, 3)))
 
 
 def test_errors_are_those_of_the_definition_and_the_skill_is_against_the_best_baseline():

@@ -194,7 +194,13 @@ def test_steps_are_counted_sampled_and_looked_at():
     np.testing.assert_allclose(dynamics.positions()[:, 0], 10 * np.arange(1, 4) * (2 * SAMPLES + 61) / 1000)
     for _ in range(20):
         dynamics.stretch(SAMPLES, {1}, np.array([0]))
-    assert len(dynamics.energies) == 10 * SAMPLES < len(dynamics.all_temperatures) == 21 * SAMPLES
+    assert (
+        len(dynamics.energies)
+        == len(dynamics.temperatures)
+        == 10 * SAMPLES
+        < len(dynamics.all_temperatures)
+        == 21 * SAMPLES
+    )
 
 
 def test_the_second_half_of_a_relaxation_counts():

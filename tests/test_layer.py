@@ -228,3 +228,11 @@ def test_a_second_backward_pass_says_so(taken):
     agree([net.message[0].weight.grad], [2 * first[1]], 1e-12)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_with_a_residual_the_old_scalars_are_added(taken):
+    net, data = network(3, 2, residual=True), inputs(n_edges=9, width=3, n_attr=2)
+    more = net(**data)[1]
+    net.residual = False
+    torch.testing.assert_close(more, data["h"] + net(**data)[1], rtol=1e-12, atol=1e-12)
+    assert len(taken) == 2
