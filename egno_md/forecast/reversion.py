@@ -142,8 +142,9 @@ class MeanReversion:
 
         (one, _, after_one), (all_of, unsure, after_all) = told(after_one), told(last)
         grown = all_of**2 + after_all - 1  # in variances of the run, as all that follows
-        beyond = grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half))
         whole = variance * np.append(np.ones(len(directions)), max(0, n_internal - len(directions)))
+        beyond = grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half))
+        beyond &= whole > 0  # where there is no other direction, what is left there is rounding
         if np.sum(beyond) <= FEW * len(grown) or grown @ whole <= 0:
             return None
         # What chains vary by goes as the inverse of what is drawn, whose mean is larger than that of the truth.
