@@ -54,9 +54,12 @@ def counted(count: int, what: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """What a message about an unknown name adds: the known one that is most like it, or nothing."""
-    found = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
+    """What a message about an unknown name adds: the known one that is most like it, in letters of any case, or that
+    begins with it; or nothing."""
+    small = {one.lower(): one for one in known}
+    begun = [one for one in small if len(name) > 2 and one.startswith(name.lower())]
+    found = difflib.get_close_matches(name.lower(), list(small), 1) or begun
+    return f" (did you mean {small[found[0]]!r}?)" if found else ""
 
 
 def in_frame(frame: int | None) -> str:

@@ -168,8 +168,11 @@ def test_the_engine_of_an_analysis_moves_its_atoms():
 
 def test_names_of_models_are_refused_with_those_that_are_there():
     universe = chain_universe()
-    with pytest.raises(ModelError, match=r"no model 'gaussian proces' \(did you mean 'Gaussian process'\?\)"):
-        surrogate_simulation(universe, "gaussian proces")
+    for name in ("gaussian proces", "GAUSS", "gaussian"):  # a letter less, the beginning, a word of it
+        with pytest.raises(ModelError, match=rf"no model '{name}' \(did you mean 'Gaussian process'\?\)"):
+            surrogate_simulation(universe, name)
+    with pytest.raises(ModelError, match="no model 'ga': neither"):  # which could be anything
+        surrogate_simulation(universe, "ga")
     with pytest.raises(ModelError, match="a free forecast.*a network is needed.*ca-1ps"):  # which needs its run
         EGNOIntegrator("gaussian process", universe.atoms)
     with pytest.raises(DataError, match="Gaussian process.*windows"):  # twelve frames are too few
