@@ -18,12 +18,11 @@ from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
 from egno_md.forecast.subject import Subject
 from egno_md.forecast.written import Written
-from egno_md.hindcast.choose import cannot_draw, check_adapt, check_one_frame, check_samples, choose_engine, wanted
+from egno_md.hindcast.choose import cannot_draw, check_adapt, check_samples, choose_engine, subject_of, wanted
 from egno_md.hindcast.engine import PAST, Engine, ModelEngine
 from egno_md.hindcast.learned import Learned
 from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
-from egno_md.molecule.default import default_selection
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
 from egno_md.trajectory.formats import format_of
@@ -244,13 +243,8 @@ class EGNOSurrogate(Written, AnalysisBase):
         self.engine: Engine | None = None
         self._hindcast = None
         if self.model is None:
-            if select is None:
-                select, _, said = default_selection(universe_or_atomgroup)
-                self.decisions.append(f"atoms: {said}")
-            self._select = select
-            self.subject = Subject.plain(universe_or_atomgroup, select, every=1 if every is None else every)
-            if self.subject.clock.usable.sum() < 2 and self._free is None:
-                check_one_frame(self.subject)
+            every = 1 if every is None else every
+            self.subject, self._select, self.decisions = subject_of(universe_or_atomgroup, select, every, self._free)
         if self.model is not None:
             who = f"model {self.model.name!r}"
             self.subject = Subject.of(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from MDAnalysis.coordinates.memory import MemoryReader
 from openmm import app
+from test_flow import simulated
 from test_propagator import chain_universe, moving_model, positions_of
 
 from egno_md import EGNOSurrogate, sample
@@ -30,15 +31,6 @@ def ubiquitin(dt=1.0, frame=-1, box=None):
     universe.load_new(frames, format=MemoryReader, dt=dt, dimensions=boxes)
     universe.trajectory[frame]
     return universe
-
-
-def simulated(simulation, steps):
-    """Frames of so many steps, one by one, in Angstrom."""
-    frames = []
-    for _ in range(steps):
-        simulation.step(1)
-        frames.append(positions_of(simulation))
-    return np.stack(frames)
 
 
 @pytest.mark.parametrize("model", [None, "elastic network", "Gaussian process", "analogues"])

@@ -17,7 +17,7 @@ from ..forecast.subject import Subject
 from ..models import bundled_models
 from ..models.header import like_model
 from ..molecule.atoms import WATER, matching_atoms
-from ..molecule.default import CAPS, SHORT_PROTEIN
+from ..molecule.default import CAPS, SHORT_PROTEIN, default_selection
 from .engine import Engine, FreeEngine
 from .hindcast import SHARE, UNFIT, Hindcast, interval, judge, windows_at_most
 from .learned import NAME as LEARNED
@@ -287,6 +287,24 @@ def wanted(model: Any) -> tuple[Any, str | None]:
     from ..forecast.model import load_model
 
     return load_model(model), None
+
+
+def subject_of(source: Any, select: str | None, every: int, free: str | None) -> tuple[Subject, str, list[str]]:
+    """The run that shall decide, or that a free forecast was asked for; its selection, and what was decided about it.
+
+    Raises
+    ------
+    UsageError, DataError
+        A selection or a stride that cannot be; a single frame that tells nothing.
+    """
+    decisions: list[str] = []
+    if select is None:
+        select, _, said = default_selection(source)
+        decisions.append(f"atoms: {said}")
+    subject = Subject.plain(source, select, every=every)
+    if subject.clock.usable.sum() < 2 and free is None:
+        check_one_frame(subject)
+    return subject, select, decisions
 
 
 def check_one_frame(subject: Subject) -> None:

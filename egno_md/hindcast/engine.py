@@ -63,8 +63,6 @@ class Engine(Protocol):
         The run; None of a network that forecasts without one.
     builder : Structure
         Of the atoms that are forecast.
-    end : int
-        Number of the last frame of the run.
     """
 
     name: str
@@ -74,9 +72,6 @@ class Engine(Protocol):
     fingerprint: str
     subject: Subject | None
     builder: Structure
-
-    @property
-    def end(self) -> int: ...
 
     def check(self, horizon: int, substeps: int) -> None:
         """Refuse what it cannot give."""
@@ -113,10 +108,6 @@ class ModelEngine:
         self.model, self.builder, self.subject = model, builder, subject
         self.name, self.stride_ps, self.n_times = model.name, model.window.stride_ps, model.window.n_times
         self.draws, self.fingerprint = draws(model), model.fingerprint
-
-    @property
-    def end(self) -> int:
-        return 0 if self.subject is None else self.subject.end
 
     def check(self, horizon: int, substeps: int) -> None:
         from ..forecast.chain import check_request
@@ -183,10 +174,6 @@ class FreeEngine:
         whole = make(material.known())
         self.draws = bool(getattr(whole, "draws", False))
         self._made: dict[tuple, Forecaster] = {(): self._restored(whole, material.known())}
-
-    @property
-    def end(self) -> int:
-        return self.subject.end
 
     @property
     def fingerprint(self) -> str:

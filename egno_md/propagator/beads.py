@@ -18,12 +18,11 @@ from egno_md.forecast.rolling import REVERTING, ChainState, roll
 from egno_md.forecast.streams import Streams
 from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
-from egno_md.hindcast.choose import check_one_frame, choose_engine, wanted
+from egno_md.hindcast.choose import choose_engine, subject_of, wanted
 from egno_md.hindcast.engine import PAST, Engine, FreeEngine, ModelEngine
 from egno_md.hindcast.hindcast import Hindcast
 from egno_md.hindcast.material import WINDOW, Material
 from egno_md.molecule.atoms import atom_elements
-from egno_md.molecule.default import default_selection
 
 from ..errors import DataError, ModelError, UsageError
 from .common import box_of, chainable_model, in_angstrom, in_nm, platform_named
@@ -183,10 +182,9 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         self.periodic = atoms.universe.dimensions is not None
         self.hindcast: Hindcast | None = None
         self.decisions: list[str] = []
-        self._n_times, self._stride_ps = self.engine.n_times, self.engine.stride_ps
         # From the end of the run, so that all of it may be known; a Simulation does not say how far it will go.
-        end, whole = self.engine.end, REVERTING * self._n_times + 1
-        ((_, self._forecaster),) = self.engine.forecasters([end], whole, 1, **options)
+        end = 0 if self.engine.subject is None else self.engine.subject.end
+        ((_, self._forecaster),) = self.engine.forecasters([end], REVERTING * self.engine.n_times + 1, 1, **options)
         # A network reads so many frames and no fewer, a free forecast those that are there.
         self._most = max(2, self._forecaster.n_past)
         self._least = self._most if self.model is not None else 1
@@ -272,21 +270,22 @@ class EGNOIntegrator(openmm.CustomIntegrator):
         if steps < 1:
             return
         context = self._bound()
-        if abs(self.getStepSize().value_in_unit(unit.picosecond) - self._stride_ps) > 1e-6 * self._stride_ps:
+        stride_ps, n_times = self.engine.stride_ps, self.engine.n_times
+        if abs(self.getStepSize().value_in_unit(unit.picosecond) - stride_ps) > 1e-6 * stride_ps:
             raise ModelError(
-                f"the step size is {self.getStepSize()}, {self.engine.name!r} was made for {self._stride_ps:g} ps: "
+                f"the step size is {self.getStepSize()}, {self.engine.name!r} was made for {stride_ps:g} ps: "
                 "leave the step size alone, or use a model with that stride (egno-md models)"
             )
         state = context.getState(positions=True, velocities=True)
         box = box_of(state) if self.periodic else None
         now, done = self._present(state, box)
         remaining = steps
-        while remaining > self._n_times - done:
-            remaining -= self._n_times - done
+        while remaining > n_times - done:
+            remaining -= n_times - done
             now, done = self._window(now.next, box), 0
         done += remaining
         self._put(context, now.begun, now.frames[done : done + 2], done)
-        context.setTime(state.getTime() + steps * self._stride_ps * unit.picosecond)
+        context.setTime(state.getTime() + steps * stride_ps * unit.picosecond)
         context.setStepCount(context.getStepCount() + steps)
 
     @staticmethod
@@ -307,7 +306,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
     def _present(self, state: openmm.State, box: NDArray | None) -> tuple[_Window, int]:
         """The window that the Context is in, and the frames given from it."""
         positions = in_angstrom(state.getPositions(asNumpy=True))  # (N, 3)
-        displacement = in_angstrom(state.getVelocities(asNumpy=True)) * self._stride_ps  # (N, 3)
+        displacement = in_angstrom(state.getVelocities(asNumpy=True)) * self.engine.stride_ps  # (N, 3)
         if len(positions) != self.builder.n_atoms:
             raise ModelError(
                 f"the Context has {len(positions)} particles, the selection has {self.builder.n_atoms} atoms; bind "
@@ -348,7 +347,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             past=(begun.past - centre)[None, None],  # (1, 1, P, N, 3)
             start=(begun.start - centre)[None],  # (1, N, 3)
             centre=centre[None, None],  # (1, 1, 3)
-            done=begun.windows * self._n_times,
+            done=begun.windows * self.engine.n_times,
             generator=None if streams is None else streams.state,
         )
         chain = self._forecaster
@@ -374,7 +373,7 @@ class EGNOIntegrator(openmm.CustomIntegrator):
             self.setGlobalVariableByName(name, value)
         before, now = np.asarray(last, np.float64)
         context.setPositions(in_nm(now))
-        context.setVelocities(in_nm(now - before) / self._stride_ps)
+        context.setVelocities(in_nm(now - before) / self.engine.stride_ps)
 
 
 def _pair(past: NDArray) -> NDArray:
@@ -480,13 +479,7 @@ def _of_run(
     source: Universe | AtomGroup, free: str | None, select: str | None, every: int, seed: int
 ) -> tuple[Engine, Hindcast | None, list[str]]:
     """Who forecasts a run, or the free forecast that was asked for; what it is worth; and what was decided."""
-    decisions: list[str] = []
-    if select is None:
-        select, _, said = default_selection(source)
-        decisions.append(f"atoms: {said}")
-    subject = Subject.plain(source, select, every=every)
-    if subject.clock.usable.sum() < 2 and free is None:
-        check_one_frame(subject)
+    subject, _, decisions = subject_of(source, select, every, free)
     material = Material.of(subject, WINDOW)
     engine, hindcast, said = choose_engine(material, only=free, seed=seed)
     return engine, hindcast, [*decisions, *material.said, *said]
