@@ -161,7 +161,7 @@ def main() -> None:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="Folder with ala2/.")
 @click.option("--frames", type=int, help="To learn from: so many of the first run alone.")
 @OF
-def files(folder: Path, data: Path, frames: int | None, of: str) -> None:
+def files(folder: Path, data: Path, frames: int | None, of: str = "1 ps") -> None:
     """Write the runs as files to train on, and those that are held out, with the topology beside them."""
     source = source_of(data, of, frames)
     folder.mkdir(parents=True, exist_ok=True)

@@ -495,7 +495,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         last, builder = self._history[start][-1], self.builder
         # The box of one structure may be a crystal's, in which other molecules than its images are the neighbours.
         box = self._boxes[start] if self.subject.clock.usable.sum() > 1 else None
-        about = {"boxes": box, "molecule": builder.molecule, "usual": self.engine.usual(last)}
+        about = {"boxes": box, "molecule": builder.molecule, "limits": self.engine.limits(last)}
         return last, builder.bonds, functools.partial(check_frames, reference=last, bonds=builder.bonds, **about)
 
     def _stream(self) -> None:

@@ -22,7 +22,7 @@ from egno_md.forecast.bridge import FAST, FEWEST_PAIRS, Bridge
 from egno_md.forecast.streams import check_seed
 from egno_md.forecast.subject import Subject
 from egno_md.graph.windows import MEMORY_LIMIT
-from egno_md.molecule.checks import check_frames, nearest_contact
+from egno_md.molecule.checks import Limits, check_frames, nearest_contact
 from egno_md.molecule.geometry import bond_lengths, superposed_rmsd
 from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.neighbors import box_vectors, box_widths
@@ -351,7 +351,7 @@ class Interpolated:
                     if start is not None and end is not None:
                         between = list((start + share * (end - start)).astype(np.float32))
                     found = check_frames(
-                        paths, run[i], molecule.bonds, boxes=start, molecule=molecule, nearest=nearest
+                        paths, run[i], molecule.bonds, boxes=start, molecule=molecule, limits=Limits(nearest=nearest)
                     ).tally
                     self.results.checks = found if self.results.checks is None else self.results.checks + found
                     yield run[i], start

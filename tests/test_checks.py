@@ -12,7 +12,7 @@ import pytest
 
 from egno_md.errors import DataError, UsageError
 from egno_md.forecast.summed import checked
-from egno_md.molecule.checks import PhysicalChecks, check_frames, nearest_contact
+from egno_md.molecule.checks import Limits, PhysicalChecks, check_frames, nearest_contact
 from egno_md.molecule.relax import CLEARANCE, Relaxation
 
 # A carbon with four heavy neighbours at 1.5 A.
@@ -106,7 +106,7 @@ def test_what_is_close_in_the_run_is_no_clash() -> None:
     assert nearest_contact(run[:1], bonds, [np.zeros(6)]) == np.inf
     made = np.array([[[0.0, 0, 0], [d, 0, 0]] for d in (1.4, 1.5)])
     assert check_frames(made, run[0], bonds).clashes.tolist() == [1, 1]
-    assert check_frames(made, run[0], bonds, nearest=1.7).clashes.tolist() == [1, 0]  # 0.85 of it
+    assert check_frames(made, run[0], bonds, limits=Limits(nearest=1.7)).clashes.tolist() == [1, 0]  # 0.85 of it
     three = np.array([[[0.0, 0, 0], [1.1, 0, 0], [1.6, 1.0, 0], [1.6, 2.4, 0]]])
     assert nearest_contact(three, [[0, 1], [1, 2], [2, 3]]) == np.inf  # bonds and their neighbours
 
@@ -253,7 +253,49 @@ def test_relaxing_moves_what_fails_by_what_it_takes_and_nothing_else(centre) -> 
     np.testing.assert_allclose(out[2, 3] - out[2, 2], [0, CLEARANCE * 2.0, 0], atol=2e-3)
     checks = check_frames(out, start, bonds)
     np.testing.assert_array_equal(checks.failed, [False, False, False, True])
-    assert not replace(checks, usual=frozenset({"bonds", "size"})).failed.any()
+    assert not replace(checks, bonds_off=0 * checks.bonds_off, limits=Limits(radius=(0, 100))).failed.any()
+
+
+def test_a_forecast_may_go_a_quarter_beyond_what_frames_of_the_run_do() -> None:
+    """A bond of the run is 0.8 A off, its size 0.5 to 2 times that of the start: more than is allowed without it."""
+    line = np.arange(5.0)[:, None] * [1.5, 0, 0]  # (5, 3)
+    bonds = [[k, k + 1] for k in range(4)]
+    longer = line + (np.arange(5) > 3)[:, None] * [0.8, 0, 0]
+
+    def off(by: float) -> np.ndarray:
+        return line + (np.arange(5) > 3)[:, None] * [by, 0, 0]
+
+    limits = Limits.of([line, longer], line, bonds)
+    assert limits.bond == pytest.approx(1.0) and limits.radius[1] == 1.25 == 1 / limits.radius[0]
+    assert Limits.of([line, off(0.3)], line, bonds) == Limits()
+    checks = check_frames([off(0.9), off(1.1)], line, bonds, limits=limits)
+    assert checks.bonds_off.tolist() == [0, 1]
+    assert any("bonds off by more than 1 A (up to 1 of 4, worst 1.10 A)" in text for text in checks.messages)
+    assert check_frames([off(0.9)], line, bonds).bonds_off.tolist() == [1]
+
+    free = np.random.default_rng(0).normal(size=(9, 3)) * 6
+    limits = Limits.of([free, 0.5 * free, 2 * free], free, [])
+    np.testing.assert_allclose(limits.radius, [0.4, 2.5])
+    checks = check_frames([0.39 * free, 0.41 * free, 2.4 * free, 2.6 * free], free, [], limits=limits)
+    text = "2 of 4 frames have a radius of gyration outside of 0.40 to 2.50 times that of the start, first frame 0"
+    assert text in checks.messages
+    wider = check_frames([1.3 * free], free, []).tally + checks.tally
+    assert wider.radius_limits == limits.radius and wider.found["size"] == (3, 0)
+    assert (checks.tally + wider).bond_limit == 0.5
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_centres_turn_over_and_molecules_are_mirrored_where_they_are_in_the_run(turned: bool) -> None:
+    corners = np.array([[0.0, 0, 0], [0.9, 0.9, 0.9], [0.9, -0.9, -0.9], [-0.9, 0.9, -0.9], [-0.9, -0.9, 0.9]])
+    walk = np.cumsum(np.random.default_rng(1).normal(size=(15, 3)) * 1.2, axis=0)
+    for frame, bonds, kind in (
+        (corners, [[0, k] for k in range(1, 5)], "flipped"),
+        (walk, [[k, k + 1] for k in range(14)], "mirrored"),
+    ):
+        mirror = frame * [1, 1, -1]
+        limits = Limits.of([frame, mirror] if turned else [frame], frame, bonds)
+        assert limits.turned == ({kind} if turned else set())
+        assert (kind in check_frames([mirror], frame, bonds, limits=limits).tally.found) is not turned
 
 
 def test_relaxing_keeps_the_angles_of_atoms_and_not_those_of_beads() -> None:

@@ -24,6 +24,7 @@ from egno_md.hindcast.engine import FreeEngine
 from egno_md.hindcast.hindcast import Entry, Hindcast, interval
 from egno_md.hindcast.material import Judged, Material
 from egno_md.hindcast.proteins import NAME
+from egno_md.molecule.checks import nearest_contact
 from egno_md.molecule.geometry import superposed_rmsd
 from egno_md.trajectory import stream
 
@@ -37,12 +38,15 @@ def material_of(frames, horizon=8, **options) -> Material:
 def test_some_frames_are_evenly_spread_over_the_stretches_of_a_run():
     whole = material_of(wobbling(40))
     frames = np.asarray(whole.runs[0].positions)
-    cut = [dataclasses.replace(whole.runs[0], positions=x) for x in np.split(frames, [7, 8, 30])]
+    cells = 10 + np.arange(40 * 6, dtype=np.float32).reshape(40, 6)
+    parts = [np.split(x, [7, 8, 30]) for x in (frames, cells)]
+    cut = [dataclasses.replace(whole.runs[0], positions=x, boxes=c) for x, c in zip(*parts, strict=True)]
     broken = dataclasses.replace(whole, runs=cut)
     for count in (1, 3, 13, 40, 100):
-        expected = frames[:: -(-40 // count)]
-        for material in (whole, broken):
-            np.testing.assert_array_equal(material.some(count), expected)
+        every = -(-40 // count)
+        for material, boxes in ((whole, [None] * len(frames[::every])), (broken, cells[::every])):
+            np.testing.assert_array_equal(material.some(count)[0], frames[::every])
+            np.testing.assert_array_equal(material.some(count)[1], boxes)
 
 
 def all_frames(segments) -> set[bytes]:
@@ -345,3 +349,19 @@ def test_a_hindcast_is_printed_as_its_table():
     lines = str(hindcast).splitlines()
     assert lines == repr(hindcast).splitlines() == [*hindcast.table(), f"{hindcast.chosen}: {hindcast.line()}"]
     assert "array(" not in str(hindcast)
+
+
+def test_what_clashes_more_than_the_run_does_is_said_in_the_forecast() -> None:
+    """Atoms of the run come as near as 1.5 A, which is a clash by itself; those of the forecast come nearer."""
+    apart = 5.0 - 3.5 * np.abs(np.sin(np.arange(60) * 0.7))
+    run = np.zeros((60, 2, 3))
+    run[:, 1, 0] = apart + np.random.default_rng(0).normal(scale=0.02, size=60)
+    run[-1, 1, 0] = 4.0
+    u = mda.Universe.empty(2, trajectory=True)
+    u.add_TopologyAttr("names", ["AR", "AR"])
+    u.load_new(run.astype(np.float32), dt=1.0)
+    surrogate = EGNOSurrogate(u, "ensemble of the run", select="all", horizon=4, samples=4)
+    found = surrogate.run().results.checks[0]
+    nearest = nearest_contact(run, [])
+    assert nearest == pytest.approx(1.5, abs=0.1) and found.tally.clash_distance == pytest.approx(0.85 * nearest)
+    assert found.tally.clash_distance < 1.4

@@ -13,6 +13,7 @@ from test_flow import flow_model, run_of
 
 from egno_md import EGNOSurrogate, sample
 from egno_md.cli import main
+from egno_md.evaluation import evaluate
 from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known, linear
 from egno_md.forecast.network import ElasticNetwork
@@ -537,6 +538,26 @@ def test_a_network_that_draws_reverts_to_the_run_as_well():
     np.testing.assert_allclose(end, expected[0, 0, -1], atol=1e-3)
     plain = ModelForecaster(model, builder).collect(past, 40, 2, Streams.of(5, [299], 2))
     assert np.abs(plain - expected)[:, :, : 4 * WINDOW].max() == 0 < np.abs(plain - expected)[:, :, 4 * WINDOW :].max()
+
+
+def test_chains_that_are_judged_revert_to_the_other_half_of_the_run(monkeypatch):
+    made = flow_model()
+    model, builder, universe = made[0], made[1], run_of(made, 300)
+    known = universe.trajectory.timeseries(order="fac").astype(np.float64)
+    judged = []
+    monkeypatch.setitem(evaluate.__globals__, "quality", lambda _, chains, *more: judged.append(chains))
+    for length in (40, 16):
+        evaluate(model, universe, chains=2, chain_length=length, seed=5, max_windows=4)
+    for number, other in enumerate((known[150:], known[:150])):
+        start = np.linspace(0, 298, 4).astype(int)[number + 1] + 1
+        past = known[start - 1 : start + 1][None]
+        forecaster = ModelForecaster(model, builder)
+        plain = forecaster.collect(past, 40, 1, Streams.of(5, [number], 1))[0, 0]
+        forecaster.reversion = MeanReversion.fit(forecaster.inner, Known([other]), TIMES, forecaster.n_past)
+        expected = forecaster.collect(past, 40, 1, Streams.of(5, [number], 1))[0, 0]
+        np.testing.assert_allclose(judged[0][number], expected, atol=1e-3)
+        assert np.abs(plain - expected).max() > 0.01
+        np.testing.assert_allclose(judged[1][number], plain[:16], atol=1e-3)
 
 
 def test_frames_that_are_relaxed_go_on_from_what_they_were_made(run, reversion):

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..errors import DataError, ModelError, UsageError, counted
 from ..forecast.forecasters import Known
-from ..forecast.streams import check_seed
+from ..forecast.rolling import REVERTING
+from ..forecast.streams import Streams, check_seed
 from ..forecast.subject import Subject
 from ..graph.windows import Run, frames_back
 from .calibration import MOST_WINDOWS, calibrate
@@ -202,7 +203,7 @@ def evaluate(
         try:
             found = quality(
                 builder,
-                _chains(model, runs, chains, length, seed, device, progress),
+                _chains(model, runs, parts, chains, length, seed, device, progress),
                 [run.positions[:: run.every] for run in runs],
                 model.window.stride_ps,
             )
@@ -214,28 +215,40 @@ def evaluate(
 def _chains(
     model: Model,
     runs: Sequence[Run],
+    parts: Sequence[Part],
     count: int,
     length: int,
     seed: int,
     device: str,
     progress: Callable[[int], None] | None,
 ) -> list[np.ndarray]:
-    from ..forecast.chain import forecast
-    from ..forecast.generative import draws
+    """Chains (F, N, 3); long ones that are drawn are called back to what their part of the run does not hold."""
+    from ..forecast.chain import ModelForecaster, check_request
+    from ..forecast.reversion import MeanReversion
 
+    check_request(model, length, 1)
     starts = [(run, s) for run in runs for s in range(frames_back(model.window) * run.every, len(run.positions))]
     if not starts:
         raise DataError("no frame has the past that a chain starts from")
     picked = [starts[k] for k in np.unique(np.linspace(0, len(starts) - 1, count + 2).astype(int)[1:-1])]
-    options = {"samples": 1, "seed": seed} if draws(model) else {}
+    n_windows = -(-length // model.window.n_times)
+    forecasters: dict[int | None, ModelForecaster] = {}
     out = []
     for number, (run, s) in enumerate(picked):
+        # The part that a start lies in: the last that begins before it.
+        own = next((part for part in reversed(parts) if part.run is run and part.starts[0] <= s), None)
+        forecaster = forecasters.get(key := None if own is None else id(own.known))
+        if forecaster is None:
+            forecaster = ModelForecaster(model, run.builder, device=device, n_windows=n_windows)
+            if own is not None and forecaster.draws and n_windows > REVERTING:
+                forecaster.reversion = MeanReversion.fit(
+                    forecaster.inner, own.known, forecaster.times, forecaster.n_past, run.builder.bonds
+                )
+            forecasters[key] = forecaster
         history = run.positions[s + np.arange(-frames_back(model.window), 1) * run.every]  # (n_input, N, 3)
         box = None if run.boxes is None else [run.boxes[s]]
-        path = forecast(
-            model, run.builder, history[None], length, boxes=box, numbers=[number], device=device, progress=progress,
-            **options,
-        )  # fmt: skip
+        drawn = (1, Streams.of(seed, [number], 1)) if forecaster.draws else ()
+        path = forecaster.collect(history[None], length, *drawn, boxes=box, progress=progress)
         out.append(path.reshape(length, -1, 3))  # (F, N, 3)
     return out
 

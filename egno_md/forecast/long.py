@@ -213,7 +213,8 @@ def _restored(stream: FrameStream) -> tuple[Tally | None, ChainState | None]:
     try:
         checks = dict(stream.state["checks"])
         found = {kind: tuple(map(int, counts)) for kind, counts in checks.pop("found").items()}
-        tally = Tally(found=found, **{**checks, "radius_ratio": tuple(checks["radius_ratio"])})
+        pairs = {name: tuple(checks[name]) for name in ("radius_ratio", "radius_limits")}
+        tally = Tally(found=found, **{**checks, **pairs})
         return tally, unpacked(stream.state["chain"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         stream.close()

@@ -15,7 +15,7 @@ from ..forecast.forecasters import Forecaster, Known, Static
 from ..forecast.network import ElasticNetwork
 from ..forecast.reversion import MeanReversion
 from ..forecast.rolling import REVERTING, Chained, OneByOne, Restored, check_numbers
-from ..molecule.checks import usual_findings
+from ..molecule.checks import Limits, nearest_contact
 from ..molecule.local import LocalGeometry
 from .material import Material
 
@@ -82,8 +82,8 @@ class Engine(Protocol):
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         """Times of the predicted frames in ps after the start, (horizon,)."""
 
-    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
-        """Findings of the physical checks that frames of the run itself show beside a start (N, 3)."""
+    def limits(self, start: NDArray[np.floating]) -> Limits:
+        """Of the physical checks beside a start (N, 3), which frames of the run itself may go beyond."""
 
     def forecasters(
         self, starts: Sequence[int], horizon: int, substeps: int, **options: Any
@@ -119,8 +119,8 @@ class ModelEngine:
 
         return {"device": resolve_device(device).type, "precision": precision}
 
-    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
-        return frozenset()
+    def limits(self, start: NDArray[np.floating]) -> Limits:
+        return Limits()
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         from ..forecast.chain import forecast_times
@@ -187,13 +187,15 @@ class FreeEngine:
     def settings(self, device: str, precision: str) -> dict[str, str]:
         return {}
 
-    def usual(self, start: NDArray[np.floating]) -> frozenset[str]:
-        structure = self.builder
-        return usual_findings(self._frames, start, structure.bonds, molecule=structure.molecule)
+    def limits(self, start: NDArray[np.floating]) -> Limits:
+        frames, nearest = self._usual
+        return Limits.of(frames, start, self.builder.bonds, nearest)
 
     @functools.cached_property
-    def _frames(self) -> NDArray[np.float32]:
-        return self.material.some(USUAL)
+    def _usual(self) -> tuple[NDArray[np.float32], float]:
+        """Frames (F, N, 3) of the run, and how near their atoms come to each other in Angstrom."""
+        frames, boxes = self.material.some(USUAL)
+        return frames, nearest_contact(frames, self.builder.bonds, boxes)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         return np.arange(1, horizon + 1) * self.stride_ps / substeps

@@ -76,11 +76,18 @@ class Material:
         """Time between two predicted frames."""
         return stride_of(self.subject)
 
-    def some(self, count: int) -> NDArray[np.float32]:
-        """Frames (F, N, 3) that are evenly spread over the run, `count` at most."""
+    def some(self, count: int) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]:
+        """Frames (F, N, 3) that are evenly spread over the run, `count` at most, and their boxes (6,)."""
         ends = np.cumsum([0, *(len(run.positions) for run in self.runs)])
         step = -(-ends[-1] // count)
-        return np.concatenate([run.positions[-end % step :: step] for run, end in zip(self.runs, ends, strict=False)])
+        picked = [(run, slice(-end % step, None, step)) for run, end in zip(self.runs, ends, strict=False)]
+        frames = [run.positions[part] for run, part in picked]
+        boxes = [
+            box
+            for (run, part), some in zip(picked, frames, strict=True)
+            for box in ([None] * len(some) if run.boxes is None else run.boxes[part])
+        ]
+        return np.concatenate(frames), boxes
 
     def known(self, excluded: Iterable[tuple[int, int]] = ()) -> Known:
         """What forecasts may be fitted to: all frames but those with numbers in some ranges, the last not in it."""

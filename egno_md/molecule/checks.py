@@ -31,6 +31,9 @@ BEAD_BOND = 2.5
 #: The radius of gyration may change by this factor either way.
 SIZE_FACTOR = 1.25
 
+#: What frames of the run itself go beyond these, a forecast may, and so many times as far.
+BEYOND = 1.25
+
 #: Signed volume (of unit vectors) from which on a centre is a pyramid; 0 is planar, 0.77 a tetrahedron.
 PYRAMID = 0.5
 
@@ -42,6 +45,48 @@ MIN_RUNS = 10
 
 
 @dataclass(frozen=True)
+class Limits:
+    """From where on a frame has a finding; further away where frames of the run itself go there."""
+
+    bond: float = BOND_TOLERANCE
+    """How much a bond may differ from its length in the reference, Angstrom."""
+    radius: tuple[float, float] = (1 / SIZE_FACTOR, SIZE_FACTOR)
+    """Least and largest radius of gyration over that of the reference."""
+    nearest: float = np.inf
+    """How near atoms of the run come to each other, Angstrom; see :func:`nearest_contact`."""
+    turned: frozenset[str] = frozenset()
+    """Whether centres may be turned over ("flipped"), or frames nearer to the mirror image ("mirrored")."""
+
+    @classmethod
+    def of(cls, frames: ArrayLike, reference: ArrayLike, bonds: ArrayLike, nearest: float = np.inf) -> Limits:
+        """Those beside a reference (N, 3) of frames of its run (F, N, 3): an unfolding chain changes its size, some
+        centres turn over. What no molecule looks like is a finding nevertheless.
+
+        An unsound frame of the run widens them as a sound one does.
+        """
+        xyz, start = np.asarray(frames, np.float64), np.asarray(reference, np.float64)
+        pairs = np.asarray(bonds, np.int64).reshape(-1, 2)
+        ratio = _radius_ratio(xyz, start)  # (F,)
+        centres = _centres(pairs, start)
+        turned = {"flipped"} if _flipped(xyz, start, centres).any() else set()
+        if not len(centres) and (_handedness(xyz, start, pairs) < 0).any():
+            turned.add("mirrored")
+        return cls(
+            bond=_beyond(BOND_TOLERANCE, float(_deviation(xyz, start, pairs).max(initial=0.0))),
+            radius=(
+                1 / _beyond(SIZE_FACTOR, 1 / max(float(ratio.min()), 1e-9)),
+                _beyond(SIZE_FACTOR, float(ratio.max())),
+            ),
+            nearest=nearest,
+            turned=frozenset(turned),
+        )
+
+
+def _beyond(limit: float, most: float) -> float:
+    return limit if most < limit else BEYOND * most
+
+
+@dataclass(frozen=True)
 class PhysicalChecks:
     """What `check_frames` found, each array of shape ``(F,)``; nan or 0 in frames that are not finite."""
 
@@ -50,7 +95,7 @@ class PhysicalChecks:
     bond_deviation: NDArray[np.float64]
     """Largest difference of a bond from its length in the reference, Angstrom (0 without bonds)."""
     bonds_off: NDArray[np.int64]
-    """Number of bonds that differ by more than 0.5 Angstrom."""
+    """Number of bonds that differ by more than the limit, 0.5 Angstrom."""
     clashes: NDArray[np.int64]
     """Number of pairs more than two bonds apart that are closer than `clash_distance`."""
     flipped: NDArray[np.int64]
@@ -72,8 +117,7 @@ class PhysicalChecks:
     other, whatever the reference is like; None where no molecule was given."""
     worst: str = ""
     """Which of them is the worst, in words."""
-    usual: frozenset[str] = frozenset()
-    """Kinds of finding that do not count, for frames of the run itself show them."""
+    limits: Limits = Limits()
     relaxed: NDArray[np.float64] | None = None
     """By how much the atom that moved most was moved before the frame passed, Angstrom, 0 in frames that were not
     relaxed; None where none may be (see :mod:`egno_md.molecule.relax`)."""
@@ -94,8 +138,9 @@ class PhysicalChecks:
         return np.any(list(self._by_kind().values()), axis=0)
 
     def _by_kind(self) -> dict[str, NDArray[np.bool_]]:
-        """Which frames have a finding of each kind (F,); those that are usual are none."""
-        size = self.finite & ~((self.radius_ratio < SIZE_FACTOR) & (self.radius_ratio > 1 / SIZE_FACTOR))
+        """Which frames have a finding of each kind (F,)."""
+        least, most = self.limits.radius
+        size = self.finite & ~((self.radius_ratio < most) & (self.radius_ratio > least))
         found = {
             "finite": ~self.finite,
             "bonds": self.bonds_off > 0,
@@ -105,7 +150,7 @@ class PhysicalChecks:
             "impossible": self.impossible > 0 if self.impossible is not None else np.zeros(len(self.finite), bool),
             "size": size,
         }
-        return {kind: frames & (kind not in self.usual) for kind, frames in found.items()}
+        return {kind: frames & (kind not in self.limits.turned) for kind, frames in found.items()}
 
     @property
     def tally(self) -> Tally:
@@ -130,6 +175,8 @@ class PhysicalChecks:
             n_centres=self.n_centres,
             clash_distance=self.clash_distance,
             worst=self.worst,
+            bond_limit=self.limits.bond,
+            radius_limits=self.limits.radius,
             relaxed=0 if self.relaxed is None else int((self.relaxed > 0).sum()),
             relaxed_by=0.0 if self.relaxed is None else float(self.relaxed.max(initial=0.0)),
         )
@@ -156,6 +203,9 @@ class Tally:
     n_centres: int
     clash_distance: float
     worst: str = ""
+    bond_limit: float = BOND_TOLERANCE
+    """Of :class:`Limits`; of several starts the furthest, as the next two."""
+    radius_limits: tuple[float, float] = (1 / SIZE_FACTOR, SIZE_FACTOR)
     relaxed: int = 0
     """How many frames were relaxed before they passed, and by how much at most, Angstrom."""
     relaxed_by: float = 0.0
@@ -181,14 +231,16 @@ class Tally:
         worst = "nan" if np.isnan(self.bond_deviation) else f"{self.bond_deviation:.2f}"
         what = {
             "finite": "hold nan or infinite positions",
-            "bonds": f"have bonds off by more than {BOND_TOLERANCE} A (up to {self.bonds_off} of {self.n_bonds}, worst "
-            f"{worst} A)",
+            "bonds": f"have bonds off by more than {self.bond_limit:.3g} A (up to {self.bonds_off} of {self.n_bonds}, "
+            f"worst {worst} A)",
             "clashes": f"have atoms closer than {self.clash_distance:.2f} A that are not bonded (up to "
             f"{counted(self.clashes, 'pair')})",
             "flipped": f"have chiral centres turned over (up to {self.flipped} of {self.n_centres})",
             "mirrored": "are nearer to the mirror image of the start than to the start",
             "impossible": f"are no molecule: {self.worst}",
-            "size": f"have a radius of gyration more than {SIZE_FACTOR - 1:.0%} away from that of the start",
+            "size": "have a radius of gyration outside of {:.2f} to {:.2f} times that of the start".format(
+                *self.radius_limits
+            ),
         }
         return tuple(
             f"{self.found[kind][0]} of {counted(self.n_frames, 'frame')} {text}, first frame {self.found[kind][1]}"
@@ -218,6 +270,11 @@ class Tally:
             n_centres=self.n_centres,
             clash_distance=self.clash_distance,
             worst=self.worst or later.worst,
+            bond_limit=max(self.bond_limit, later.bond_limit),
+            radius_limits=(
+                min(self.radius_limits[0], later.radius_limits[0]),
+                max(self.radius_limits[1], later.radius_limits[1]),
+            ),
             relaxed=self.relaxed + later.relaxed,
             relaxed_by=max(self.relaxed_by, later.relaxed_by),
         )
@@ -230,8 +287,7 @@ def check_frames(
     *,
     boxes: ArrayLike | None = None,
     molecule: Molecule | None = None,
-    usual: frozenset[str] = frozenset(),
-    nearest: float = np.inf,
+    limits: Limits | None = None,
 ) -> PhysicalChecks:
     """Measure predicted frames against a real frame of the same atoms.
 
@@ -253,11 +309,8 @@ def check_frames(
         The first box is taken for the reference.
     molecule
         Who the N atoms are: what no such molecule can look like is then a finding, also where the reference looks so.
-    usual
-        Kinds of finding that do not count; see :func:`usual_findings`.
-    nearest
-        How near atoms of the run itself come to each other, in Angstrom, where the reference does not show it; see
-        :func:`nearest_contact`.
+    limits
+        Of the run that is forecast, where frames of it go further than is allowed beside any reference.
 
     Raises
     ------
@@ -295,15 +348,16 @@ def check_frames(
         out[finite] = values
         return out  # (F,)
 
-    deviation = np.abs(bond_lengths(good, pairs) - bond_lengths(start, pairs))  # (G, B)
+    deviation = _deviation(good, start, pairs)  # (G, B)
     near = _near_in_bonds(pairs, n_atoms)
-    clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None, nearest)
+    limits = Limits() if limits is None else limits
+    clash_distance = _clash_distance(start, pairs, near, cells[0] if cells else None, limits.nearest)
     clashes = np.zeros(n_frames, dtype=np.int64)
     odd = np.zeros(n_frames, dtype=bool)  # frames that may be impossible
     if molecule is not None:
-        limits = possible_lengths(molecule)
+        possible = possible_lengths(molecule)
         lengths = bond_lengths(good, molecule.bonds)  # (G, B)
-        odd[finite] = ((lengths < limits[0]) | (lengths > limits[1])).any(axis=1) | bool(len(molecule.loose))
+        odd[finite] = ((lengths < possible[0]) | (lengths > possible[1])).any(axis=1) | bool(len(molecule.loose))
     for i in np.flatnonzero(finite):
         close, distances = contacts(xyz[i], max(clash_distance, OVERLAP), cells[i])
         odd[i] |= bool(distances.min(initial=np.inf) < OVERLAP)
@@ -311,49 +365,29 @@ def check_frames(
             clashes[i] = (~_bonded(close, near, n_atoms) & (distances <= clash_distance)).sum()
 
     centres = _centres(pairs, start)  # (C, 4)
-    flipped = (_pyramids(good, centres) * _pyramids(start, centres) < 0).sum(axis=-1)  # (G,)
-
-    runs = runs_of_four(pairs, n_atoms)  # (R, 4)
-    if len(runs) >= MIN_RUNS:
-        there, here = _twists(start, runs), _twists(good, runs)  # (R,), (G, R)
-        norm = np.linalg.norm(there) * np.linalg.norm(here, axis=-1)
-        handedness = np.divide(here @ there, norm, out=np.full(len(good), np.nan), where=norm > 0)
-    else:
-        handedness = np.full(len(good), np.nan)
-
     impossible, worst = None, ""
     if molecule is not None:
         impossible = np.zeros(n_frames, np.int64)
-        found = [(i, impossible_in(molecule, xyz[i], cells[i], limits)) for i in np.flatnonzero(odd)]
+        found = [(i, impossible_in(molecule, xyz[i], cells[i], possible)) for i in np.flatnonzero(odd)]
         for i, lines in found:
             impossible[i] = len(lines)
         worst = next((lines[0] for _, lines in found if lines), "")
-    radius = radius_of_gyration(start)
     return PhysicalChecks(
         finite=finite,
         bond_deviation=spread(deviation.max(axis=-1, initial=0.0)),
-        bonds_off=spread((deviation > BOND_TOLERANCE).sum(axis=-1), 0).astype(np.int64),
+        bonds_off=spread((deviation > limits.bond).sum(axis=-1), 0).astype(np.int64),
         clashes=clashes,
-        flipped=spread(flipped, 0).astype(np.int64),
-        handedness=spread(handedness),
-        radius_ratio=spread(radius_of_gyration(good) / radius if radius > 0 else np.ones(len(good))),
+        flipped=spread(_flipped(good, start, centres), 0).astype(np.int64),
+        handedness=spread(_handedness(good, start, pairs)),
+        radius_ratio=spread(_radius_ratio(good, start)),
         drift=spread(np.linalg.norm(good.mean(axis=1) - start.mean(axis=0), axis=-1)),
         n_bonds=len(pairs),
         n_centres=len(centres),
         clash_distance=clash_distance,
         impossible=impossible,
         worst=worst,
-        usual=usual,
+        limits=limits,
     )
-
-
-def usual_findings(
-    frames: ArrayLike, reference: ArrayLike, bonds: ArrayLike, *, molecule: Molecule | None = None
-) -> frozenset[str]:
-    """Kinds of finding that frames of the run itself (F, N, 3) show beside a reference: an unfolding chain changes its
-    size, and may be nearer to a mirror image. What no molecule looks like is never among them."""
-    found = check_frames(frames, reference, bonds, molecule=molecule).tally.found
-    return frozenset(found) - {"finite", "impossible"}
 
 
 def nearest_contact(frames: ArrayLike, bonds: ArrayLike, boxes: Sequence[ArrayLike | None] | None = None) -> float:
@@ -414,6 +448,31 @@ def _clash_limit(lengths: NDArray[np.float64]) -> float:
     if lengths.min(initial=np.inf) < HYDROGEN_BOND:
         return CLASH_HYDROGENS
     return CLASH_BEADS if len(lengths) and float(np.median(lengths)) > BEAD_BOND else CLASH_ATOMS
+
+
+def _deviation(xyz: NDArray[np.float64], start: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Difference of each bond from its length in the reference, ``(F, B)``."""
+    return np.abs(bond_lengths(xyz, pairs) - bond_lengths(start, pairs))
+
+
+def _radius_ratio(xyz: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
+    radius = radius_of_gyration(start)
+    return radius_of_gyration(xyz) / radius if radius > 0 else np.ones(len(xyz))  # (F,)
+
+
+def _flipped(xyz: NDArray[np.float64], start: NDArray[np.float64], centres: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many centres are turned over, ``(F,)``."""
+    return (_pyramids(xyz, centres) * _pyramids(start, centres) < 0).sum(axis=-1)
+
+
+def _handedness(xyz: NDArray[np.float64], start: NDArray[np.float64], pairs: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Cosine between the signed volumes of all runs of four atoms and those of the reference, ``(F,)``."""
+    runs = runs_of_four(pairs, len(start))  # (R, 4)
+    if len(runs) < MIN_RUNS:
+        return np.full(len(xyz), np.nan)
+    there, here = _twists(start, runs), _twists(xyz, runs)  # (R,), (F, R)
+    norm = np.linalg.norm(there) * np.linalg.norm(here, axis=-1)
+    return np.divide(here @ there, norm, out=np.full(len(xyz), np.nan), where=norm > 0)
 
 
 def _centres(pairs: NDArray[np.int64], start: NDArray[np.float64]) -> NDArray[np.int64]:
