@@ -10,7 +10,7 @@ import sys
 import MDAnalysis as mda
 import numpy as np
 import pytest
-from conftest import make_universe
+from conftest import make_model, make_universe
 from MDAnalysis.lib.mdamath import triclinic_vectors
 from test_evaluation import universe_of, wobbling
 from test_metrics import tumbled
@@ -365,3 +365,16 @@ def test_what_clashes_more_than_the_run_does_is_said_in_the_forecast() -> None:
     nearest = nearest_contact(run, [])
     assert nearest == pytest.approx(1.5, abs=0.1) and found.tally.clash_distance == pytest.approx(0.85 * nearest)
     assert found.tally.clash_distance < 1.4
+
+
+def test_a_network_may_go_as_far_as_the_run_does():
+    """A run that spreads to twice its size, of which one frame is damaged, which is not the one that is forecast."""
+    u = make_universe(velocity=0.0, n_frames=30)
+    frames = u.trajectory.timeseries(order="fac") * np.linspace(1.0, 2.0, 30)[:, None, None]
+    frames[7] = np.nan
+    u.load_new(frames.astype(np.float32), dt=1.0)
+    surrogate = EGNOSurrogate(u, make_model(), horizon=4, device="cpu").run()
+    limits = surrogate.engine.limits(frames[-1])
+    np.testing.assert_allclose(limits.radius, [0.5 / 1.25, 1.25], rtol=1e-5)
+    assert surrogate.results.checks[0].limits == limits
+    assert u.trajectory.frame == 0

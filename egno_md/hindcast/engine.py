@@ -91,6 +91,13 @@ class Engine(Protocol):
         """Which of the starts (frame numbers) are forecast by whom."""
 
 
+def _limits(
+    frames: NDArray[np.float32], boxes: Sequence[NDArray[np.float32] | None], bonds: NDArray[np.int64]
+) -> Callable[[NDArray[np.floating]], Limits]:
+    """What gives those beside a start, of frames of its run (F, N, 3) and their boxes (6,)."""
+    return functools.partial(Limits.of, frames, bonds=bonds, nearest=nearest_contact(frames, bonds, boxes))
+
+
 class ModelEngine:
     """A network; `options` of :meth:`forecasters` are those of :class:`egno_md.forecast.chain.ModelForecaster`.
 
@@ -99,7 +106,7 @@ class ModelEngine:
     model : Model
     builder : GraphBuilder
     subject : Subject, optional
-        The run, which long chains revert to.
+        The run, which long chains revert to, and whose frames widen the limits of the checks.
     """
 
     def __init__(self, model: Model, builder: GraphBuilder, subject: Subject | None = None) -> None:
@@ -120,7 +127,11 @@ class ModelEngine:
         return {"device": resolve_device(device).type, "precision": precision}
 
     def limits(self, start: NDArray[np.floating]) -> Limits:
-        return Limits()
+        return Limits() if self.subject is None else self._limits(start)
+
+    @functools.cached_property
+    def _limits(self) -> Callable[[NDArray[np.floating]], Limits]:
+        return _limits(*self.subject.some(USUAL), self.builder.bonds)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         from ..forecast.chain import forecast_times
@@ -188,14 +199,11 @@ class FreeEngine:
         return {}
 
     def limits(self, start: NDArray[np.floating]) -> Limits:
-        frames, nearest = self._usual
-        return Limits.of(frames, start, self.builder.bonds, nearest)
+        return self._limits(start)
 
     @functools.cached_property
-    def _usual(self) -> tuple[NDArray[np.float32], float]:
-        """Frames (F, N, 3) of the run, and how near their atoms come to each other in Angstrom."""
-        frames, boxes = self.material.some(USUAL)
-        return frames, nearest_contact(frames, self.builder.bonds, boxes)
+    def _limits(self) -> Callable[[NDArray[np.floating]], Limits]:
+        return _limits(*self.material.some(USUAL), self.builder.bonds)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         return np.arange(1, horizon + 1) * self.stride_ps / substeps

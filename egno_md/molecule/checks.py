@@ -74,8 +74,8 @@ class Limits:
         return cls(
             bond=_beyond(BOND_TOLERANCE, float(_deviation(xyz, start, pairs).max(initial=0.0))),
             radius=(
-                1 / _beyond(SIZE_FACTOR, 1 / max(float(ratio.min()), 1e-9)),
-                _beyond(SIZE_FACTOR, float(ratio.max())),
+                1 / _beyond(SIZE_FACTOR, 1 / max(float(ratio.min(initial=1.0)), 1e-9)),
+                _beyond(SIZE_FACTOR, float(ratio.max(initial=1.0))),
             ),
             nearest=nearest,
             turned=frozenset(turned),
