@@ -83,7 +83,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         start is streamed: written frame by frame, in memory that does not grow, and `results` are read from the file.
     resume : bool
         Go on with a streamed forecast in `filename` that was cut short, from the frame where it ends, to the same file
-        as without the interruption; begin it where there is nothing yet.
+        as without the interruption; from the end of the run, also to a longer `horizon`. Begin it where there is none.
     with_input : bool
         Begin the written file with the trajectory up to the start, so that it shows the run and its extension.
     force : bool
@@ -516,7 +516,12 @@ class EGNOSurrogate(Written, AnalysisBase):
                 self._history[0],
                 box,
                 {"sha256": self.engine.fingerprint},
-                horizon=self.horizon,
+                # Who forecasts frames that the run has may not know them: another horizon, other frames.
+                **(
+                    {}
+                    if results.frames[0] == np.flatnonzero(self.subject.clock.usable)[-1]
+                    else {"horizon": self.horizon}
+                ),
                 substeps=self.substeps,
                 every=self.every,
                 with_input=self.with_input,
@@ -538,7 +543,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             write_topology(topology, self.atoms, frame, cell, recentre=True)
 
         if self.resume and stream.record.exists():
-            stream.resume()
+            stream.resume(len(numbers) + self.horizon)
         else:
             stream.start()
         self.when_chosen()

@@ -88,7 +88,6 @@ def whole(run) -> dict[str, bytes]:
         out = run / f"whole{suffix}"
         done = called(arguments(run, out, "--json"))
         assert done.exit_code == 3, done.output  # random weights do not make molecules
-        assert not record_path(out).exists()
         found[suffix] = out.read_bytes()
         said = json.loads(done.stdout[done.stdout.index("{") :])
         assert said["frames"] == HORIZON and said["times_ps"] == pytest.approx([2, 1 + HORIZON])
@@ -119,7 +118,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(run, whole, tmp_path,
     assert done.exit_code == 3, done.output
     assert out.read_bytes() == whole[suffix]
     theirs = {f".{out.name}_offsets.{kind}" for kind in ("npz", "lock")}  # of the reader above
-    assert {path.name for path in tmp_path.iterdir()} - theirs == {out.name, "cut.pdb"}
+    assert {path.name for path in tmp_path.iterdir()} - theirs == {out.name, "cut.pdb", record_path(out).name}
 
 
 @pytest.mark.parametrize("who", ["Gaussian process", "elastic network"])
@@ -242,7 +241,7 @@ def test_what_changed_is_refused_and_nothing_is_touched(short_is_long, tmp_path)
             surrogate(source, out, **{"resume": True, **options}).run(frames=frames)
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
-    refused(r"horizon \(then 30, now 31\)", horizon=31)
+    refused("has 16 frames already, and 9 are asked for", horizon=9)
     refused(r"substeps \(then 1, now 2\)", substeps=2)
     refused("with_input", with_input=True)
     refused("start_frame.*another input", frames=[9])
@@ -250,13 +249,47 @@ def test_what_changed_is_refused_and_nothing_is_touched(short_is_long, tmp_path)
     refused("another input", source=make_universe(seed=1))
     refused("--resume", OutputError, resume=False)
     surrogate(u, out, resume=True).run()
-    with pytest.raises(OutputError, match="it is complete"):
-        surrogate(u, out, resume=True).run()
     with pytest.raises(UsageError, match="written when it is whole"):
         surrogate(u, out, resume=True, horizon=8).run()
     done = out.read_bytes()
     surrogate(u, out, force=True).run()
     assert out.read_bytes() == done
+    record_path(out).unlink()
+    with pytest.raises(OutputError, match="put that file back"):
+        surrogate(u, out, resume=True).run()
+    surrogate(u, out, force=True).run()
+    surrogate(u, out, force=True, horizon=8).run()  # a short one in its place, from which nothing goes on
+    assert not record_path(out).exists()
+
+
+@pytest.mark.parametrize("suffix", [".dcd", ".xtc"])
+@pytest.mark.parametrize("horizon", [28, 30])  # whole windows, and half of the last one
+def test_a_forecast_that_is_whole_goes_on_to_a_longer_one(short_is_long, tmp_path, suffix, horizon):
+    u, out, longer = make_universe(), tmp_path / f"a{suffix}", tmp_path / f"longer{suffix}"
+    options = {"model": make_model(residual=True, reduce="mean"), "with_input": True}
+    wanted = surrogate(u, longer, horizon=45, **options).run().results
+    surrogate(u, out, horizon=horizon, **options).run()
+    whole, when = out.read_bytes(), out.with_suffix(".pdb").stat().st_mtime_ns
+    again = surrogate(u, out, horizon=horizon, resume=True, **options).run().results
+    assert out.read_bytes() == whole and again.times.shape == (1, horizon)
+    assert again.checks[0].n_frames == horizon
+    results = surrogate(u, out, horizon=45, resume=True, **options).run().results
+    assert out.read_bytes() == longer.read_bytes() and len(whole) < len(out.read_bytes())
+    assert results.checks == wanted.checks and results.times.shape == (1, 45)
+    assert out.with_suffix(".pdb").stat().st_mtime_ns == when
+    with pytest.raises(
+        UsageError, match="has 56 frames already, and 41 are asked for"
+    ):  # 12 of the run, 44 of it whole
+        surrogate(u, out, horizon=29, resume=True, **options).run()
+    assert out.read_bytes() == longer.read_bytes()
+
+
+def test_a_horizon_inside_the_run_is_a_setting(short_is_long, tmp_path):
+    """Who forecasts frames that the run has must not know them, so that another horizon is another forecast."""
+    u, out = make_universe(60, velocity=0.005), tmp_path / "a.dcd"
+    surrogate(u, out, model="smoothed history", horizon=12).run(frames=[40])
+    with pytest.raises(UsageError, match=r"horizon \(then 12, now 16\)"):
+        surrogate(u, out, model="smoothed history", horizon=16, resume=True).run(frames=[40])
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -475,7 +508,7 @@ def test_the_bytes_of_a_stream_are_those_of_the_writer(tmp_path, suffix, box, n_
     second.append(xyz[7:], [box] * 4, times[7:])
     second.finish()
     assert out.read_bytes() == (tmp_path / f"a{suffix}").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {f"a{suffix}", f"b{suffix}"}
+    assert {path.name for path in tmp_path.iterdir()} == {f"a{suffix}", f"b{suffix}", second.record.name}
 
 
 def test_what_is_streamed_follows_from_frames_and_atoms():

@@ -145,12 +145,13 @@ def write_chain(
                 raise UnphysicalError(
                     f"{error}; the {counted(stream.n_frames - n_before, 'frame')} before them are in {stream.path}"
                 ) from error
-            frames = window.positions[0, 0, : horizon - done].astype(np.float32)  # (F, N, 3)
+            made = window.positions[0, 0]  # (T, N, 3)
+            frames = made[: horizon - done].astype(np.float32)  # (F, N, 3)
             found = check(frames).tally
             if stop_unphysical and not found.ok:
                 good = found.first
                 found = check(frames[: good + 1]).tally
-                _keep_good(stream, saved, frames[:good], box, times[done : done + good], began)
+                _unfinished(stream, saved, frames[:good], box, times[done : done + good], began)
                 if stream.n_frames == n_before:
                     raise unphysical_start(found)
                 mark = (-1, -1)
@@ -160,10 +161,15 @@ def write_chain(
             tally = found if tally is None else tally + found
             at = times[done : done + len(frames)]
             done += len(frames)
-            written(
-                frames, [box] * len(frames), at, {"chain": packed(window.state), "checks": dataclasses.asdict(tally)}
-            )
+            if len(frames) < len(made):
+                mark = (-1, -1)
+                _unfinished(stream, saved, frames, box, at, began)
+            else:
+                content = {"chain": packed(window.state), "checks": dataclasses.asdict(tally)}
+                written(frames, [box] * len(frames), at, content)
             progress(len(frames))
+        if mark == (stream.n_frames, stream.size):
+            stream.confirm(saved)
         mark = (-1, -1)
         stream.finish()
     except BaseException:
@@ -189,8 +195,8 @@ def relaxing(
     return relaxed, relaxation
 
 
-def _keep_good(stream: FrameStream, saved: Any, frames: np.ndarray, box: Any, at: np.ndarray, began: Callable) -> None:
-    """Add the frames of a window before one that is not physical; a resumed run makes the window again."""
+def _unfinished(stream: FrameStream, saved: Any, frames: np.ndarray, box: Any, at: np.ndarray, began: Callable) -> None:
+    """Add the first frames of a window, which is made again by who goes on."""
     if len(frames) and not stream.n_frames:
         began(frames[0], box)
     stream.confirm(saved)
@@ -242,8 +248,8 @@ def require_writable(target: Path, *, streamed: bool, resume: bool, force: bool,
     fresh = not (os.path.exists(target) and target.stat().st_size)
     if resume and not begun and not fresh:
         raise OutputError(
-            f"{target} exists, but not {record}, from which it would be gone on with: it is complete, or was not "
-            "made by a long forecast; choose another name, or begin anew with --force (force=True)"
+            f"{target} exists, but not {record}, from which it would be gone on with: put that file back, choose "
+            "another name, or begin anew with --force (force=True)"
         )
     try:
         require_targets(target, force=force or resume, inputs=inputs)

@@ -13,6 +13,7 @@ from ..errors import DataError, UsageError
 from ..molecule.course import MOST_PAIRS, Course, end_of
 from ..molecule.geometry import aligned, rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
+from ..trajectory.stream import record_path
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
 from .asked import check_flags, path_of
@@ -190,6 +191,7 @@ class Written:
                     b_factors=self.results.spread[i] if several else None,
                     remarks=SPREAD if several else (),
                 )
+                record_path(target).unlink(missing_ok=True)  # of a long forecast that was there before
         return files
 
     def _targets(self, filename: Path, frame: int) -> list[Path]:

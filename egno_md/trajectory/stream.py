@@ -30,7 +30,7 @@ STREAM_FRAMES, STREAM_BYTES = 256, 1 << 20
 CONFIRM_SHARE = 0.02
 
 #: Of what :class:`FrameStream` writes beside the file.
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 class Awaited(Results):
@@ -55,7 +55,7 @@ def is_streamed(path: StrPath, n_frames: int, n_atoms: int) -> bool:
 
 
 def record_path(path: StrPath) -> Path:
-    """The file beside a streamed one that says how to go on; it is removed with the last frame."""
+    """The file beside a streamed one that says how to go on, also when it is whole, to a longer one."""
     path = Path(path)
     return path.with_name(f"{path.name}.resume.json")
 
@@ -129,13 +129,13 @@ class FrameStream(Frames):
         self._cut(0)
         self.confirm(None)
 
-    def resume(self) -> None:
+    def resume(self, most: int = INT32_MAX) -> None:
         """Go on from what was confirmed: `n_frames` and `state` are as they were then.
 
         Raises
         ------
         UsageError
-            Other settings; the message names those that changed.
+            Other settings; the message names those that changed. More frames than `most`.
         OutputError
             A record or a file that is damaged, or is not what was confirmed; nothing was changed.
         """
@@ -158,6 +158,11 @@ class FrameStream(Frames):
             raise UsageError(
                 f"{self.path} cannot be gone on with, because other frames would follow: {'; '.join(changed)}; "
                 f"give what it was begun with, or {again}"
+            )
+        if frames > most:
+            raise UsageError(
+                f"{self.path} has {frames} frames already, and {most} are asked for: ask for as many or more to go on "
+                "with it, or choose another name"
             )
         if frames and not self.path.exists():
             raise OutputError(f"{self.path} is gone, of which {frames} frames were confirmed: {again}")
@@ -255,7 +260,7 @@ class FrameStream(Frames):
         self._due = ended + (ended - began) / CONFIRM_SHARE
 
     def finish(self) -> None:
-        """The last frame is written: check the file, and remove its record.
+        """The last frame is written: check the file, and let go of it.
 
         Raises
         ------
@@ -265,7 +270,6 @@ class FrameStream(Frames):
         os.fsync(self._file.fileno())
         if (found := os.fstat(self._file.fileno()).st_size) != self._size:
             raise OutputError(f"{self.path} has {found} bytes instead of {self._size}: another program wrote to it")
-        self.record.unlink(missing_ok=True)
         self.close()
         sync_folder(self.path.parent)
 
