@@ -203,3 +203,23 @@ def test_a_selection_narrows_what_the_model_knows():
     assert choose_atoms(u, "name C1 C2 C3", "name C2").names.tolist() == ["C2"]
     with pytest.raises(ModelError, match="selection 'name C2 C7 C8' has 2 atoms, such as LIG C7, that the model was"):
         choose_atoms(u, "name C1 C2 C3", "name C2 C7 C8")
+
+
+def test_frames_that_are_looked_at_in_between_leave_molecules_in_their_images(tmp_path):
+    """Molecules walk through the box, of which the file knows the first image alone."""
+    u = make_universe(12, box=[20, 20, 20, 90, 90, 90])
+    frames = u.trajectory.timeseries(order="fac") + 3.0 * np.arange(12)[:, None, None]
+    u.load_new((frames % 20).astype(np.float32), dt=1.0, dimensions=np.tile([20, 20, 20, 90, 90, 90], (12, 1)))
+    one, other = (Subject.plain(u, "all") for _ in range(2))
+    wanted = one.frames(range(12))[0]
+    assert np.abs(np.diff(wanted, axis=0)).max() < 5 < np.abs(wanted - frames % 20).max()
+    first = other.frames(range(6))[0]
+    u.trajectory[4]
+    some, boxes = other.some(5)
+    assert u.trajectory.frame == 4 and len(some) == len(boxes) == 5
+    np.testing.assert_allclose(np.concatenate([first, other.frames(range(6, 12))[0]]), wanted, atol=1e-4)
+    # Frames that cannot be read are left out.
+    broken = frames.copy()
+    broken[[0, 11]] = np.nan
+    u.load_new(broken.astype(np.float32), dt=1.0)
+    np.testing.assert_allclose(Subject.plain(u, "all").some(3)[0], frames[5:6], atol=1e-4)

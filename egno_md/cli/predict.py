@@ -61,7 +61,11 @@ from .stopping import Stop
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write a page of the forecast there (HTML).")
 @click.option("--force", is_flag=True, help="Replace files that exist.")
-@click.option("--resume", is_flag=True, help="Go on with a long forecast: one cut short, or a whole one to a longer horizon; or begin it.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with a long forecast: one cut short, or a whole one to a longer horizon; or begin it.",
+)
 @click.option(
     "--on-unphysical",
     type=click.Choice(["warn", "stop", "relax"]),

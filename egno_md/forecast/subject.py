@@ -327,14 +327,16 @@ class Subject:
         return np.array([positions for positions, _ in found], np.float32), [box for _, box in found]
 
     def some(self, count: int) -> tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]:
-        """Up to `count` sound frames that are evenly spread over the run, as of :meth:`frames`; it is left where it
-        was."""
+        """Up to `count` sound frames that are evenly spread over the run, as of :meth:`frames`; what is read next is as
+        if they had not been read."""
         usable = np.flatnonzero(self.clock.usable)
         found: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
+        last = self._images.last
         with _back_to(self.atoms.universe.trajectory):
             for k in np.unique(np.linspace(0, len(usable) - 1, count).astype(int)):
                 with contextlib.suppress(DataError):  # a frame that nobody has asked for
                     found.append(self._frame(int(usable[k])))
+        self._images.last = last
         positions = np.array([frame for frame, _ in found], np.float32).reshape(-1, len(self.atoms), 3)  # (F, N, 3)
         return positions, [box for _, box in found]
 

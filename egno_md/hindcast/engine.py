@@ -83,7 +83,7 @@ class Engine(Protocol):
         """Times of the predicted frames in ps after the start, (horizon,)."""
 
     def limits(self, start: NDArray[np.floating]) -> Limits:
-        """Of the physical checks beside a start (N, 3), which frames of the run itself may go beyond."""
+        """Limits of the physical checks beside a start (N, 3), wider where frames of the run itself go further."""
 
     def forecasters(
         self, starts: Sequence[int], horizon: int, substeps: int, **options: Any
