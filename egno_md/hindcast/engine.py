@@ -33,8 +33,8 @@ MOST_FITS = 32
 #: Frames that stand for a run that is too short to tell how far it varies.
 ENSEMBLE = 100
 
-#: Frames of the run that tell what is usual in it.
-USUAL = 50
+#: Frames of the run that the limits of the checks are taken from: at least, and at most, with so many atoms in all.
+FEWEST_SEEN, MOST_SEEN, ATOMS_SEEN = 8, 50, 200_000
 
 
 def hash_of(about: str, pieces: Iterable[NDArray]) -> str:
@@ -92,9 +92,11 @@ class Engine(Protocol):
 
 
 def _limits(
-    frames: NDArray[np.float32], boxes: Sequence[NDArray[np.float32] | None], bonds: NDArray[np.int64]
+    some: Callable[[int], tuple[NDArray[np.float32], list[NDArray[np.float32] | None]]], structure: Structure
 ) -> Callable[[NDArray[np.floating]], Limits]:
-    """What gives those beside a start, of frames of its run (F, N, 3) and their boxes (6,)."""
+    """What gives those beside a start, from what gives up to so many frames (F, N, 3) and their boxes (6,)."""
+    frames, boxes = some(max(FEWEST_SEEN, min(MOST_SEEN, ATOMS_SEEN // structure.n_atoms)))
+    bonds = structure.bonds
     return functools.partial(Limits.of, frames, bonds=bonds, nearest=nearest_contact(frames, bonds, boxes))
 
 
@@ -131,7 +133,7 @@ class ModelEngine:
 
     @functools.cached_property
     def _limits(self) -> Callable[[NDArray[np.floating]], Limits]:
-        return _limits(*self.subject.some(USUAL), self.builder.bonds)
+        return _limits(self.subject.some, self.builder)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         from ..forecast.chain import forecast_times
@@ -203,7 +205,7 @@ class FreeEngine:
 
     @functools.cached_property
     def _limits(self) -> Callable[[NDArray[np.floating]], Limits]:
-        return _limits(*self.material.some(USUAL), self.builder.bonds)
+        return _limits(self.material.some, self.builder)
 
     def offsets(self, horizon: int, substeps: int) -> NDArray[np.float64]:
         return np.arange(1, horizon + 1) * self.stride_ps / substeps
