@@ -70,6 +70,14 @@ TABLE = [
     ("Martini_membrane_gro", "beads", 5040, "", "5040 beads of 450 residues"),
     ("TRIC", "beads", 877, "PO4", "877 residues"),
     ("LAMMPScnt", "heavy", 604, "", "all 604 atoms; the topology does not say what they are"),
+    (
+        "LAMMPSdata2",
+        "heavy",
+        1057,
+        "",
+        "by their masses; the topology names no residues; left out: 3432 water, 12 atoms",
+    ),
+    ("LAMMPSdata_many_bonds", "heavy", 22, "", "22 heavy atoms by their masses; the topology names no residues"),
 ]
 
 
@@ -207,3 +215,25 @@ def test_a_selection_of_too_few_atoms_is_refused_with_what_would_be_taken(tmp_pa
     u.select_atoms("name CA").write(str(tmp_path / "ion.xtc"), frames="all")
     alone = called("train", tmp_path / "ion.pdb", tmp_path / "ion.xtc", "-o", tmp_path / "n.safetensors", *one)
     assert alone.exit_code == 1 and "take a system of more atoms" in alone.stderr, alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("types", "bonds", "select", "said"),
+    [
+        ("CHOHHN", [(0, 1), (2, 3), (2, 4)], "prop mass > 2 and not type N O", "1 heavy atom by their masses"),
+        ("CHOHHN", [(0, 1), (2, 3), (2, 4)], "", "left out: 1 water, 1 atom without bonds"),
+        ("OHOHHC", [(0, 1), (2, 3), (2, 4), (0, 5)], "prop mass > 2", "3 heavy atoms"),  # not all of the type are water
+        ("OHHOHH", [(0, 1), (0, 2), (3, 4), (3, 5)], "prop mass > 2", "2 heavy atoms"),  # nothing else is there
+        ("CHOHHN", [], "prop mass > 2", "3 heavy atoms"),  # nothing is known of bonds
+        ("HHHHHH", [(0, 1)], "all", "all 6 atoms"),
+    ],
+)
+def test_types_and_masses_tell_water_and_hydrogens(types, bonds, select, said) -> None:
+    masses = {"C": 12.011, "H": 1.008, "O": 15.999, "N": 22.99}
+    u = mda.Universe.empty(6, trajectory=True)
+    u.add_TopologyAttr("types", list(types))
+    u.add_TopologyAttr("masses", [masses[name] for name in types])
+    if bonds:
+        u.add_TopologyAttr("bonds", bonds)
+    found = default_selection(u)
+    assert said in found.said and (found.select == select or not select)

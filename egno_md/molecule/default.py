@@ -35,6 +35,9 @@ SHORT_NUCLEIC = 24
 #: taken, where residues are many.
 MANY_ATOMS, MANY_RESIDUES = 10000, 100
 
+#: What is heavier than a hydrogen, where masses alone tell, in atomic mass units.
+HYDROGEN_MASS = 2.0
+
 IONS = (
     "NA NA+ NA2+ SOD CL CL- CLA CHL K K+ POT LI LI+ LIT RB RB+ RUB CS CS+ CES F F- BR BR- I- IOD MG MG2+ MG2 CA2+ "
     "CAL ZN ZN2 ZN2+ BA BAR CD2+ CD2 NIO CIO SO4 PO4 NO3 ION IB+ TMA CLJ"
@@ -156,14 +159,45 @@ def _whose(chosen: AtomGroup, kind: str) -> str:
 
 
 def _without_names(atoms: AtomGroup) -> Default:
-    """Nothing is known of residues: what is no hydrogen, where there are elements or names to tell."""
+    """Nothing is known of residues: what is no hydrogen, where elements, names or masses tell."""
     try:
         heavy = len(matching_atoms(atoms, "heavy"))
     except UsageError:
         heavy = 0
     if heavy:
         return Default("heavy", "heavy", f"{counted(heavy, 'heavy atom')}; the topology names no residues")
+    if (found := _by_mass(atoms)) is not None:
+        return found
     return Default("all", "heavy", f"all {counted(len(atoms), 'atom')}; the topology does not say what they are")
+
+
+def _by_mass(atoms: AtomGroup) -> Default | None:
+    """Of atoms with types and masses alone, as of LAMMPS, the heavy ones, less types of which all atoms belong to water
+    (an oxygen and two hydrogens) or have no bond; None where no mass is that of a hydrogen."""
+    if not (hasattr(atoms, "masses") and hasattr(atoms, "types")):
+        return None
+    masses, types, n_atoms = atoms.masses, atoms.types.astype(str), len(atoms.universe.atoms)
+    hydrogen = np.abs(masses - 1.008) < 0.01
+    heavy = masses > HYDROGEN_MASS
+    if not (hydrogen.any() and heavy.any()):
+        return None
+    bonds = atoms.universe.bonds.indices if hasattr(atoms.universe, "bonds") else np.empty((0, 2), int)  # (B, 2)
+    is_hydrogen = np.zeros(n_atoms, bool)
+    is_hydrogen[atoms.indices[hydrogen]] = True
+    count = np.bincount(bonds.ravel(), minlength=n_atoms)[atoms.indices]
+    to_hydrogen = np.bincount(bonds.ravel(), is_hydrogen[bonds[:, ::-1]].ravel(), n_atoms)[atoms.indices]
+    water = (np.abs(masses - 15.999) < 0.01) & (count == 2) & (to_hydrogen == 2)
+    alone = heavy & (count == 0) & bool(len(bonds))
+    kept = set(types[heavy & ~water & ~alone])
+    without = sorted(set(types[heavy]) - kept) if kept else []
+    select = f"prop mass > {HYDROGEN_MASS:g}" + (f" and not type {' '.join(without)}" if without else "")
+    said = (
+        f"{counted(len(matching_atoms(atoms, select)), 'heavy atom')} by their masses; the topology names no residues"
+    )
+    gone = np.isin(types, without)
+    parts = [f"{(gone & water).sum()} water"] * bool((gone & water).any())
+    parts += [counted(int((gone & alone).sum()), "atom") + " without bonds"] * bool((gone & alone).any())
+    return Default(select, "heavy", said + (f"; left out: {', '.join(parts)}" if parts else ""))
 
 
 def _protein(atoms: AtomGroup) -> Default | None:
