@@ -103,7 +103,7 @@ class Clock:
             raise _uneven(name, np.arange(min(5, len(times))), times)
         stretches = tuple(frames[k] for k in _even(times[frames], spacing, exact))
         alone = sum(len(stretch) == 1 for stretch in stretches)
-        if max(map(len, stretches)) < 2 or alone > max(2, _ALONE * len(frames)):
+        if max(map(len, stretches)) < 2 or alone > _ALONE * len(frames):
             raise _uneven(name, np.arange(min(5, len(times))), times)
         rounding = 0.0 if exact else _rounding(times[frames])
         if rounding > 1e-3 * spacing:
