@@ -13,9 +13,7 @@ from egno_md.errors import DataError
 from egno_md.forecast.drawn import apart, rigid_directions
 from egno_md.forecast.forecasters import Known
 from egno_md.forecast.network import (
-    AS_EXPECTED,
     MODES,
-    STARTS,
     Conditional,
     ElasticNetwork,
     Given,
@@ -390,7 +388,7 @@ def test_a_start_moves_in_every_mode_as_its_stiffness_says(beyond, monkeypatch):
     np.testing.assert_allclose(found.mean, mean, atol=1e-5)
     np.testing.assert_allclose(found.spread, np.sqrt(spread), rtol=1e-5)
     scaled = network.scaled(Known([run], (1, 3)))
-    scale = (AS_EXPECTED + sum(squares)) / (AS_EXPECTED + before.size)
+    scale = (60 + sum(squares)) / (60 + before.size)
     np.testing.assert_allclose(scaled.scale, np.sqrt(scale), rtol=1e-5)
     wider = scaled.given(Modes.of(positions), before, grid)
     np.testing.assert_allclose(wider.spread, np.sqrt(scale * spread), rtol=1e-5)
@@ -424,7 +422,7 @@ def test_pairs_of_frames_are_those_that_the_runs_have():
         np.testing.assert_allclose(placed.back(later[None])[0], true, atol=1e-12)
     # Of many starts some, from the first to the last, and of a run whose frames are further apart than any lag none.
     many = list(_pairs(Sample([np.random.default_rng(0).normal(size=(200, 4, 3))], 1.0), np.array([1.0]), None))
-    assert len(many) == STARTS
+    assert len(many) == 60
     assert not list(_pairs(Sample(runs, 3.0), lags, None))
     # Where a stride is several frames, what has no frame a stride later is no start.
     assert [which.tolist() for *_, which in _pairs(Sample(runs, 0.25), np.array([1.0]), None)] == [[0], [0]]
@@ -478,3 +476,28 @@ def test_coefficients_are_those_of_the_variogram():
     squares[3] = np.nan
     np.testing.assert_allclose(_coefficients(lags, squares, taus), true, atol=1e-6)
     assert not _coefficients(lags, np.full(12, np.nan), taus).any() and len(_coefficients(lags, 0 * lags, taus)) == 7
+
+
+def test_sixteen_frames_of_past_are_read():
+    frames = chain(60)[0]
+    found = ElasticNetwork.fitted(Known([frames], (1, 2)))
+    sixteen, more, fewer = (found(pasts(frames, [50], n), [1, 2])[0, 0] for n in (16, 17, 15))
+    np.testing.assert_array_equal(more, sixteen)
+    assert np.abs(fewer - sixteen).max() > 1e-6 and found.n_past == 16
+
+
+@pytest.mark.parametrize(("n_atoms", "shared"), [(100, False), (101, True)])
+def test_of_more_than_a_hundred_atoms_every_start_has_the_network_of_the_mean_structure(n_atoms, shared):
+    frames = walk(n_atoms) + np.random.default_rng(0).normal(scale=0.1, size=(12, n_atoms, 3))
+    found = ElasticNetwork.fitted(Known([frames], (1,)))
+    assert (found.mean is not None) == shared
+
+
+def test_what_is_kept_of_a_network_is_its_own():
+    found = ElasticNetwork.fitted(Known([chain(40)[0]], (1, 2)))
+    found.conditional(1, [1, 2])
+    assert "_conditionals" not in repr(found) and (found.stride, found.scale, found.rigid) == (1, 1, True)
+    assert not dataclasses.replace(found, stride=2.0)._conditionals  # which hold for one stride
+    once, again = found.conditional(1, [1, 2])[0], found.conditional(1, [1, 2], 1.0)[0]
+    np.testing.assert_array_equal(once.factor, again.factor)
+    assert np.abs(found.conditional(1, [1, 2], 1.5)[0].factor - once.factor).max() > 1e-6

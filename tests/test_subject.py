@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import MDAnalysis as mda
@@ -11,7 +12,7 @@ import torch
 from conftest import make_model, make_universe
 
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
-from egno_md.forecast.subject import Subject, choose_atoms
+from egno_md.forecast.subject import Subject, _Images, choose_atoms
 from egno_md.graph.windows import TrajectoryWindows
 from egno_md.specs import WindowSpec
 
@@ -223,3 +224,10 @@ def test_frames_that_are_looked_at_in_between_leave_molecules_in_their_images(tm
     broken[[0, 11]] = np.nan
     u.load_new(broken.astype(np.float32), dt=1.0)
     np.testing.assert_allclose(Subject.plain(u, "all").some(3)[0], frames[5:6], atol=1e-4)
+
+
+def test_where_molecules_stand_is_no_part_of_a_subject():
+    subject = seen_by(make_universe(3))
+    other = dataclasses.replace(subject, _images=_Images())
+    assert "_images" not in repr(subject) and subject == other and other._images is not subject._images
+    assert subject != dataclasses.replace(subject, every=2)
