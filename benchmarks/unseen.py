@@ -12,6 +12,12 @@ UNSEEN = {
         "energy_score: -2 -> 2 (#2)": "the last axis but one is the third of four",
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 22 -> 23": "the size of pieces, which costs memory alone",
+        "Drawn._of: error > 0 -> error >= 0": (
+            "0 over 0 is put in its place afterwards, and another number over 0 is infinite anyway"
+        ),
+        "calibrate: 1 -> 2": "the size of pieces, which costs memory alone",
+        "calibrate: 3 -> 4": "the size of pieces, which costs memory alone",
+        "calibrate: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
     },
     "evaluation/score.py": {
         "score: 2000 -> 2001": "a limit, where one more is as good",
@@ -24,6 +30,11 @@ UNSEEN = {
     "forecast/bridge.py": {
         "the module: 2 -> 3": "the size of pieces; a limit for more than 40,000 atoms",
         "the module: 21 -> 22": "the size of pieces, which costs memory alone, but for more than 16,000 atoms",
+        "Bridge.fit: 2 -> 3": "a limit for more than 2 million atoms",
+        "Bridge.fit: 8 -> 9": "a limit for more than 40,000 atoms",
+        "Bridge.fit: 2 -> 3 (#3)": "three frames are read, of which the first two are taken",
+        "Bridge.fill: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
+        "Bridge.fill: 4 -> 5": "the size of pieces, which costs memory alone",
     },
     "forecast/chain.py": {
         "the module: 65536 -> 65537": "the size of pieces on a GPU, which costs memory alone",

@@ -176,3 +176,12 @@ def test_a_molecule_goes_and_turns_as_a_bridge_of_diffusion():
         np.testing.assert_allclose(place[j, 0], centre[0, 0] + share * (centre[1] - centre[0])[0] + 0.5 * off[0])
         expected = rotation[0] @ Rotation.from_rotvec(share * way + 0.1 * off[1]).as_matrix()
         np.testing.assert_allclose(turn[j], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_frames", "share"), [(1001, 0.5), (1002, 1.0)])
+def test_of_more_than_a_thousand_steps_every_second_tells_what_is_gained(n_frames, share):
+    still = 3 * np.random.default_rng(0).normal(size=(3, 3))
+    place = np.repeat(np.arange(n_frames), 2)[1 : n_frames + 1]  # every second step stands still
+    run = still + 0.6 * np.stack([place, 0 * place, 0 * place], axis=1)[:, None]
+    found = Bridge.fit([run], np.empty((0, 2), int), 2).diffusion
+    np.testing.assert_allclose(found, [share * 0.6**2 / 3, 0], atol=1e-9)

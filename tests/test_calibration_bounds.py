@@ -119,6 +119,41 @@ def test_windows_that_are_far_apart_need_no_more_than_their_memory():
     assert one.n_blocks == one.n_windows == 1
 
 
+def test_windows_of_one_series_that_stand_alone_are_a_frame_apart():
+    frames = run(200)
+    parts = [part_of(frames[k : k + 5], {"a": Noise(0.5)}, [0], source="run.xtc") for k in range(0, 180, 5)]
+    parts = [Part(part.run, part.starts, parts[0].known, part.source) for part in parts]
+    scores = [asked([part]).superposed["a"].window_score for part in parts]
+    assert len(set(scores)) == 36  # which are not those of one generator for all of them
+    found = asked(parts)
+    assert found.n_blocks <= 36 // 4 and found.n_blocks == 36 // (3 + memory_of(parts))
+
+
+def memory_of(parts):
+    """Of the scores of all windows in their order."""
+    generator, scores = np.random.default_rng(0), []
+    for part in parts:
+        frames, start = part.run.positions.astype(float), part.run.positions[None, :1].astype(float)
+        members = frames[None, None, :1] + 0.5 * generator.normal(size=(1, 4, 2, N_ATOMS, 3))
+        scores.append(energy_score(aligned(members, start[:, None]), aligned(frames[None, [1, 3]], start))[0, -1])
+    return int(np.ceil(integrated_time([np.array(scores)])))
+
+
+def test_who_does_not_say_that_it_draws_is_not_asked():
+    class Silent:
+        def __call__(self, *_):
+            raise AssertionError
+
+    class Plain:
+        draws = True
+
+        def __call__(self, past, steps, samples, generator):
+            assert past.shape[1] == 1  # nothing is said of a past
+            return Noise(0.5)(past, steps, samples, generator)
+
+    assert list(asked([part_of(run(30), {"silent": Silent(), "plain": Plain()})]).superposed) == ["plain"]
+
+
 def test_who_draws_in_every_part_is_judged():
     parts = [
         part_of(run(30), {"a": Noise(0.5), "b": Noise(1.0), "mean": Noise(1.0, only=1)}),

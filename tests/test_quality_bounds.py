@@ -78,11 +78,11 @@ def judged(chains, floor, **kind):
     return Quality(*three, 1, 9, "virtual" if names else "", names, slow=kind.get("slow")).findings
 
 
-@pytest.mark.parametrize("what", ["torsions", "slow"])
-def test_other_torsions_and_slow_motions_are_beyond_a_bound_and_twice_the_floor(what):
+@pytest.mark.parametrize("kind", ["torsions", "motions"])
+def test_other_torsions_and_slow_motions_are_beyond_a_bound_and_twice_the_floor(kind):
     """Shares of one of two cells: their divergence is known, and goes from nothing to ln 2."""
     axis = SlowComponents(np.zeros(1), np.eye(1), (np.linspace(-np.pi, np.pi, 13),), (-1.0, 1.0))
-    seen = set()
+    seen, what = set(), "torsions" if kind == "torsions" else "slow"
 
     def frames(there):
         return {what: np.r_[np.full(400 - there, -1.5), np.full(there, 1.5)][:, None]}

@@ -312,7 +312,7 @@ def calibrate(
     between = float(np.median(spacings)) if spacings else 1.0
     group_of = series_of([(part.series, len(part.starts[::thin])) for part in parts])
     series = [windows[names[0]][group_of == g] for g in np.unique(group_of)]
-    block = max(1, int(np.ceil(max(steps) * parts[0].run.every / between)) + int(np.ceil(integrated_time(series))))
+    block = int(np.ceil(max(steps) * parts[0].run.every / between)) + int(np.ceil(integrated_time(series)))
     n_blocks = independent_blocks(group_of, block)
     apart = {}
     for name in names:

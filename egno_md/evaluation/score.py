@@ -139,7 +139,7 @@ def score(
     between = float(np.median(spacings)) if spacings else 1.0  # frames between two windows
     length = int(np.ceil((frames_back(window) + steps[-1]) * every / between))
     memory = integrated_time([values[group_of == g, 0, 0].mean(axis=1) for g in np.unique(group_of)])
-    block = max(1, length + int(np.ceil(memory)))
+    block = length + int(np.ceil(memory))
     n_blocks = independent_blocks(group_of, block)
     mean = values.mean(axis=0)  # (K, 2, T)
     resampled = block_bootstrap(values, group_of, block, seed=seed) if n_blocks >= MIN_BLOCKS else None  # (R, K, 2, T)
