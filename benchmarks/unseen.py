@@ -18,18 +18,28 @@ UNSEEN = {
         "calibrate: 1 -> 2": "the size of pieces, which costs memory alone",
         "calibrate: 3 -> 4": "the size of pieces, which costs memory alone",
         "calibrate: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
+        "calibrate: 3 * run.builder.n_atoms + 2 * samples -> 3 * run.builder.n_atoms - 2 * samples": (
+            "the size of pieces, which costs memory alone"
+        ),
+        "calibrate: 3 * run.builder.n_atoms + 2 * samples -> 3 * run.builder.n_atoms": (
+            "the size of pieces, which costs memory alone"
+        ),
     },
     "evaluation/score.py": {
         "score: 2000 -> 2001": "a limit, where one more is as good",
         "the module: 64 -> 65": "the size of pieces, which costs memory alone",
         "the module: 20 -> 21": "the size of pieces, which costs memory alone",
+        "score: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
+        "score: 8 -> 9": "the size of pieces, which costs memory alone",
+        "score: 3 -> 4": "the size of pieces, which costs memory alone",
+        "score: horizon + window.n_times -> horizon": "the size of pieces, which costs memory alone",
     },
     "evaluation/slow.py": {
         "SlowComponents.fit: 0 -> 1 (#5)": "which way a component points is arbitrary",
     },
     "forecast/bridge.py": {
         "the module: 2 -> 3": "the size of pieces; a limit for more than 40,000 atoms",
-        "the module: 21 -> 22": "the size of pieces, which costs memory alone, but for more than 16,000 atoms",
+        "the module: 21 -> 22": "the size of pieces: few pairs at their borders, in runs of 70,000 frames",
         "Bridge.fit: 2 -> 3": "a limit for more than 2 million atoms",
         "Bridge.fit: 8 -> 9": "a limit for more than 40,000 atoms",
         "Bridge.fit: 2 -> 3 (#3)": "three frames are read, of which the first two are taken",
@@ -43,6 +53,8 @@ UNSEEN = {
     "forecast/drawn.py": {
         "the module: 21 -> 22": "the size of pieces, which costs memory alone",
         "the module: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
+        "_rows: 1 -> 2": "the size of pieces, which costs memory alone",
+        "_rows: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
     },
     "forecast/forecasters.py": {
         "InternalMotion.fit: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (
@@ -52,6 +64,7 @@ UNSEEN = {
         "the module: 256 -> 257": "the size of pieces, which costs memory alone",
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 21 -> 22": "the size of pieces, which costs memory alone",
+        "Known.windows: 1 -> 2 (#4)": "the size of pieces, which costs memory alone",
     },
     "forecast/network.py": {
         "ElasticNetwork.fit: 0 -> 1 (#7)": "both columns are missing together",
@@ -60,6 +73,8 @@ UNSEEN = {
     },
     "forecast/operator.py": {
         "the module: 16 -> 17": "from how many windows on a GPU records them, which costs time alone",
+        "OperatorWindow._drawn: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
+        "the module: 4096 -> 4097": "the size of pieces, which costs memory alone",
     },
     "forecast/reversion.py": {
         "MeanReversion.fit: grown > BEYOND_CHANCE * np.hypot(2 * all_of * unsure, after_all * np.sqrt(2 / half)) "
@@ -71,6 +86,15 @@ UNSEEN = {
     },
     "forecast/rolling.py": {
         "the module: 2048 -> 2049": "the size of pieces, which costs memory alone",
+    },
+    "forecast/written.py": {
+        "Written._measure: 1 -> 2": "the size of pieces, which costs memory alone",
+        "Written._measure: 24 -> 25": "the size of pieces, which costs memory alone",
+        "Written._compare: 1 -> 2": "the size of pieces, which costs memory alone",
+        "Written._compare: 24 -> 25": "the size of pieces, which costs memory alone",
+        "the module: 2 -> 3": "the size of pieces, and a limit for more than 5,000 atoms",
+        "the module: 23 -> 24": "the size of pieces, and a limit for more than 5,000 atoms",
+        "Written._follow: 6 -> 7": "a limit for more than 20,000 atoms",
     },
     "graph/graph.py": {
         "Graph.split: 0 -> 1": "both ends of an edge lie in one graph",
@@ -90,6 +114,13 @@ UNSEEN = {
         "the module: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
         "the module: 15 -> 16": "the size of pieces, which costs memory alone",
         "the module: 3000000 -> 3000001": "when compiled code is taken, which costs time alone",
+        "LocalGeometry.fit: 1 -> 2 (#3)": "the size of pieces, which costs memory alone",
+        "LocalGeometry.fit: 1 -> 2 (#4)": "the size of pieces, which costs memory alone",
+        "LocalGeometry.fit: 3 -> 4": "the size of pieces, which costs memory alone",
+        "LocalGeometry.fit: 9 -> 10": "the size of pieces, which costs memory alone",
+        "LocalGeometry.project: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
+        "LocalGeometry.project: 1 -> 2 (#3)": "the size of pieces, which costs memory alone",
+        "LocalGeometry.project: 3 -> 4": "the size of pieces, which costs memory alone",
     },
     "nn/captured.py": {
         "the module: 1.1 -> 1.6500000000000001": "room for more edges on a GPU, which costs memory alone",
@@ -111,6 +142,7 @@ UNSEEN = {
         "the module: 22 -> 23": "when compiled code is taken, which costs time alone",
         "the module: 8 -> 9": "the size of pieces, which costs memory alone",
         "the module: 16 -> 17": "the size of pieces, which costs memory alone",
+        "_in_blocks: 2 -> 3": "by how much pieces on a GPU shrink, which costs time alone",
     },
     "nn/edges/layer.py": {
         "_Edges.of: 3 -> 4": "an array without rows",
@@ -130,6 +162,7 @@ UNSEEN = {
     "nn/pooling.py": {
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 25 -> 26": "the size of pieces, which costs memory alone",
+        "cluster_adjacency: 1 -> 2": "the size of pieces, which costs memory alone",
     },
     "nn/spectral.py": {
         "time_embedding: -1 -> 1": "the second axis is the last of two",
