@@ -20,6 +20,7 @@ from egno_md.forecast.drawn import (
     RunEnsemble,
     _fittable,
     _rows,
+    apart,
     in_body,
     in_turn,
     moved,
@@ -384,3 +385,24 @@ def test_numbers_of_a_process_come_back():
         assert GaussianProcess.of_arrays(process.arrays() | {"noise/share": np.float32(share)}).kind == kind
     past = frames[None, 100:110]
     np.testing.assert_allclose(process(past, STEPS), again(past, STEPS), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_past", [2, 3, 4, 9])
+def test_the_drift_of_a_history_is_that_of_its_last_stride(n_past):
+    structure = np.random.default_rng(0).normal(scale=3, size=(6, 3))
+    mean = structure - structure.mean(axis=0)
+    places = np.array([1.0, 2, 3]) * np.arange(6)[:, None] ** 2
+    turn = Rotation.from_rotvec([0.1, 0.2, 0.7]).as_matrix()
+    past = (structure @ turn + places[:, None])[None]  # (1, P, N, 3)
+    past[0, -2:, 0] += [[0.3, 0, 0], [0.5, 0, 0]]
+    seen = in_body(past, mean, n_past)
+    still = in_body((structure @ turn + places[:, None])[None], mean, n_past)
+    np.testing.assert_allclose(still.drift[0, 3:], (places[5] - places[4]) @ still.rotation[0], atol=1e-9)
+    np.testing.assert_allclose(still.drift[0, :3], 0, atol=1e-9)
+    np.testing.assert_allclose(still.features, 0, atol=1e-9)
+    # The last stride alone tells of the velocity; what was before tells of the smoothed history.
+    last = in_body(past[:, -2:], mean, 2)
+    np.testing.assert_allclose(seen.features[:, 1], last.features[:, 1], atol=1e-9)
+    earlier = apart(((past[:, -n_past:-1] - seen.centre[:, None]) @ seen.rotation[:, None]), mean + seen.features[:, 0])
+    whole = np.sum(earlier[0] - (mean + seen.features[:, 0])[:, None], axis=1) / min(n_past, 6)
+    np.testing.assert_allclose(seen.features[:, 2], whole, atol=1e-9)
