@@ -55,6 +55,7 @@ UNSEEN = {
         "the module: 2 -> 3 (#2)": "the size of pieces, which costs memory alone",
         "_rows: 1 -> 2": "the size of pieces, which costs memory alone",
         "_rows: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
+        "GaussianProcess.fitted: 1.0 -> 1.5 (#2)": "what is 0 in every window has no part in the regression",
     },
     "forecast/forecasters.py": {
         "InternalMotion.fit: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (

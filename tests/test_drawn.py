@@ -406,3 +406,11 @@ def test_the_drift_of_a_history_is_that_of_its_last_stride(n_past):
     earlier = apart(((past[:, -n_past:-1] - seen.centre[:, None]) @ seen.rotation[:, None]), mean + seen.features[:, 0])
     whole = np.sum(earlier[0] - (mean + seen.features[:, 0])[:, None], axis=1) / min(n_past, 6)
     np.testing.assert_allclose(seen.features[:, 2], whole, atol=1e-9)
+
+
+@pytest.mark.parametrize(("step", "independent"), [(20, 1), (9, 1), (4, 2), (2, 5)])
+def test_windows_that_overlap_are_fewer_independent_ones(step, independent):
+    """Ten windows that reach so many strides ahead; and no run is less than one of them."""
+    frames = autoregression(step + 12, 6, 0.5)
+    (note,) = GaussianProcess.fitted(Known([frames], (step,))).notes
+    assert f"10 windows (about {independent} independent ones) for 18 numbers of a window" in note

@@ -170,7 +170,7 @@ class GaussianProcess:
         features, moves, drift, motion = _internal(known, n_past, mean)
         m, n_times, n_atoms = moves.shape[:3]
         independent = max(1.0, n_windows / (max(known.steps) * known.every))
-        gap = -(-m * (max(known.steps) + n_past) * known.every // max(n_windows, 1))
+        gap = -(-m * (max(known.steps) + n_past) * known.every // n_windows)
         local, left = Local.chosen(features, moves, gap)
         centre = features.mean(axis=0)  # (3, N, 3)
         features -= centre
