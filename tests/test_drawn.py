@@ -414,3 +414,12 @@ def test_windows_that_overlap_are_fewer_independent_ones(step, independent):
     frames = autoregression(step + 12, 6, 0.5)
     (note,) = GaussianProcess.fitted(Known([frames], (step,))).notes
     assert f"10 windows (about {independent} independent ones) for 18 numbers of a window" in note
+
+
+def test_a_full_covariance_needs_as_many_windows_as_numbers():
+    rng = np.random.default_rng(0)
+    frames = 3 * rng.normal(size=(4, 3)) + 0.3 * rng.normal(size=(13, 4, 3))
+    whole, less = (GaussianProcess.fitted(Known([frames[:n]], (1,)), 1) for n in (13, 12))
+    assert whole.notes == () and whole.kind == less.kind == "time x space"  # noise is nothing else
+    assert "11 windows (about 11 independent ones) for 12 numbers of a window: its covariance is time" in less.notes[0]
+    assert whole.n_past == 1 and whole.rigid and GaussianProcess.of_arrays(whole.arrays()).kind == "time x space"
