@@ -205,6 +205,15 @@ UNSEEN = {
         ),
         "Clock.shifted: by < 0 -> by <= 0": "none before or after is the frame itself, which was answered above",
         "Clock._place: 1 -> 2 (#2)": "any number below 0 says that there is none",
+        "Clock.per_stride: abs(ratio - whole) <= slack -> abs(ratio - whole) < slack": (
+            "a difference that is the slack to the last bit"
+        ),
+        "frame_spacing: abs(other - clock.spacing) > tolerance -> abs(other - clock.spacing) >= tolerance": (
+            "a difference that is the bound to the last bit"
+        ),
+        "frame_spacing: abs(jump - clock.spacing) > tolerance -> abs(jump - clock.spacing) >= tolerance": (
+            "a difference that is the bound to the last bit"
+        ),
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",

@@ -238,6 +238,8 @@ def test_a_frame_is_found_where_it_is_to_a_fiftieth_of_the_spacing():
     back = clock_of([0, 1, 2, 1.995, 3, 0.5, 1.5])
     assert back.shifted(2, 1) == 4 and back.shifted(1, 1) in (2, 3)
     assert back.shifted(5, 1) == 6 and back.shifted(5, -0.5) is None and back.shifted(4, -1) is not None
+    assert clock_of([0, 100, 200, 199, 300], spacing=100.0).shifted(0, 3) == 4  # by a hundredth and no more
+    assert clock_of([0, 100, 200, 198.9, 300], spacing=100.0).shifted(0, 3) is None
     again = clock_of([0, 1, 2, 1.985, 3])
     assert again.shifted(1, 1) == 2 and again.shifted(3, -1) is None and again.shifted(0, 3) is None
     # Frames without positions are none, and nothing is a spacing of nothing.

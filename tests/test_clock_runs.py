@@ -138,6 +138,8 @@ def test_files_of_other_spacings_are_refused_beyond_a_thousandth(tmp_path, topol
     for other in (2.0026, 1.9974):
         with pytest.raises(DataError, match=rf"different frame spacings \(2, {other:g} ps\)"):
             frame_spacing(chain(other))
+    with pytest.raises(DataError, match=r"different frame spacings \(2, 3 ps\)"):  # of two frames as well
+        frame_spacing(open_universe(topology, [tmp_path / "a.xtc", written(tmp_path / "c.xtc", [120.0, 123.0])]))
 
 
 def test_a_border_of_files_that_is_no_spacing_wide_is_named(tmp_path, topology):

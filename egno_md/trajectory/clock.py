@@ -209,8 +209,8 @@ class Clock:
                 f"save the run at another spacing{', with the positions of every frame' if self._left_out else ''}"
             )
         # Where frames without positions are left out, a spacing is several frames of the file.
-        apart = np.diff(max(self.stretches, key=len)[:2])
-        true = stride_ps / (every or 1) / (int(apart[0]) if len(apart) else 1)
+        first, second = max(self.stretches, key=len)[:2]
+        true = stride_ps / (every or 1) / int(second - first)
         raise SpacingError(
             f"{found}{cure}; if the file's header is wrong, give the true spacing: dt={true:g} (--dt {true:g})"
         )
@@ -231,8 +231,6 @@ def frame_spacing(universe: mda.Universe) -> float:
     """
     clock = Clock.of(universe)
     trajectory = universe.trajectory
-    if len(clock.times) == 1:
-        return clock.spacing
     first, different = 0, []
     for file in _files(trajectory):
         n = len(file.times)
