@@ -214,6 +214,24 @@ UNSEEN = {
         "frame_spacing: abs(jump - clock.spacing) > tolerance -> abs(jump - clock.spacing) >= tolerance": (
             "a difference that is the bound to the last bit"
         ),
+        "_files: here < 0 -> here <= 0": "the first frame is read once more",
+        "_files: 0 -> 1 (#3)": "the first frame is read once more",
+        "_by_steps: np.abs(times - times[0] - slope * steps).max() <= rounding + 0.001 * slope * smallest -> "
+        "np.abs(times - times[0] - slope * steps).max() < rounding + 0.001 * slope * smallest": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_by_steps: rounding > 0.001 * slope * smallest -> rounding >= 0.001 * slope * smallest": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_by_steps: open_ > 0.001 * slope * smallest -> open_ >= 0.001 * slope * smallest": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_read_times: np.abs(times - line[sampled]).max() <= time_tolerance(spacing, times) -> np.abs(times - "
+        "line[sampled]).max() < time_tolerance(spacing, times)": ("a difference that is the bound to the last bit"),
+        "_line: error > 0.001 * spacing + rounding -> error >= 0.001 * spacing + rounding": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_common_spacing: 1 -> 2 (#3)": "all of them weigh the same",
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",

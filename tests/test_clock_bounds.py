@@ -111,6 +111,10 @@ def test_the_spacing_is_that_of_most_frames():
     assert common(file(3, exact=True), file(6, exact=True), file(9, exact=True), file(0, exact=True))[0] == 3.0
     assert common(file(3, exact=True), file(0, 2, 4, exact=True)) == (2.0, 0.0)
     assert common(file(3), file(2), file(1)) == (None, 0.0)
+    # Two frames are a spacing, and one of an uneven file is no more than one of an even one.
+    assert common(file(0, 2, exact=True), file(5, 7, exact=True)) == (2.0, 0.0)
+    assert common(file(0, 1, 2, 3, exact=True), file(10, 12, 14, 21, exact=True)) == (1.0, 0.0)
+    assert common(file(0, 1, 2, exact=True), file(10, 12, 14, 16, 23, exact=True)) == (2.0, 0.0)
     assert common(file(1, 1, 1)) == (None, 0.0)
 
 
@@ -193,6 +197,8 @@ def test_step_numbers_tell_the_time_where_both_are_on_a_line():
         ([0, 1, 2], [0, 500, 400]),
         ([2, 1, 0], [0, 500, 1000]),
         ([0, 1, 2.5], [0, 500, 1000]),
+        ([0, 1, 1, 2], [0, 500, 500, 1000]),  # a frame that is there twice
+        ([3, 3, 3], [0, 500, 1000]),
     ):
         found = by_steps(times, steps)
         assert not found.exact

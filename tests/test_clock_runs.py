@@ -12,7 +12,7 @@ import pytest
 from conftest import make_universe
 
 from egno_md.errors import DataError, SpacingError
-from egno_md.trajectory.clock import AKMA_PS, Clock, _doubts, _read_times, frame_spacing, unreadable
+from egno_md.trajectory.clock import AKMA_PS, Clock, _doubts, _file, _read_times, frame_spacing, unreadable
 from egno_md.trajectory.universe import in_memory_universe, open_universe
 
 EPS = float(np.finfo(np.float32).eps)
@@ -59,6 +59,7 @@ def test_a_run_is_refused_where_more_than_three_in_four_frames_are_alone():
 def test_the_spacing_of_a_frame_alone_is_what_its_file_says(tmp_path, topology):
     one = open_universe(topology, [written(tmp_path / "one.dcd", [0.0], spacing=4.0)])
     assert Clock.of(one).spacing == pytest.approx(4.0) == frame_spacing(one)
+    assert Clock.of(open_universe(topology, [tmp_path / "one.dcd"], dt=3.0)).spacing == 3.0
     # Of two frames of which one has positions nothing is known, whatever the spacing of the file is.
     from MDAnalysis.lib.formats.libmdaxdr import TRRFile
 
@@ -125,6 +126,52 @@ def test_all_frames_are_read_where_those_few_are_uneven(off, evenly):
         run = Numbered(times)
         np.testing.assert_array_equal(_read_times(run, 0, 12).times, times)
         assert len(run.read) == 17
+
+
+def test_looking_at_the_times_leaves_the_run_where_it_is():
+    for times in (np.arange(8.0), np.arange(8.0) ** 2 % 7):
+        for frame in (0, 1, 5, 7):
+            u = timed(times)
+            u.trajectory[frame]
+            try:
+                Clock.of(u)
+            except DataError:
+                assert times[2] != 2
+            assert u.trajectory.frame == frame and u.trajectory.ts.time == times[frame]
+
+
+def test_a_spacing_that_was_given_is_exact(tmp_path, topology):
+    file = written(tmp_path / "r.xtc", np.arange(6.0))
+    for universe in (open_universe(topology, [file], dt=1.1), mda.Universe(str(topology), str(file), dt=1.1)):
+        clock = Clock.of(universe)
+        assert (clock.spacing, clock.uncertainty) == (pytest.approx(1.1), 0.0)
+        np.testing.assert_allclose(clock.times, 1.1 * np.arange(6), rtol=1e-12)
+
+
+class OneFrame:
+    """A reader of a format that states no spacing."""
+
+    def __init__(self, n_frames, format):
+        self.n_frames, self.format = n_frames, format
+
+    @property
+    def dt(self):
+        raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("n", "format", "data", "known", "time"),
+    [
+        (1, "INPCRD", {"time": 7.0}, True, 7.0),
+        (1, "INPCRD", {}, False, 0.0),
+        (1, "LAMMPSDUMP", {"time": 7.0}, False, 0.0),  # which numbers its steps
+        (2, "INPCRD", {"time": 7.0}, False, 0.0),  # each of which may be any time later
+    ],
+)
+def test_a_file_of_one_frame_may_say_when_it_was(n, format, data, known, time):
+    frame = SimpleNamespace(time=7.0, data=data, has_positions=True)
+    found = _file([None, None, frame, frame], OneFrame(n, format), 2)
+    assert (found.known, found.times.tolist(), found.usable.tolist()) == (known, [time] * n, [True] * n)
 
 
 def test_files_of_other_spacings_are_refused_beyond_a_thousandth(tmp_path, topology):
