@@ -232,6 +232,10 @@ UNSEEN = {
             "a difference that is the bound to the last bit"
         ),
         "_common_spacing: 1 -> 2 (#3)": "all of them weigh the same",
+        "_common_spacing: np.diff(steps[:, 0]) > 0.002 * steps[:-1, 0] + np.minimum(steps[1:, 1], steps[:-1, 0] / "
+        "2) -> np.diff(steps[:, 0]) >= 0.002 * steps[:-1, 0] + np.minimum(steps[1:, 1], steps[:-1, 0] / 2)": (
+            "a difference that is the bound to the last bit"
+        ),
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",

@@ -135,6 +135,11 @@ def test_spacings_are_one_up_to_their_rounding():
     assert spacing == 1.0
     assert uncertainty == pytest.approx((far + 4) * EPS / 4 / np.sqrt(2))
     assert common(file(0, 1, 2, 3, exact=True, uncertainty=0.01))[1] == 0.01
+    # Each by its own size, and by its own rounding up to half of it, whatever smaller ones there are.
+    assert steps(100, 1, 100.05, 1, 100.1, exact=True) == pytest.approx(100.05)
+    for sizes, mean in (((10, 0.25, 10.375, 0.25, 10.75), 10.375), ((1, 9, 1.375, 9, 1.75), 1.375)):
+        late = file(*(far + np.cumsum([0.0, *sizes])))
+        assert common(late)[0] == pytest.approx(mean, rel=1e-3)
     # It is rounded by what is open, and by a two thousandth of itself at most.
     assert common(file(0, 1.0004, 2.0008, exact=True, uncertainty=0.1))[0] == 1.0
     assert common(file(0, 1.0006, 2.0012, exact=True, uncertainty=0.1))[0] == pytest.approx(1.001)
@@ -171,6 +176,8 @@ def test_late_times_are_even_up_to_their_rounding():
         assert (len(even(late + np.array([0, 1, 2 + off, 3 + off]), exact=False)) == 1) == one
         assert (len(even(-late - np.array([3, 2 - off, 1 - off, 0]), exact=False)) == 1) == one
         assert (len(even(late + np.array([0, 1, 2 + off, 3 + off]))) == 1) == False  # noqa: E712
+    # By the rounding of the two times, not by that of others before them.
+    assert even([-late, 1 - late, 0, 1, 2.004], exact=False) == [[0, 1], [2, 3], [4]]
     # Where neighbours may round to the same time, none of them is the other once more.
     later = 2.0**21
     assert 4 * EPS * later > 0.5 and even(later + np.array([0, 1, 1, 2]), exact=False) == [[0, 1, 2, 3]]
