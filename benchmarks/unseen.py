@@ -236,6 +236,15 @@ UNSEEN = {
         "2) -> np.diff(steps[:, 0]) >= 0.002 * steps[:-1, 0] + np.minimum(steps[1:, 1], steps[:-1, 0] / 2)": (
             "a difference that is the bound to the last bit"
         ),
+        "_even: np.abs(steps) <= np.minimum(tolerance, 0.01 * spacing) -> np.abs(steps) < np.minimum(tolerance, "
+        "0.01 * spacing)": ("a difference that is the bound to the last bit"),
+        "_even: tolerance > spacing / 2 -> tolerance >= spacing / 2": "a difference that is the bound to the last bit",
+        "_even: np.abs(np.diff(times[places]) - spacing) > tolerance[places[1:] - 1] -> "
+        "np.abs(np.diff(times[places]) - spacing) >= tolerance[places[1:] - 1]": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_round: slack > 0.01 * value -> slack >= 0.01 * value": "so near there is one number of one digit alone",
+        "_round: 0.01 -> 0.015": "so near there is one number of one digit alone",
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",

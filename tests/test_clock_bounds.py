@@ -68,6 +68,8 @@ def test_what_single_precision_leaves_open():
         (7.0, 10.0, 7.0),
         (8.1, 10.0, 10.0),
         (1.62, 10.0, 2.0),
+        (2.6, 0.64, 2.0),
+        (4.1, 1.0, 5.0),
     ],
 )
 def test_spacings_are_as_round_as_may_be(value, slack, expected):
@@ -178,14 +180,17 @@ def test_late_times_are_even_up_to_their_rounding():
         assert (len(even(late + np.array([0, 1, 2 + off, 3 + off]))) == 1) == False  # noqa: E712
     # By the rounding of the two times, not by that of others before them.
     assert even([-late, 1 - late, 0, 1, 2.004], exact=False) == [[0, 1], [2, 3], [4]]
+    assert even([-late, 1 - late, 0, 1.004], exact=False) == [[0, 1], [2], [3]]
     # Where neighbours may round to the same time, none of them is the other once more.
     later = 2.0**21
     assert 4 * EPS * later > 0.5 and even(later + np.array([0, 1, 1, 2]), exact=False) == [[0, 1, 2, 3]]
+    assert even(0.8 * 2.0**20 + np.array([0, 1, 1, 2]), exact=False) == [[0, 1, 3]]  # which needs half a spacing
     # A hundredth of the spacing apart they are two, however late.
     late = 2.0**17
     assert 0.01 < 4 * EPS * late < 0.5
     assert even(late + np.array([0, 1, 1.0078125, 2]), exact=False) == [[0, 1, 3]]
-    assert even(late + np.array([0, 1, 1.015625, 2]), exact=False) == [[0, 1], [2, 3]]
+    for apart in (1.015625, 1.0125):
+        assert even(late + np.array([0, 1, apart, 2]), exact=False) == [[0, 1], [2, 3]]
 
 
 def by_steps(times, steps):
