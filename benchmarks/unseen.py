@@ -245,6 +245,16 @@ UNSEEN = {
         ),
         "_round: slack > 0.01 * value -> slack >= 0.01 * value": "so near there is one number of one digit alone",
         "_round: 0.01 -> 0.015": "so near there is one number of one digit alone",
+        "_round: abs(rounded - value) <= slack -> abs(rounded - value) < slack": (
+            "a difference that is the slack to the last bit"
+        ),
+        "_doubts: abs(reader.dt - dt) > 0.0001 * dt -> abs(reader.dt - dt) >= 0.0001 * dt": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_doubts: abs(4 * step - round(4 * step)) < 1e-05 -> abs(4 * step - round(4 * step)) <= 1e-05": (
+            "a difference that is the bound to the last bit"
+        ),
+        "_doubts: step > 0.2 -> step >= 0.2": "which is no quarter, so that it is not doubted anyway",
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",

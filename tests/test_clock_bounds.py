@@ -350,5 +350,7 @@ def test_stretches_are_told_up_to_four():
     assert "0 to 2 (0 to 2 ps), 4 to 5 (4 to 5 ps); alone: 2 frames; no" in alone
     (four,) = note(2, 2, 2, 2)
     assert "6 to 7 (6 to 7 ps); no window" in four
+    (five,) = note(2, 2, 2, 2, 2)
+    assert "6 to 7 (6 to 7 ps) and 1 more; no" in five
     (six,) = note(2, 2, 2, 2, 2, 2)
     assert "6 to 7 (6 to 7 ps) and 2 more; no" in six

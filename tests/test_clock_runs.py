@@ -250,7 +250,7 @@ class TestDoubts:
     @pytest.mark.parametrize(
         ("step", "doubted"),
         [(1.0, True), (2.0, True), (0.25, True), (0.5, True), (2.75, True), (0.0205, False), (0.1, False),
-         (0.2, False), (0.0, False), (0.3, False), (1.001, False), (2.76, False)],
+         (0.2, False), (0.0, False), (0.3, False), (1.001, False), (2.76, False), (1.000002, True), (1.000003, False)],
     )  # fmt: skip
     def test_whole_numbers_and_quarters_of_one_are_doubted(self, tmp_path, topology, step, doubted):
         said = _doubts(mda.Universe(str(topology), str(self.dcd(tmp_path, step, 10))).trajectory)
@@ -262,7 +262,8 @@ class TestDoubts:
 
     def test_a_spacing_that_was_given_is_not_doubted(self, tmp_path, topology):
         path, right = self.dcd(tmp_path, 1.0, 10), 10 * AKMA_PS
-        for given, doubted in ((right, True), (1.5 * right, False), (0.5 * right, False), (1.001 * right, False)):
+        for factor in (1.0, 1.00005, 1.00013, 1.5, 0.5):
+            given, doubted = factor * right, factor in (1.0, 1.00005)
             trajectory = mda.Universe(str(topology), str(path), dt=given).trajectory
             assert len(_doubts(trajectory)) == doubted
 
