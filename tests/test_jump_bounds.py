@@ -13,9 +13,10 @@ import pytest
 from conftest import make_universe
 
 from egno_md.errors import ModelError, UsageError
-from egno_md.propagator.beads import _close
+from egno_md.forecast.streams import Streams
+from egno_md.propagator.beads import _close, _pair, _streams, _words
 from egno_md.propagator.common import check_numbers, in_angstrom, in_nm, in_parts
-from egno_md.propagator.dynamics import SAMPLES, Dynamics
+from egno_md.propagator.dynamics import Dynamics
 from egno_md.propagator.hybrid import HybridPropagator
 from egno_md.propagator.jump import Jumper, _heavy_atoms, _Unsound
 from egno_md.propagator.prepare import _settle_box
@@ -45,6 +46,13 @@ SOUND = {"energy": 12.0, "temperature": 300.0, "constraint_error": 0.0, "rmsd_le
     [
         ({}, {}, None),
         ({"rmsd_led": 1.99}, {"rmsd": 2.0}, None),
+        # Up to the bound itself; 1.5 A, 10 kJ/mol a bead and 5 standard deviations where nobody says otherwise.
+        ({"rmsd_led": 2.0, "work": 40.0}, {"rmsd": 2.0, "work": 10.0}, None),
+        ({"energy": 18.0, "temperature": 270.0, "constraint_error": 1e-4}, {"spread": 3.0}, None),
+        ({"rmsd_led": 1.5, "work": 40.0, "energy": 2.0, "temperature": 350.0}, {}, None),
+        ({"rmsd_led": 1.6}, {}, "lead: 1.60 A"),
+        ({"work": 41.0}, {}, "work: 41 kJ/mol"),
+        ({"energy": 22.4}, {}, "energy: 5.2 standard deviations"),
         ({"rmsd_led": 2.01}, {"rmsd": 2.0}, "lead: 2.01 A"),
         ({"work": 39.0}, {"work": 10.0}, None),  # of four beads
         ({"work": 41.0}, {"work": 10.0}, "work: 41 kJ/mol"),
@@ -180,27 +188,21 @@ def test_steps_are_counted_sampled_and_looked_at():
     dynamics = flying([1.0, 2.0, 3.0])
     told = []
     dynamics.on_steps = told.append
-    found = dynamics.stretch(2 * SAMPLES, {0, 7, 2 * SAMPLES}, np.array([0, 2]))
-    expected = [[[10 * v * k / 1000, 10 * y, 0] for v, y in ((1, 0), (3, 2))] for k in (0, 7, 2 * SAMPLES)]
+    found = dynamics.stretch(40, {0, 7, 40}, np.array([0, 2]))
+    expected = [[[10 * v * k / 1000, 10 * y, 0] for v, y in ((1, 0), (3, 2))] for k in (0, 7, 40)]
     np.testing.assert_allclose(found, expected, atol=1e-9)
-    assert len(dynamics.energies) == len(dynamics.temperatures) == len(dynamics.all_temperatures) == SAMPLES
-    assert (dynamics.md_steps, dynamics.biased_steps, sum(told)) == (2 * SAMPLES, 0, 2 * SAMPLES)
-    assert dynamics.simulation.currentStep == 2 * SAMPLES
+    assert len(dynamics.energies) == len(dynamics.temperatures) == len(dynamics.all_temperatures) == 20
+    assert (dynamics.md_steps, dynamics.biased_steps, sum(told)) == (40, 0, 40)
+    assert dynamics.simulation.currentStep == 40
     energy, temperature = dynamics.relax(61)
     assert energy == 0 and temperature == pytest.approx(dynamics.temperatures[0], rel=1e-3)
-    assert dynamics.biased_steps == 61 and sum(told) == 2 * SAMPLES + 61 and max(told) <= 25
-    assert dynamics.md_ps == pytest.approx(2 * SAMPLES / 1000)
-    assert dynamics.integrated_ps == pytest.approx((2 * SAMPLES + 61) / 1000)
-    np.testing.assert_allclose(dynamics.positions()[:, 0], 10 * np.arange(1, 4) * (2 * SAMPLES + 61) / 1000)
+    assert dynamics.biased_steps == 61 and sum(told) == 40 + 61 and max(told) <= 25
+    assert dynamics.md_ps == pytest.approx(40 / 1000)
+    assert dynamics.integrated_ps == pytest.approx((40 + 61) / 1000)
+    np.testing.assert_allclose(dynamics.positions()[:, 0], 10 * np.arange(1, 4) * (40 + 61) / 1000)
     for _ in range(20):
-        dynamics.stretch(SAMPLES, {1}, np.array([0]))
-    assert (
-        len(dynamics.energies)
-        == len(dynamics.temperatures)
-        == 10 * SAMPLES
-        < len(dynamics.all_temperatures)
-        == 21 * SAMPLES
-    )
+        dynamics.stretch(20, {1}, np.array([0]))
+    assert len(dynamics.energies) == len(dynamics.temperatures) == 200 < len(dynamics.all_temperatures) == 420
 
 
 def test_the_second_half_of_a_relaxation_counts():
@@ -318,3 +320,79 @@ def test_a_box_is_kept_where_it_is_full(side, atoms, no_box, kept):
     assert (topology.getPeriodicBoxVectors() is not None) == kept
     left_out = [f"box of 10.0 x 10.0 x 10.0 A left out: {atoms * 12.011 * 1.66054e-3:.2f} g/cm^3"]
     assert [line.partition(" are in it")[0] for line in told] == (left_out if (no_box, atoms) == (None, 40) else [])
+
+
+class Led:
+    """Atoms that follow their restraints, or stand still, and what was done to them."""
+
+    def __init__(self, follows, step_ps):
+        self.follows, self.step_ps, self.now, self.done, self.seen, self.strengths = follows, step_ps, None, [], [], []
+        self.simulation = SimpleNamespace(context=self)
+
+    def setParameter(self, name, value):
+        self.strengths.append(value)
+
+    def setParticleParameters(self, k, bead, target):
+        self.seen.append((k, bead, 10 * np.asarray(target)))
+
+    def updateParametersInContext(self, context):
+        targets = np.array([target for *_, target in self.seen[-2:]])
+        self.now = targets if self.follows or self.now is None else self.now
+
+    def biased(self, steps):
+        self.done.append(steps)
+
+    def positions(self):
+        out = np.full((5, 3), 99.0)
+        out[[1, 3]] = self.now
+        return out
+
+
+@pytest.mark.parametrize(
+    ("step_ps", "lead_steps", "frames", "parts"),
+    [
+        (0.002, 20, 3, [5, 5, 5, 5]),  # the restraints move every 0.01 ps
+        (0.004, 20, 3, [2] * 10),  # 2.5 steps, rounded to the even one
+        (0.002, 20, 2, [5, 5, 3]),  # two thirds of the way
+        (0.02, 3, 3, [1, 1, 1]),
+        (0.002, 1, 1, [1]),
+    ],
+)
+@pytest.mark.parametrize("follows", [True, False])
+def test_beads_are_led_straight_from_frame_to_frame(step_ps, lead_steps, frames, parts, follows):
+    made, led = object.__new__(Jumper), Led(follows, step_ps)
+    made.dynamics, made.guide, made.beads, made.strength = led, led, np.array([1, 3]), 500.0
+    made._lead_steps, made.horizon = lead_steps, 3
+    path = np.cumsum(np.random.default_rng(0).normal(size=(frames + 1, 2, 3)), axis=0)
+    work = made._lead(path)
+    assert led.done == parts and led.strengths == [500.0, 0.0]
+    places = np.cumsum([0, *parts]) / sum(parts) * frames
+    targets = [np.stack([np.interp(x, np.arange(frames + 1), path[:, i, k]) for i in (0, 1) for k in range(3)])
+               for x in places]  # fmt: skip
+    np.testing.assert_allclose([t.ravel() for *_, t in led.seen], np.reshape(targets, (-1, 3)), atol=1e-9)
+    assert [bead for _, bead, _ in led.seen[:2]] == [1, 3]
+    squares = [np.sum((b - a) ** 2) for a, b in zip(targets, targets[1:], strict=False)]
+    # Restraints that are followed cost what each of their steps does; those that are not are taken off again.
+    np.testing.assert_allclose(work, 0.5 * 500 * sum(squares) / 100 if follows else 0.0, atol=1e-9)
+
+
+def test_random_numbers_go_on_from_words_of_32_bits():
+    streams = Streams.of(3, [7], 1)
+    for drawn in (0, 1, 5):
+        streams.generators[0].standard_normal(drawn)
+        streams.generators[0].integers(9, dtype=np.uint32)  # which keeps half a number
+        words = _words(streams)
+        assert len(words) == 10 and all(0 <= word < 2**32 and word == int(float(word)) for word in words)
+        again = _streams(words)
+        assert again.state == streams.state
+        expected = np.random.Generator(np.random.PCG64())
+        expected.bit_generator.state = streams.state[0]
+        assert again.generators[0].random() == expected.random()
+    assert _words(Streams.of(3, [8], 1)) != _words(Streams.of(3, [7], 1)) != _words(Streams.of(4, [7], 1))
+
+
+def test_a_single_frame_stands_still():
+    past = np.arange(12.0).reshape(4, 1, 3)
+    np.testing.assert_array_equal(_pair(past), past[2:])
+    np.testing.assert_array_equal(_pair(past[:2]), past[:2])
+    np.testing.assert_array_equal(_pair(past[:1]), past[[0, 0]])
