@@ -25,6 +25,14 @@ UNSEEN = {
             "the size of pieces, which costs memory alone"
         ),
     },
+    "evaluation/quality.py": {
+        "_Describe.within: last < self.radii[0] - 0.001 -> last <= self.radii[0] - 0.001": (
+            "a radius that is the bound to the last bit"
+        ),
+        "_Describe.within: last > self.radii[1] + 0.001 -> last >= self.radii[1] + 0.001": (
+            "a radius that is the bound to the last bit"
+        ),
+    },
     "evaluation/score.py": {
         "score: 2000 -> 2001": "a limit, where one more is as good",
         "the module: 64 -> 65": "the size of pieces, which costs memory alone",

@@ -194,6 +194,7 @@ def test_regression_beats_on_its_own_run_what_it_contains():
 def test_skill():
     assert skill(np.array([1.0, 2.0]), np.array([[4.0, 2.0], [2.0, 9.0]])) == pytest.approx([0.5, 0.0])
     assert skill(np.array([0.0]), np.array([[0.0]])) == pytest.approx([0.0])
+    np.testing.assert_array_equal(skill(np.array([0.5, 0.25]), np.array([[0.0, 0.5]])), [-np.inf, 0.5])
 
 
 def test_autocorrelation_of_a_cosine_and_of_an_autoregression():

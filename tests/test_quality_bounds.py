@@ -178,3 +178,12 @@ def test_a_piece_is_as_long_as_the_shortest_of_the_longest():
     # The first half is that of all frames, rounded down, wherever the parts of the run end.
     odd = quality(builder, [run[:5]], [run[:11], run[11:31]], 1.0)
     assert (odd.run.n_frames, odd.floor.n_frames) == (15, 4)
+
+
+@pytest.mark.parametrize(("off", "left"), [(0.8e-3, 0.0), (1.3e-3, 1.0)])
+def test_radii_that_a_run_never_has_are_beyond_rounding(off, left):
+    describe, structure = describing()
+    size = np.sqrt(np.mean(np.sum(structure**2, axis=1)))
+    for radius, limits in ((size + off, (0.0, size)), (size - off, (size, 9 * size))):
+        frames = breathing(np.full(8, radius / size))[0]
+        assert dataclasses.replace(describe, radii=limits)([frames]).within.left == left
