@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import MDAnalysis as mda
 import numpy as np
 import pytest
+from conftest import make_model
 from test_quality import an_ensemble, breathing, chain_builder
 
-from egno_md.evaluation.quality import Quality, _Describe, quality
+from egno_md.evaluation.quality import Quality, _Describe, _mean_correlation, quality
 from egno_md.evaluation.slow import SlowComponents
 from egno_md.evaluation.statistics import jensen_shannon, relaxation_time
+from egno_md.graph.builder import GraphBuilder
 
 
 def walk(n, d, seed=0):
@@ -187,3 +190,25 @@ def test_radii_that_a_run_never_has_are_beyond_rounding(off, left):
     for radius, limits in ((size + off, (0.0, size)), (size - off, (size, 9 * size))):
         frames = breathing(np.full(8, radius / size))[0]
         assert dataclasses.replace(describe, radii=limits)([frames]).within.left == left
+
+
+def test_parts_of_half_the_longest_count_in_a_correlation():
+    rng = np.random.default_rng(0)
+    for lengths, lags in (((8, 4), 3), ((8, 3), 5), ((2, 2), 2), ((9, 4), 3), ((3, 1), 2)):
+        assert len(_mean_correlation([rng.normal(size=(n, 2)) for n in lengths])) == lags
+
+
+def test_a_centre_that_is_turned_over_is_a_mirror_image():
+    u = mda.Universe.empty(5, n_residues=1, atom_resindex=[0] * 5, trajectory=True)
+    for name, values in (("names", list("CNOFS")), ("elements", list("CNOFS")), ("resnames", ["LIG"])):
+        u.add_TopologyAttr(name, values)
+    u.add_TopologyAttr("bonds", [(0, k) for k in range(1, 5)])
+    structure = np.array([[0.0, 0, 0], [1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    describe = _Describe(
+        GraphBuilder(u.atoms, make_model().graph), structure, structure, np.full(4, 3**0.5), np.zeros((0, 4), int), 1.0,
+        4, [], (0.0, 9.0),
+    )  # fmt: skip
+    frames = np.repeat(structure[None], 8, axis=0)
+    assert describe([frames]).mirrored == 0.0
+    frames[1:4] *= [1, 1, -1]
+    assert describe([frames]).mirrored == 3 / 8
