@@ -148,6 +148,9 @@ UNSEEN = {
         "LocalGeometry.project: 3 -> 4": "the size of pieces, which costs memory alone",
         "the module: 20000 -> 20001": "a limit, where one more is as good",
         "the module: 2000000 -> 2000001": "a limit, where one more is as good",
+        "_kernel: 'numba' not in sys.modules -> 'numba' in sys.modules": (
+            "when compiled code is taken, which costs time alone"
+        ),
     },
     "nn/captured.py": {
         "the module: 1.1 -> 1.6500000000000001": "room for more edges on a GPU, which costs memory alone",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.optimize import nnls
@@ -185,3 +187,20 @@ def test_of_more_than_a_thousand_steps_every_second_tells_what_is_gained(n_frame
     run = still + 0.6 * np.stack([place, 0 * place, 0 * place], axis=1)[:, None]
     found = Bridge.fit([run], np.empty((0, 2), int), 2).diffusion
     np.testing.assert_allclose(found, [share * 0.6**2 / 3, 0], atol=1e-9)
+
+
+def test_a_frame_bends_the_paths_of_three_intervals_on_either_side_and_no_others(monkeypatch):
+    """Noise that is forgotten at once on a motion that is not: every frame that is looked at tells something."""
+    x, bonds = wobbling(14)
+    bridge = Bridge.fit([x], np.array(bonds), 2)
+    memory = Memory(np.array([0.5, 5.0]), np.full((len(bridge.mean), 2), 0.1))
+    bridge = dataclasses.replace(bridge, memory=memory)
+    monkeypatch.setattr(LocalGeometry, "project", lambda self, frames: frames)
+    monkeypatch.setattr(LocalGeometry, "outside", lambda self, frames: np.zeros(frames.shape[:2]))
+    before = np.concatenate(list(bridge.fill(x)))
+    for k in (0, 1, 6, 12, 13):
+        other = x.copy()
+        other[k, 0] += [0.3, 0, 0]
+        changed = np.abs(np.concatenate(list(bridge.fill(other))) - before).max(axis=(1, 2, 3)) > 1e-6
+        expected = [i for i in range(13) if k - 3 <= i <= k + 2]  # from three before its end to two after its begin
+        assert np.flatnonzero(changed).tolist() == expected
