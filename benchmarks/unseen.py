@@ -151,6 +151,38 @@ UNSEEN = {
         "_kernel: 'numba' not in sys.modules -> 'numba' in sys.modules": (
             "when compiled code is taken, which costs time alone"
         ),
+        "the module: 1000 -> 1001": "when compiled code is taken, which costs time alone",
+        "the module: 20 -> 21": "when compiled code is taken, which costs time alone",
+        "_Swept: 0 -> 1": "when compiled code is taken, which costs time alone",
+        "_kernel: _swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER and 'numba' not in sys.modules -> not "
+        "(_swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER and 'numba' not in sys.modules)": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_kernel: _swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER and 'numba' not in sys.modules -> "
+        "_swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER or 'numba' not in sys.modules": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_kernel: _swept.total + FEW_SWEEPS * bounds < COMPILED_AFTER -> _swept.total + FEW_SWEEPS * bounds <= "
+        "COMPILED_AFTER": ("when compiled code is taken, which costs time alone"),
+        "_kernel: _swept.total + FEW_SWEEPS * bounds -> _swept.total - FEW_SWEEPS * bounds": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_kernel: _swept.total + FEW_SWEEPS * bounds -> _swept.total": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_kernel: FEW_SWEEPS * bounds -> FEW_SWEEPS / bounds": "when compiled code is taken, which costs time alone",
+        "_sweep: SWEEP_COST + len(left) * (len(pairs) + len(corners)) -> SWEEP_COST - len(left) * (len(pairs) + "
+        "len(corners))": ("when compiled code is taken, which costs time alone"),
+        "_sweep: SWEEP_COST + len(left) * (len(pairs) + len(corners)) -> SWEEP_COST": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_sweep: len(left) * (len(pairs) + len(corners)) -> len(left) / (len(pairs) + len(corners))": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_sweep: len(pairs) + len(corners) -> len(pairs) - len(corners)": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "_sweep: len(pairs) + len(corners) -> len(pairs)": "when compiled code is taken, which costs time alone",
     },
     "nn/captured.py": {
         "the module: 1.1 -> 1.6500000000000001": "room for more edges on a GPU, which costs memory alone",
@@ -173,6 +205,18 @@ UNSEEN = {
         "the module: 8 -> 9": "the size of pieces, which costs memory alone",
         "the module: 16 -> 17": "the size of pieces, which costs memory alone",
         "_in_blocks: 2 -> 3": "by how much pieces on a GPU shrink, which costs time alone",
+        "edge_block: edge_index.shape[1] * pos.shape[0] * weights[0].shape[0] -> edge_index.shape[1] * "
+        "pos.shape[0] / weights[0].shape[0]": ("when compiled code is taken, which costs time alone"),
+        "edge_block: edge_index.shape[1] * pos.shape[0] -> edge_index.shape[1] / pos.shape[0]": (
+            "when compiled code is taken, which costs time alone"
+        ),
+        "edge_block: 0 -> 1 (#3)": "when compiled code is taken, which costs time alone",
+        "edge_block: 0 -> 1 (#4)": "when compiled code is taken, which costs time alone",
+        "edge_block: torch.is_grad_enabled() or size >= _COMPILED_FROM -> torch.is_grad_enabled() and size >= "
+        "_COMPILED_FROM": ("when compiled code is taken, which costs time alone"),
+        "edge_block: size >= _COMPILED_FROM -> size > _COMPILED_FROM": (
+            "when compiled code is taken, which costs time alone"
+        ),
     },
     "nn/edges/layer.py": {
         "_Edges.of: 3 -> 4": "an array without rows",
