@@ -225,6 +225,40 @@ UNSEEN = {
     },
     "nn/edges/triton.py": {
         "_launch: 64 -> 65": "how many threads a block has on a GPU, which costs time alone",
+        "_scalars: a[None, :] < n_attr -> a[None, :] <= n_attr": "what is read beside the weights is multiplied by 0",
+        "_first_layer: k[None, :] < WIDTH -> k[None, :] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_first_layer: k < WIDTH -> k <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_first_layer: k[None, :] < WIDTH -> k[None, :] <= WIDTH (#2)": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_first_layer: a[:, None] < n_attr -> a[:, None] <= n_attr": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_forward: n < WIDTH -> n <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: k[:, None] < WIDTH -> k[:, None] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: n[None, :] < WIDTH -> n[None, :] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: n[:, None] < WIDTH -> n[:, None] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: k[None, :] < WIDTH -> k[None, :] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: k < WIDTH -> k <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_forward: k < WIDTH -> k <= WIDTH (#2)": "what is read beside the weights is multiplied by 0",
+        "_backward: n < WIDTH -> n <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_backward: k[:, None] < WIDTH -> k[:, None] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_backward: n[None, :] < WIDTH -> n[None, :] <= WIDTH (#2)": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_backward: n[:, None] < WIDTH -> n[:, None] <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_backward: k[None, :] < WIDTH -> k[None, :] <= WIDTH (#2)": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_backward: k < WIDTH -> k <= WIDTH": "what is read beside the weights is multiplied by 0",
+        "_backward: k < WIDTH -> k <= WIDTH (#2)": "what is read beside the weights is multiplied by 0",
+        "_backward: n[:, None] < WIDTH -> n[:, None] <= WIDTH (#2)": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_backward: k[None, :] < WIDTH -> k[None, :] <= WIDTH (#4)": (
+            "what is read beside the weights is multiplied by 0"
+        ),
+        "_backward: k < WIDTH -> k <= WIDTH (#4)": "what is read beside the weights is multiplied by 0",
     },
     "nn/egnn.py": {
         "the module: 2 -> 3": "how much is kept, which costs memory alone",
