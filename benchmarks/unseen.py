@@ -278,6 +278,7 @@ UNSEEN = {
     "propagator/dynamics.py": {
         "Dynamics.relax: 2 -> 3 (#2)": "how many samples a mean has",
         "Dynamics.universe: True -> False (#2)": "a list of vectors becomes the same array",
+        "Dynamics.box: True -> False": "a State has its box with or without the positions",
     },
     "trajectory/clock.py": {
         "_read_times: times[0] + spacing * np.arange(n) -> times[0] - spacing * np.arange(n)": (
