@@ -16,7 +16,7 @@ from egno_md.forecast.generative import bodies_of
 from egno_md.forecast.network import Modes, Placed
 from egno_md.forecast.operator import OperatorWindow, apply_operator, graphs
 from egno_md.molecule.geometry import aligned
-from egno_md.nn.flow import PAIRS, Body, End, FlowOptions, FlowOutput, Numbers, _noise, _noised, draw, flow_loss
+from egno_md.nn.flow import Body, End, FlowOptions, FlowOutput, Numbers, _noise, _noised, draw, flow_loss
 
 torch.set_num_threads(1)
 
@@ -162,9 +162,9 @@ def test_one_call_draws_and_pairs_of_paths_give_the_mean():
     paths.clear()
     calls = iter([np.random.default_rng(0)])
     mean = draw(network, body_of(), lambda s, v, g, e: own(s, v, g or list(calls), e), None, options)
-    assert len(paths) == PAIRS + 1
+    assert len(paths) == 8 + 1
     torch.testing.assert_close(mean, MEAN + torch.stack([(p - MEAN).square() for p in paths[1:]]).mean(0))
-    assert len({float(path[0, 0, 0]) for path in paths[1:]}) == PAIRS
+    assert len({float(path[0, 0, 0]) for path in paths[1:]}) == 8
 
 
 @pytest.mark.parametrize("direct", [False, True])

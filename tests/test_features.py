@@ -9,7 +9,7 @@ import torch
 from test_graph import peptides, straight
 
 from egno_md.errors import ModelError
-from egno_md.graph.builder import CHAIN_CAP, GraphBuilder, _covalent_hops, radial_basis
+from egno_md.graph.builder import GraphBuilder, _covalent_hops, radial_basis
 from egno_md.graph.graph import Graph, collate
 from egno_md.specs import GraphSpec
 
@@ -106,7 +106,7 @@ def test_residues_of_one_chain_are_so_many_apart_and_images_are_far():
     spec = GraphSpec(node_features=("speed",), edge_features=("chain",), cutoff=np.inf)
     graph = GraphBuilder(peptides([*range(1, 15)], positions).atoms, spec)(positions, np.zeros((14, 3)))
     i, j = graph.edge_index
-    torch.testing.assert_close(graph.edge_attr[:, 0], ((i - j).abs() / CHAIN_CAP).clamp(max=1))
+    torch.testing.assert_close(graph.edge_attr[:, 0], ((i - j).abs() / 10).clamp(max=1))
     # In a box of four times their spacing the first and the last of four see each other through its side.
     few = straight(4)
     near = GraphBuilder(peptides([1, 2, 3, 4], few).atoms, spec.model_copy(update={"cutoff": 4.0}))

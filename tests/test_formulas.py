@@ -12,7 +12,6 @@ from egno_md.nn import EGHNO, EGNO
 from egno_md.nn.baselines import EGNN, RolledEGNN
 from egno_md.nn.egnn import EGNNLayer
 from egno_md.nn.flow import FlowOptions, flow_network
-from egno_md.nn.flow_network import LEAST, LONG, WAVES
 from egno_md.nn.pooling import DecoderLayer, PoolingLayer
 from egno_md.nn.spectral import NodeEmbedding
 
@@ -259,12 +258,14 @@ def flow(net, options, system, tau, *, start, mean=None, reference=None, size=1.
     """A window of one graph, and with clusters the cut loss and S."""
     x, edges, width, n_times = system.pos, system.edge_index, options.time_embedding, len(system.pos)
     any_molecule = options.base == "any"
-    length, s, c = LONG if any_molecule else 1.0, max(1 - tau, LEAST), start.mean(0)
+    length, s, c = 10.0 if any_molecule else 1.0, max(1 - tau, 0.03), start.mean(0)
     v = system.vel
     ahead = (start + v if mean is None else mean) - start
     h = embedded(net.embedding, system.h, range(n_times), width) + net.level(emb([1000 * tau], width))
     if options.canonical:
-        waves = cat([0.3 * reference, *(f(w * reference) for w in WAVES for f in (torch.sin, torch.cos))], dim=-1)
+        waves = cat(
+            [0.3 * reference, *(f(w * reference) for w in (0.5, 1.0, 2.0) for f in (torch.sin, torch.cos))], dim=-1
+        )
         known = [2 * (x - reference), 2 * (start - reference).expand_as(x), 3 * v, 3 * (x - start)]
         h = h + net.atom(waves) + net.coordinates(cat([*known, *([3 * ahead] if options.informed else [])], dim=-1))
     if any_molecule:

@@ -18,7 +18,7 @@ from egno_md.forecast.chain import Chained, ModelForecaster, Restored, roll
 from egno_md.forecast.forecasters import Known, linear
 from egno_md.forecast.network import ElasticNetwork
 from egno_md.forecast.reversion import MeanReversion, _bodies, _given, _principal
-from egno_md.forecast.rolling import REVERTING, OneByOne
+from egno_md.forecast.rolling import OneByOne
 from egno_md.forecast.streams import Streams, each_of
 from egno_md.molecule.geometry import aligned, superposed_rmsd, superposition, upright
 from egno_md.propagator import surrogate_simulation
@@ -27,6 +27,9 @@ TIMES = np.arange(1, 5)
 WINDOW = len(TIMES)
 SIGMA, STEP = 0.5, 0.05
 STRUCTURE = np.random.default_rng(9).normal(scale=6, size=(20, 3))
+
+#: Windows that go on as they are before they are brought back.
+REVERTING = 4
 
 
 class Walk:
