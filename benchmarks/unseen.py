@@ -223,6 +223,10 @@ UNSEEN = {
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 20 -> 21": "the size of pieces, which costs memory alone",
     },
+    "nn/edges/numba.py": {
+        "_force_backward: 0 -> 1 (#2)": "rows are of one length",
+        "_force_backward: 0 -> 1": "rows are of one length",
+    },
     "nn/edges/triton.py": {
         "_launch: 64 -> 65": "how many threads a block has on a GPU, which costs time alone",
         "_scalars: a[None, :] < n_attr -> a[None, :] <= n_attr": "what is read beside the weights is multiplied by 0",
@@ -348,6 +352,7 @@ UNSEEN = {
     },
     "trajectory/writer.py": {
         "Frames.__init__: False -> True": "the first frame says it before anybody asks",
+        "write_forecast: 1.0 -> 1.5": "a spacing that the file does not store",
     },
 }
 SEEN_BY_NOBODY = {f"egno_md/{file}:{change}": why for file, all_ in UNSEEN.items() for change, why in all_.items()}
