@@ -213,6 +213,13 @@ def test_integrated_time():
     assert integrated_time([series]) == pytest.approx((1 + 0.8) / (1 - 0.8), rel=0.2)
     assert integrated_time(np.array_split(series, 40)) == pytest.approx(9, rel=0.25)
     assert integrated_time([np.ones(5)]) == 1
+    # Up to the first negative one, which is looked for up to half of the longest part.
+    wave = np.cos(2 * np.pi * np.arange(60) / 100)
+    off = wave - wave.mean()
+    products = np.array([np.mean(off[k:] * off[: 60 - k]) for k in range(31)])
+    assert np.flatnonzero(products < 0)[0] == 21
+    assert integrated_time([wave]) == pytest.approx(1 + 2 * products[1:21].sum() / products[0])
+    assert integrated_time([np.ones(10), -np.ones(10)]) == pytest.approx(1 + 2 * 5)
 
 
 def test_block_bootstrap_sees_the_correlation_that_plain_resampling_misses():
