@@ -212,3 +212,11 @@ def test_a_centre_that_is_turned_over_is_a_mirror_image():
     assert describe([frames]).mirrored == 0.0
     frames[1:4] *= [1, 1, -1]
     assert describe([frames]).mirrored == 3 / 8
+
+
+def test_of_frames_that_stand_alone_the_structure_is_that_of_all():
+    run = breathing(1 + 0.02 * np.sin(np.arange(8)))[0]
+    found = quality(chain_builder(), [run[:3]], [run[k : k + 1] for k in range(8)], 1.0)
+    assert (found.run.n_frames, found.run.within.length) == (4, 1)
+    whole = quality(chain_builder(), [run[:3]], [run], 1.0)
+    np.testing.assert_allclose(found.run.rmsf, whole.run.rmsf, rtol=1e-6)
