@@ -222,6 +222,7 @@ UNSEEN = {
         "_Edges.of: 3 -> 4": "an array without rows",
         "the module: 2 -> 3": "the size of pieces, which costs memory alone",
         "the module: 20 -> 21": "the size of pieces, which costs memory alone",
+        "_backward: 0 -> 1": "where the first edge is, of which there is none",
     },
     "nn/edges/numba.py": {
         "_force_backward: 0 -> 1 (#2)": "rows are of one length",
