@@ -49,6 +49,19 @@ def test_some_frames_are_evenly_spread_over_the_stretches_of_a_run():
             np.testing.assert_array_equal(material.some(count)[1], boxes)
 
 
+def test_frames_that_the_run_has_again_count_once():
+    """As where a run and its parts are all given: what is fitted to one copy would be judged on the other."""
+    frames = wobbling(60)
+    copied = Subject.plain(universe_of(np.concatenate([frames[:40], frames])), "all")
+    copied = dataclasses.replace(copied, clock=dataclasses.replace(copied.clock, stretches=(np.r_[:40], np.r_[40:100])))
+    material = Material.of(copied, 8)
+    assert [run.numbers.tolist() for run in material.runs] == [list(range(40, 100))]
+    assert material.said[-1] == "left out: 40 frames that the run has again later"
+    restarted = dataclasses.replace(copied.clock, stretches=(np.r_[:40], np.r_[70:100]))  # of 10 frames once more
+    material = Material.of(dataclasses.replace(copied, clock=restarted), 8)
+    assert [run.numbers.tolist() for run in material.runs] == [list(range(30)), list(range(70, 100))]
+
+
 def all_frames(segments) -> set[bytes]:
     return {np.asarray(frame, np.float32).tobytes() for x in segments for frame in x}
 

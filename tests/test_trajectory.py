@@ -23,7 +23,7 @@ from benchmarks.reliability import scene
 from egno_md.errors import DataError, OutputError, UsageError
 from egno_md.trajectory.clock import frame_spacing
 from egno_md.trajectory.mdtraj import from_mdtraj, to_mdtraj
-from egno_md.trajectory.universe import in_memory_universe, open_universe, stored_universe
+from egno_md.trajectory.universe import in_memory_universe, open_runs, open_universe, stored_universe
 from egno_md.trajectory.writer import FrameWriter, write_forecast
 
 files = pytest.importorskip("MDAnalysis.tests.datafiles", reason="needs the MDAnalysisTests package")
@@ -104,6 +104,15 @@ def test_topology_that_holds_the_frames(tmp_path: Path, backbone: mda.AtomGroup,
     universe = in_memory_universe(backbone, frames, np.arange(6.0))
     universe.atoms.write(target, frames="all")
     assert len(open_universe(target).trajectory) == 6
+
+
+@pytest.mark.parametrize("opened", [open_universe, open_runs])
+def test_a_file_is_given_once_under_whatever_name(tmp_path: Path, opened) -> None:
+    (tmp_path / "link.dcd").symlink_to(files.DCD)
+    with pytest.raises(UsageError, match=r"adk_dims\.dcd and .*link\.dcd are one file; give each file once"):
+        opened(files.PSF, [files.DCD, tmp_path / "link.dcd"])
+    with pytest.raises(UsageError, match="are one file"):
+        opened(files.PSF, [files.DCD] * 2)
 
 
 def test_files_that_are_not_there_or_not_files(tmp_path: Path) -> None:
@@ -292,8 +301,9 @@ def test_small_systems_are_stored_unpacked_in_xtc(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parts", [("dcd",), ("xtc",), ("trr",), ("dcd", "dcd"), ("xtc", "trr", "dcd", "xtc")])
-def test_dt_overrides_the_headers(water_box: dict[str, Path], parts: tuple[str, ...]) -> None:
-    universe = open_universe(water_box["gro"], [water_box[part] for part in parts], dt=2.5)
+def test_dt_overrides_the_headers(tmp_path: Path, water_box: dict[str, Path], parts: tuple[str, ...]) -> None:
+    copies = [shutil.copy(water_box[part], tmp_path / f"{k}.{part}") for k, part in enumerate(parts)]
+    universe = open_universe(water_box["gro"], copies, dt=2.5)
     assert len(universe.trajectory) == 6 * len(parts)
     assert frame_spacing(universe) == pytest.approx(2.5)
     np.testing.assert_allclose(all_times(universe), 2.5 * np.arange(6 * len(parts)), atol=1e-9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,9 @@ class Material:
         if kept < there - first:
             lost = counted(there - first - kept, "frame")
             said.append(f"left out: {lost} without positions, alone in time or there twice")
+        runs, repeated = _once(runs)
+        if repeated:
+            said.append(f"left out: {counted(repeated, 'frame')} that the run has again later")
         return cls(subject, runs, steps_of(runs, horizon), tuple(said))
 
     @property
@@ -100,6 +103,25 @@ class Material:
         return Known(pieces, self.steps, self.every)
 
 
+def _once(runs: list[Run]) -> tuple[list[Run], int]:
+    """Runs without the frames that another one has after them, and how many those were.
+
+    A restart repeats some, and where a run and its parts are both given all are there twice: what is fitted to the one
+    would be judged on the other.
+    """
+    if len(runs) == 1:
+        return runs, 0
+    kept: list[Run] = []
+    seen: set[int] = set()
+    for run in reversed(runs):
+        own = [hash(frame.tobytes()) for frame in run.positions]
+        for a, b in reversed(_stretches(np.array([key not in seen for key in own]))):
+            boxes = None if run.boxes is None else run.boxes[a:b]
+            kept.insert(0, replace(run, positions=run.positions[a:b], boxes=boxes, numbers=run.numbers[a:b]))
+        seen.update(own)
+    return kept, sum(len(run.positions) for run in runs) - sum(len(run.positions) for run in kept)
+
+
 def stride_of(subject: Subject) -> float:
     """Time between two predicted frames in ps; of a single frame what its reader says, 1 ps where it says nothing."""
     spacing = subject.clock.spacing or float(subject.atoms.universe.trajectory.ts.data.get("dt", 0.0))
@@ -108,8 +130,12 @@ def stride_of(subject: Subject) -> float:
 
 def _pieces(positions: NDArray, keep: NDArray[np.bool_]) -> list[NDArray]:
     """The frames that are kept, in pieces without a gap."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int)))
-    return [positions[a:b] for a, b in edges.reshape(-1, 2)]
+    return [positions[a:b] for a, b in _stretches(keep)]
+
+
+def _stretches(keep: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Where what is kept begins and ends, (S, 2)."""
+    return np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]]).astype(int))).reshape(-1, 2)
 
 
 def steps_of(runs: Sequence[Run], horizon: int) -> tuple[int, ...]:

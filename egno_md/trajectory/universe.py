@@ -72,7 +72,7 @@ def open_universe(topology: StrPath, trajectories: Sequence[StrPath] = (), *, dt
     DataError
         A file that is missing, unreadable, empty, damaged, of an unknown format, or that does not fit the topology.
     UsageError
-        `dt` is not a positive number.
+        `dt` is not a positive number, or a file is given twice.
     """
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise UsageError(f"dt={dt!r}: the frame spacing must be a positive number of ps")
@@ -80,6 +80,7 @@ def open_universe(topology: StrPath, trajectories: Sequence[StrPath] = (), *, dt
         trajectories = [trajectories]
     top = os.fspath(topology)
     require_topology(top)
+    _require_once(trajectories)
     return _open(top, [os.fspath(name) for name in trajectories], dt)
 
 
@@ -89,9 +90,20 @@ def open_runs(topology: StrPath, trajectories: Sequence[StrPath], *, dt: float |
     Parameters and errors are those of :func:`open_universe`. Without a trajectory there is one Universe, of the frames
     that the topology holds.
     """
+    _require_once(trajectories)
     first = open_universe(topology, trajectories[:1], dt=dt)
     shared = first._topology
     return [first] + [_open(os.fspath(topology), [os.fspath(name)], dt, shared) for name in trajectories[1:]]
+
+
+def _require_once(files: Sequence[StrPath]) -> None:
+    """Refuse a file that is there twice: what is fitted to one copy would be judged on the other."""
+    seen: dict[str, str] = {}
+    for name in map(os.fspath, files):
+        file = os.path.realpath(name)
+        if file in seen:
+            raise UsageError(f"the trajectories {seen[file]} and {name} are one file; give each file once")
+        seen[file] = name
 
 
 def require_topology(name: str) -> None:
