@@ -48,6 +48,24 @@ def test_chains_and_gaps_are_not_joined(tmp_path: Path) -> None:
     assert len(mda.Universe(str(tmp_path / "gap.pdb")).bonds) == len(atoms) - 2
 
 
+@pytest.mark.parametrize("residues", [1, 4])
+def test_atoms_without_names_and_residues_without_numbers_are_told_apart(tmp_path: Path, residues: int) -> None:
+    universe = mda.Universe.empty(12, residues, atom_resindex=np.arange(12) % residues, trajectory=True)
+    write_topology(tmp_path / "o.pdb", universe.atoms, 5.0 * np.eye(12)[:, :3])
+    told = [(atom.residue.id, atom.name) for atom in app.PDBFile(str(tmp_path / "o.pdb")).topology.atoms()]
+    assert len(set(told)) == 12  # OpenMM reads the first of equal ones alone
+    assert ("1", "X1") in told and not hasattr(universe.atoms, "names")
+
+
+def test_copies_of_a_chain_get_letters_of_their_own(tmp_path: Path) -> None:
+    alphas = mda.Universe(*map(str, egno_md.sample())).select_atoms("name CA and resid 1:6")
+    both = mda.Merge(alphas, alphas)
+    both.add_TopologyAttr("chainIDs", ["Q"] * 12)
+    write_topology(tmp_path / "o.pdb", both.atoms, np.concatenate([alphas.positions, alphas.positions + 40]))
+    assert mda.Universe(str(tmp_path / "o.pdb")).atoms.chainIDs.tolist() == ["Q"] * 6 + ["B"] * 6  # A is its segment
+    assert mdtraj.load(str(tmp_path / "o.pdb")).topology.n_chains == 2
+
+
 def test_more_atoms_than_the_columns_count_have_no_records(tmp_path: Path) -> None:
     n = 100_002
     residue = np.arange(n) // 3

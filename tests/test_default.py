@@ -124,6 +124,12 @@ def test_an_unknown_residue_counts_only_in_the_chain() -> None:
     assert len(Molecule.of(atoms).bonds) == 4
 
 
+def test_protonation_is_no_modification() -> None:
+    names, resnames = ["CA"] * 5, ["ALA", "ASPP", "GLUP", "LYSN", "SEP"]
+    found, _ = taken(made(names, resnames, list(range(5)), np.eye(5)[:, :3] * 3.8))
+    assert found.said == "5 C-alpha atoms of 1 chain, 1 of them in modified residues"
+
+
 def test_beads_of_proteins_are_taken_by_their_backbone_and_linked() -> None:
     names, resindex = ["BB", "SC1"] * 5 + ["W"] * 3, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 6, 7]
     positions = [[3.5 * (k // 2), 3.0 * (k % 2), 0] for k in range(10)] + [[0, 0, 9 * k] for k in (1, 2, 3)]

@@ -21,6 +21,7 @@ from .atoms import (
     residue_sizes,
     unique_selection,
 )
+from .residues import RESIDUE_ALIASES
 
 if TYPE_CHECKING:
     from MDAnalysis.core.groups import AtomGroup
@@ -153,7 +154,8 @@ def _whose(chosen: AtomGroup, kind: str) -> str:
         return f"{counted(len(chosen.residues), 'residue')}, one of each (--select heavy takes more)"
     if kind not in ("protein", "nucleic") and "BB" not in chosen.names:
         return counted(len(chosen.residues), "residue")
-    modified = len(chosen) - len(chosen.select_atoms("protein or nucleic"))
+    unknown = chosen - chosen.select_atoms("protein or nucleic")
+    modified = sum(name not in RESIDUE_ALIASES for name in unknown.resnames.astype(str))
     odd = f", {modified} of them in modified residues" if modified else ""
     return counted(len(np.unique(chain_numbers(chosen))), "chain") + odd
 

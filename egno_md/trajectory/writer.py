@@ -417,6 +417,7 @@ class Topology:
         bonds = bonds_among(atoms) if len(atoms) < 100_000 else None
         self._universe = in_memory_universe(atoms, np.zeros((1, len(atoms), 3)), np.zeros(1))
         self._universe.add_TopologyAttr("elements", atom_elements(self._universe.atoms).astype(object))
+        _tell_apart(self._universe)
         _letter_chains(self._universe)
         if bonds is not None:
             self._universe.add_TopologyAttr("bonds", bonds)
@@ -481,11 +482,23 @@ class Topology:
                 raise OutputError(f"the topology {target} could not be written whole; is the disk full?")
 
 
+def _tell_apart(universe: mda.Universe) -> None:
+    """Number the residues, and the atoms in each, that the topology does not: of equal ones OpenMM reads the first."""
+    atoms = universe.atoms
+    if not hasattr(atoms, "resids"):
+        universe.add_TopologyAttr("resids", np.arange(1, len(universe.residues) + 1))
+    if not hasattr(atoms, "names"):
+        numbers = np.concatenate([np.arange(1, len(residue.atoms) + 1) for residue in universe.residues])
+        names = np.empty(len(atoms), object)
+        names[np.argsort(atoms.resindices, kind="stable")] = [f"X{k}" if k < 1000 else str(k) for k in numbers]
+        universe.add_TopologyAttr("names", names)
+
+
 def _letter_chains(universe: mda.Universe) -> None:
-    """Give every chain a letter of its own where the topology does not name all of them by one."""
+    """Give every chain a letter of its own where the topology does not name all of them by one, or residues twice."""
     atoms = universe.atoms
     known = np.char.strip(atoms.chainIDs.astype(str)) if hasattr(atoms, "chainIDs") else np.full(len(atoms), "")
-    if (np.char.str_len(known) == 1).all():
+    if (np.char.str_len(known) == 1).all() and not _residues_twice(atoms):
         return
     segids = np.char.strip(atoms.segids.astype(str)) if hasattr(atoms, "segids") else known
     used = {*known, *segids}
@@ -497,6 +510,13 @@ def _letter_chains(universe: mda.Universe) -> None:
         taken = len(name) != 1 or name in letters.values()
         letters[int(chains[k])] = next(free, _CHAIN_LETTERS[int(chains[k]) % len(_CHAIN_LETTERS)]) if taken else name
     universe.add_TopologyAttr("chainIDs", [letters[int(chain)] for chain in chains])
+
+
+def _residues_twice(atoms: mda.AtomGroup) -> bool:
+    """Whether two residues have one chain, number and insertion code, as of two copies of a molecule."""
+    first = np.unique(atoms.resindices, return_index=True)[1]
+    names = [getattr(atoms, name)[first].tolist() for name in ("chainIDs", "resids", "icodes") if hasattr(atoms, name)]
+    return len(set(zip(*names, strict=True))) < len(first)
 
 
 _CHAIN_LETTERS = string.ascii_uppercase + string.ascii_lowercase + string.digits
