@@ -12,7 +12,7 @@ import numpy as np
 from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 
-from egno_md.forecast.asked import check_flags, check_memory, check_room, check_unphysical, path_of, start_frames
+from egno_md.forecast.asked import check_flags, check_memory, check_room, check_unphysical, start_frames, target_of
 from egno_md.forecast.long import relaxing, require_writable, settings_of, unphysical_start, write_chain
 from egno_md.forecast.rolling import check_numbers
 from egno_md.forecast.streams import Streams, check_seed, member_spread
@@ -25,7 +25,6 @@ from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
-from egno_md.trajectory.formats import format_of
 from egno_md.trajectory.mdtraj import from_mdtraj
 from egno_md.trajectory.stream import Awaited, FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
@@ -266,9 +265,7 @@ class EGNOSurrogate(Written, AnalysisBase):
             )
         super().__init__(self.atoms.universe.trajectory, verbose=verbose)
         self.results = Awaited()
-        self.filename = None if filename is None else path_of(filename)
-        if self.filename is not None:
-            format_of(self.filename)
+        self.filename = None if filename is None else target_of(filename, with_input=with_input, substeps=substeps)
         self.with_input, self.force, self.resume = with_input, force, resume
         self.on_unphysical = check_unphysical(on_unphysical, samples)
         self.streaming, self.stop_when, self.when_chosen = False, bool, bool  # bool() is False, and can be pickled
@@ -504,7 +501,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         topology, box = target.with_suffix(".pdb"), self._boxes[0]
         offsets = self.engine.offsets(self.horizon, self.substeps)  # (horizon,)
         results.times = self.start_times[:, None] + offsets  # (1, horizon)
-        numbers = self.subject.before(int(results.frames[0])) if self.with_input else []
+        numbers = self._input_frames(int(results.frames[0])) if self.with_input else []
         run_times = self.subject.clock.times[numbers]
         stream = FrameStream(
             target,

@@ -117,6 +117,14 @@ def test_a_forecast_from_a_run_with_gaps(ballistic):
         EGNOSurrogate(u, ballistic, horizon=4).run(frames=[0])
 
 
+def test_a_gap_in_the_run_that_is_written_is_said(ballistic, tmp_path):
+    u = timed([*range(5), *range(7, 14)])
+    with pytest.warns(UserWarning, match=r"the frames from 5 \(t = 7 ps\) on are written: there is a gap"):
+        EGNOSurrogate(u, ballistic, horizon=4, filename=tmp_path / "o.xtc", with_input=True).run()
+    read = mda.Universe(str(tmp_path / "o.pdb"), str(tmp_path / "o.xtc"))
+    np.testing.assert_allclose([ts.time for ts in read.trajectory], np.arange(7, 18))
+
+
 def test_history_reaches_across_gaps_that_it_does_not_touch():
     model = make_model(Ballistic(4))
     subject = Subject.of(timed([0, 0.5, 1, 1.5, 2, 3, 3.5, 4]), model.graph, model.window)

@@ -289,6 +289,13 @@ def test_a_forecast_may_take_all_of_the_memory(monkeypatch):
             asked.check_room(*more)
 
 
+def test_a_file_of_one_spacing_is_refused_before_the_work_where_frames_have_two():
+    assert asked.target_of("o.xtc", with_input=True, substeps=2) == Path("o.xtc")
+    assert asked.target_of("o.dcd", with_input=False, substeps=2) == Path("o.dcd")
+    with pytest.raises(UsageError, match=r"o\.dcd: .*2 times closer .*write XTC"):
+        asked.target_of("o.dcd", with_input=True, substeps=2)
+
+
 @pytest.mark.parametrize(
     ("given", "frames"),
     [

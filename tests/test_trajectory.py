@@ -743,12 +743,19 @@ def test_from_mdtraj_needs_a_topology() -> None:
         from_mdtraj(mdtraj.Trajectory(np.zeros((1, 2, 3)), None))
 
 
+def test_a_structure_whose_package_is_missing_is_not_asked_for_as_xtc(tmp_path, monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("MDAnalysis.topology.MMCIFParser"), "HAS_GEMMI", False)
+    (tmp_path / "a.cif").write_text("data_a")
+    with pytest.raises(DataError, match="gemmi.*pip install that package, or write the structure as PDB"):
+        open_universe(tmp_path / "a.cif")
+
+
 def test_a_format_whose_package_is_missing_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.tng").write_bytes(b"tng")
     monkeypatch.setattr("MDAnalysis.coordinates.TNG.HAS_PYTNG", False)
     ignored: list = []
     monkeypatch.setattr(sys, "unraisablehook", ignored.append)
-    with pytest.raises(DataError, match="pytng.*pip install that package"):
+    with pytest.raises(DataError, match="pytng.*pip install that package, or write the run as XTC or DCD"):
         open_universe(files.PSF, [tmp_path / "a.tng"])
     gc.collect()
     assert not ignored  # a reader that was never whole is taken away without a word

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import UsageError, counted
 from ..files import memory_of_machine
+from ..trajectory.formats import format_of
 
 
 def is_count(value: Any, least: int) -> bool:
@@ -90,17 +91,24 @@ def check_unphysical(what: Any, samples: int | None) -> str:
     return what
 
 
-def path_of(filename: Any) -> Path:
-    """The path that a name says.
+def target_of(filename: Any, *, with_input: bool, substeps: int) -> Path:
+    """The path that a name says, of a format that can hold the forecast.
 
     Raises
     ------
     UsageError
-        It is no name.
+        It is no name, no format has its suffix, or the format knows one spacing and the frames have two.
     """
     if not isinstance(filename, (str, os.PathLike)):
         raise UsageError(f"filename must be the name of a file, such as 'out.dcd', found {filename!r}")
-    return Path(filename)
+    path = Path(filename)
+    if format_of(path).even and with_input and substeps > 1:
+        raise UsageError(
+            f"{path}: the frames of the run (--with-input) are a stride apart, those of the forecast {substeps} times "
+            f"closer (--substeps {substeps}), and a {path.suffix} file holds evenly spaced frames only; write XTC, "
+            "which stores the time of each"
+        )
+    return path
 
 
 def start_frames(

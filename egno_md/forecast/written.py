@@ -16,7 +16,7 @@ from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.stream import record_path
 from ..trajectory.universe import in_memory_universe, input_files
 from ..trajectory.writer import Topology, write_forecast
-from .asked import check_flags, path_of
+from .asked import check_flags, target_of
 
 #: Numbers of frames of the run that a forecast is held against, at most.
 ROOM = 2**23
@@ -168,7 +168,7 @@ class Written:
         """
         self._need_results()
         check_flags(with_input=with_input, force=force)
-        filename = path_of(filename)
+        filename = target_of(filename, with_input=with_input, substeps=self.substeps)
         files, topology = [], Topology(self.atoms)
         for i, frame in enumerate(self.results.frames):
             several = self._several()
@@ -201,10 +201,22 @@ class Written:
         members = self._asked_samples or 1
         return [filename] if members == 1 else [filename.with_stem(f"{filename.stem}_{k + 1}") for k in range(members)]
 
+    def _input_frames(self, frame: int) -> list[int]:
+        """The run up to `frame`, one frame per stride, from the last gap on; a line says where there is one."""
+        numbers = self.subject.before(frame)
+        clock = self.subject.clock
+        if clock.usable[: max(0, numbers[0] + 1 - self.every)].any():
+            warnings.warn(
+                f"of the run (--with-input) the frames from {numbers[0]} (t = {clock.times[numbers[0]]:g} ps) on are "
+                "written: there is a gap or an overlap before it",
+                stacklevel=2,
+            )
+        return numbers
+
     def _with_input(self, frame: int, positions, times, boxes):
         """The run up to `frame`, one frame per stride, and the forecast."""
         before = max(self._trajectory.frame, 0)
-        numbers = self.subject.before(frame)
+        numbers = self._input_frames(frame)
         try:
             run, run_boxes = self.subject.frames(numbers)
         finally:

@@ -414,8 +414,9 @@ def _let_go(exc: BaseException) -> None:
 def _cure(exc: Exception, names: Sequence[str], topology: str | None = None) -> str:
     """What helps where MDAnalysis cannot read one of some files, topologies or (with a topology) trajectories."""
     said = str(exc)
-    if "install" in said:  # TNG, H5MD, GSD: formats whose packages do not come with MDAnalysis
-        return "pip install that package, or write the run as XTC or DCD"
+    if "install" in said:  # TNG, H5MD, GSD, mmCIF: formats whose packages do not come with MDAnalysis
+        other = "the structure as PDB" if topology is None else "the run as XTC or DCD"
+        return f"pip install that package, or write {other}"
     cure, unknown = "check the file, and that its name ends in the suffix of its format", _UNKNOWN.search(said)
     if not unknown:
         return cure
