@@ -9,7 +9,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from MDAnalysis import AtomGroup, Universe
 from MDAnalysis.analysis.base import AnalysisBase
 
 from egno_md.forecast.asked import check_flags, check_memory, check_room, check_unphysical, start_frames, target_of
@@ -25,7 +24,7 @@ from egno_md.hindcast.material import Material
 from egno_md.molecule.checks import PhysicalChecks, check_frames
 from egno_md.molecule.possible import check_start
 from egno_md.trajectory.clock import unreadable
-from egno_md.trajectory.mdtraj import from_mdtraj
+from egno_md.trajectory.mdtraj import source_of
 from egno_md.trajectory.stream import Awaited, FrameStream, StoredFrames, is_streamed
 from egno_md.trajectory.universe import input_files, stored_universe
 from egno_md.trajectory.writer import write_topology
@@ -219,15 +218,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         max_memory: int | str = "auto",
         verbose: bool = False,
     ) -> None:
-        if type(universe_or_atomgroup).__module__.partition(".")[0] == "mdtraj":
-            universe_or_atomgroup = from_mdtraj(universe_or_atomgroup)
-        if not isinstance(universe_or_atomgroup, (Universe, AtomGroup)):
-            has_atoms = isinstance(getattr(universe_or_atomgroup, "atoms", None), AtomGroup)
-            raise UsageError(
-                "expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found "
-                f"{type(universe_or_atomgroup).__name__}; "
-                + ("give its .atoms" if has_atoms else "load files with mda.Universe(topology, trajectory)")
-            )
+        universe_or_atomgroup = source_of(universe_or_atomgroup)
         check_numbers(horizon, substeps)
         check_flags(mean=mean, with_input=with_input, force=force, resume=resume)
         check_memory(max_memory)

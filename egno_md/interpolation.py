@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from MDAnalysis import AtomGroup, Universe
+from MDAnalysis import Universe
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -28,6 +28,7 @@ from egno_md.molecule.molecule import Molecule
 from egno_md.molecule.neighbors import box_vectors, box_widths
 from egno_md.molecule.whole import make_whole
 from egno_md.trajectory.formats import format_of
+from egno_md.trajectory.mdtraj import source_of
 from egno_md.trajectory.stream import Awaited
 from egno_md.trajectory.universe import in_memory_universe, input_files, stored_universe
 from egno_md.trajectory.writer import FrameWriter, require_targets, write_topology
@@ -66,7 +67,7 @@ class Interpolated:
 
     Parameters
     ----------
-    universe_or_atomgroup : Universe or AtomGroup
+    universe_or_atomgroup : Universe, AtomGroup or mdtraj.Trajectory
     factor : int
         Frames that each saved one becomes: 8 puts seven between it and the next.
     select : str, optional
@@ -128,7 +129,7 @@ class Interpolated:
 
     def __init__(
         self,
-        universe_or_atomgroup: Universe | AtomGroup,
+        universe_or_atomgroup: Any,
         factor: int = 8,
         select: str | None = None,
         *,
@@ -153,7 +154,8 @@ class Interpolated:
                 "fast_ps (--fast-ps) is what a path without a model begins with: leave it out, or the model"
             )
         loaded = _loaded(model)
-        self.subject = Subject.of(universe_or_atomgroup, None if loaded is None else loaded.graph, select=select)
+        source = source_of(universe_or_atomgroup)
+        self.subject = Subject.of(source, None if loaded is None else loaded.graph, select=select)
         self.atoms = self.subject.atoms
         clock = self.subject.clock
         if clock.usable.sum() < 2:

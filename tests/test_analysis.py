@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import Ballistic, make_model, make_universe
 from MDAnalysis.analysis import rms
+from openmm import unit
 
-from egno_md import EGNOSurrogate, Interpolated, sample
+from egno_md import EGNOSurrogate, Interpolated, sample, suggest, surrogate_simulation
 from egno_md.errors import DataError, ModelError, OutputError, UsageError
 from egno_md.forecast import written
 
@@ -178,6 +179,16 @@ def test_several_starts_give_several_files(ballistic, tmp_path):
     assert {p.name for p in tmp_path.glob("f*")} == {"f_000003.xtc", "f_000003.pdb", "f_000007.xtc", "f_000007.pdb"}
 
 
+def test_everyone_takes_an_mdtraj_trajectory():
+    u = mda.Universe(*map(str, sample()))
+    traj = mdtraj.load(str(sample()[1]), top=str(sample()[0]))
+    simulation = surrogate_simulation(traj, "static", select="name CA")
+    assert simulation.context.getTime().value_in_unit(unit.picosecond) == u.trajectory[-1].time  # from the last frame
+    filled = Interpolated(traj, factor=2, select="ca").run(stop=3).results.positions[0]
+    np.testing.assert_allclose(filled[::2], traj.xyz[:3, u.select_atoms("name CA").indices] * 10, atol=1e-4)
+    assert suggest(traj).stride_ps == suggest(u).stride_ps
+
+
 def test_mdtraj_in_and_out(ballistic, tmp_path):
     u = make_universe(12)
     u.atoms.write(str(tmp_path / "t.pdb"))
@@ -190,10 +201,11 @@ def test_mdtraj_in_and_out(ballistic, tmp_path):
     np.testing.assert_allclose(back.time, traj.time[-1] + np.arange(1, 4), atol=1e-3)
 
 
-def test_residues_are_told_from_what_has_no_atoms():
+@pytest.mark.parametrize("take", [EGNOSurrogate, Interpolated, surrogate_simulation, suggest])
+def test_residues_are_told_from_what_has_no_atoms(take):
     u = make_universe()
-    with pytest.raises(UsageError, match=r"found ResidueGroup; give its \.atoms"):
-        EGNOSurrogate(u.residues)
+    with pytest.raises(UsageError, match=r"mdtraj Trajectory, found ResidueGroup; give its \.atoms"):
+        take(u.residues)
     with pytest.raises(UsageError, match="found str; load files"):
         EGNOSurrogate("run.pdb")
 

@@ -23,6 +23,7 @@ from egno_md.hindcast.engine import PAST, Engine, FreeEngine, ModelEngine
 from egno_md.hindcast.hindcast import Hindcast
 from egno_md.hindcast.material import WINDOW, Material
 from egno_md.molecule.atoms import atom_elements
+from egno_md.trajectory.mdtraj import source_of
 
 from ..errors import DataError, ModelError, UsageError
 from .common import box_of, chainable_model, in_angstrom, in_nm, platform_named
@@ -382,7 +383,7 @@ def _pair(past: NDArray) -> NDArray:
 
 
 def surrogate_simulation(
-    universe_or_atomgroup: Universe | AtomGroup,
+    universe_or_atomgroup: Any,
     model: Any = None,
     select: str | None = None,
     *,
@@ -401,8 +402,8 @@ def surrogate_simulation(
 
     Parameters
     ----------
-    universe_or_atomgroup : Universe or AtomGroup
-        The start; the Universe stays at its frame.
+    universe_or_atomgroup : Universe, AtomGroup or mdtraj.Trajectory
+        The start; the Universe stays at its frame. Of an mdtraj.Trajectory it is the last frame.
     model : str, path-like or Model, optional
         A network, or the name of a free forecast, such as "gaussian process". By default the run decides.
     select : str, optional
@@ -436,14 +437,17 @@ def surrogate_simulation(
     """
     chosen, (network, free) = platform_named(platform), wanted(model)
     every = whole_number("every", every)
+    source = source_of(universe_or_atomgroup)
+    if source is not universe_or_atomgroup:  # an mdtraj.Trajectory stands on no frame
+        source.trajectory[-1]
     engine: Engine
     hindcast, decisions = None, []
     if network is None:
-        engine, hindcast, decisions = _of_run(universe_or_atomgroup, free, select, every, seed)
+        engine, hindcast, decisions = _of_run(source, free, select, every, seed)
     else:
         network = chainable_model(network)
         subject = Subject.of(
-            universe_or_atomgroup, network.graph, network.window, select=select, every=every,
+            source, network.graph, network.window, select=select, every=every,
             who=f"model {network.name!r}",
         )  # fmt: skip
         engine = ModelEngine(network.at_stride(subject.window.stride_ps), subject.builder, subject)

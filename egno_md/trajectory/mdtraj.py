@@ -10,7 +10,7 @@ import MDAnalysis as mda
 import numpy as np
 from MDAnalysis.exceptions import NoDataError
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..molecule.atoms import atom_elements, topology_bonds
 from .clock import trajectory_name
 from .universe import attach
@@ -88,6 +88,27 @@ def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
     for i, j in topology_bonds(group):
         topology.add_bond(atom[i], atom[j])
     return topology
+
+
+def source_of(given: Any) -> mda.Universe | mda.AtomGroup:
+    """A Universe or an AtomGroup as it is, and an mdtraj.Trajectory as a Universe.
+
+    Raises
+    ------
+    UsageError
+        It is neither.
+    DataError
+        As of :func:`from_mdtraj`.
+    """
+    if type(given).__module__.partition(".")[0] == "mdtraj":
+        return from_mdtraj(given)
+    if isinstance(given, (mda.Universe, mda.AtomGroup)):
+        return given
+    has_atoms = isinstance(getattr(given, "atoms", None), mda.AtomGroup)
+    raise UsageError(
+        f"expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found {type(given).__name__}; "
+        + ("give its .atoms" if has_atoms else "load files with mda.Universe(topology, trajectory)")
+    )
 
 
 def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> mda.Universe:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import MDAnalysis as mda
 import numpy as np
-from MDAnalysis import AtomGroup, Universe
+from MDAnalysis import AtomGroup
 from MDAnalysis.coordinates.base import ReaderBase
 from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
@@ -533,11 +533,11 @@ def checked_frames(
 
 
 def open_sources(source: Any, trajectories: Sequence[str | os.PathLike], dt: float | None = None) -> list[AtomGroup]:
-    """All atoms of each run: one for a Universe or an AtomGroup, one for each file."""
-    if isinstance(source, (Universe, AtomGroup)):
+    """All atoms of each run: one for a Universe, an AtomGroup or an mdtraj.Trajectory, one for each file."""
+    if not isinstance(source, (str, os.PathLike)):
+        from .mdtraj import source_of
+
         if trajectories:
             raise UsageError("trajectory files belong to a topology file; a Universe has its own")
-        return [source.atoms]
-    if not isinstance(source, (str, os.PathLike)):
-        raise UsageError(f"expected a Universe, an AtomGroup or a topology file, found {type(source).__name__}")
+        return [source_of(source).atoms]
     return [universe.atoms for universe in open_runs(source, trajectories, dt=dt)]
