@@ -919,6 +919,10 @@ def test_extend_from_system_and_state(dipeptide_files):
     assert times == [1, 1]
     steps = [int(row["step"]) for row in csv.DictReader(open(dipeptide_files / "second_jumps.csv"))]
     assert steps == [500, 600]  # 200 before the first call, 200 in it
+    # Neither does the clock of the files begin anew.
+    more = mda.Universe(str(dipeptide_files / "second.pdb"), str(dipeptide_files / "second.xtc"))
+    found = [ts.time for u in (read, more) for ts in u.trajectory]
+    np.testing.assert_allclose(found, 0.4 + 0.04 * np.arange(1, 21), rtol=1e-5)
 
 
 def test_an_extension_that_is_ended_by_a_signal_leaves_frames_and_a_state_to_go_on_from(dipeptide_files, monkeypatch):

@@ -309,16 +309,27 @@ class RunFiles:
     def all(self) -> tuple[Path, ...]:
         return self.trajectory, self.topology, self.log, self.state
 
+    def _reporter(self, simulation: app.Simulation, every: int) -> app.DCDReporter | app.XTCReporter:
+        """OpenMM's, with a clock that goes on from the State that was loaded: its own begins at 0 in every file."""
+        name, first = str(self.trajectory), (simulation.currentStep // every + 1) * every
+        clock = simulation.topology, simulation.integrator.getStepSize(), first, every
+        if self.trajectory.suffix.lower() == ".dcd":
+            reporter = app.DCDReporter(name, every)
+            reporter._dcd = app.DCDFile(reporter._out, *clock)
+        else:
+            reporter = app.XTCReporter(name, every)
+            reporter._xtc = app.XTCFile(name, *clock)
+        return reporter
+
     @contextmanager
     def reporting(self, simulation: app.Simulation, every: int):
         """Write topology first, a frame every `every` steps, and at the end the State, also after an interrupt."""
-        kind = app.DCDReporter if self.trajectory.suffix.lower() == ".dcd" else app.XTCReporter
         try:
             positions = simulation.context.getState(positions=True).getPositions()
             with open(self.topology, "w", encoding="utf-8") as stream:
                 app.PDBFile.writeFile(simulation.topology, positions, stream, keepIds=True)
             self.trajectory.unlink(missing_ok=True)
-            reporter = kind(str(self.trajectory), every)
+            reporter = self._reporter(simulation, every)
         except OSError as error:
             raise OutputError(f"cannot write the run to {self.trajectory.parent}: {error.strerror}") from error
         first = simulation.currentStep // every
