@@ -743,6 +743,18 @@ def test_from_mdtraj_needs_a_topology() -> None:
         from_mdtraj(mdtraj.Trajectory(np.zeros((1, 2, 3)), None))
 
 
+def test_frames_that_mdanalysis_would_pass_over_in_silence_are_refused(tmp_path, water_box):
+    one = water_box["gro"].read_text()
+    (tmp_path / "one.gro").write_text(one + "\n")
+    (tmp_path / "film.gro").write_text(one * 3)
+    for given in ([], [tmp_path / "one.gro"]):
+        assert len(open_universe(tmp_path / "one.gro", given).trajectory) == 1
+    for given in ((tmp_path / "film.gro",), (water_box["gro"], [tmp_path / "film.gro"])):
+        with pytest.raises(DataError, match=r"film\.gro holds several frames, .*gmx trjconv -f .* -o film\.xtc"):
+            open_universe(*given)
+    assert len(open_universe(tmp_path / "film.gro", [water_box["xtc"]]).trajectory) == 6  # it names the atoms alone
+
+
 def test_a_structure_whose_package_is_missing_is_not_asked_for_as_xtc(tmp_path, monkeypatch):
     monkeypatch.setattr(pytest.importorskip("MDAnalysis.topology.MMCIFParser"), "HAS_GEMMI", False)
     (tmp_path / "a.cif").write_text("data_a")

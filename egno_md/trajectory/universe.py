@@ -26,7 +26,7 @@ from MDAnalysis.coordinates.base import ReaderBase
 from MDAnalysis.coordinates.DCD import DCDReader
 from MDAnalysis.coordinates.memory import MemoryReader
 from MDAnalysis.coordinates.XTC import XTCReader
-from MDAnalysis.lib.util import guess_format
+from MDAnalysis.lib.util import guess_format, openany
 from MDAnalysis.transformations import set_dimensions
 
 from ..errors import DataError, EGNOError, UsageError
@@ -160,12 +160,26 @@ def _open(top: str, files: list[str], dt: float | None, shared: Any = None) -> m
         raise _no_names(top)
     if shared is None:
         _check_bonds(top, universe)
+    _require_all_read(files or [top], universe.trajectory.n_atoms)
     if files:
         remember_scans(universe, scans)
         _warn_of_rests(universe)
     if dt is not None:
         _own_clock(universe, dt)
     return universe
+
+
+def _require_all_read(names: Sequence[str], n_atoms: int) -> None:
+    """Refuse a GRO file of several frames: MDAnalysis reads the first of them and says nothing."""
+    for name in names:
+        if _format(name) == "GRO":
+            with openany(name) as stream:
+                more = any(line.strip() for line in itertools.islice(stream, n_atoms + 3, None))
+            if more:
+                raise DataError(
+                    f"{name} holds several frames, and MDAnalysis reads the first one of a GRO file alone; write them "
+                    f"as XTC: gmx trjconv -f {shlex.quote(name)} -o {shlex.quote(Path(name).stem)}.xtc"
+                )
 
 
 def _check_bonds(top: str, universe: mda.Universe) -> None:
