@@ -246,9 +246,7 @@ class Interpolated:
             bridge = NetworkBridge.of(bridge, self._window)
         gaps = len(stretches) - 1
         if gaps:
-            results.notes.append(
-                f"{counted(gaps, 'gap')} of the run left as found: nothing is known of what lies there"
-            )
+            results.notes.append(f"{counted(gaps, 'break')} of the run, a gap or an overlap, left as found")
         if bridge.memory is None and self._window is None:
             results.notes.append(
                 f"fewer than {FEWEST_PAIRS} pairs of frames that follow one another: displacements go in straight lines"

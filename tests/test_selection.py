@@ -13,7 +13,7 @@ from MDAnalysis.transformations import unwrap
 
 import egno_md
 from egno_md import EGNOSurrogate
-from egno_md.errors import DataError
+from egno_md.errors import DataError, UsageError
 from egno_md.hindcast.proteins import kind_of
 from egno_md.molecule import whole
 from egno_md.molecule.atoms import matching_atoms, select_atoms
@@ -145,6 +145,21 @@ def test_a_residue_in_the_place_of_another_goes_as_a_whole(tmp_path: Path) -> No
     kept = select_atoms(universe, cure(error))
     assert list(kept.names) == list(select_atoms(whole, "heavy").names) and "SER" not in kept.resnames
     assert kind_of(kept) == "heavy"
+
+
+@pytest.mark.parametrize(
+    ("select", "meant"),
+    [
+        ("heavy and resid 1:3", "group heavy and resid 1:3"),
+        ("resid 1:3 and not (ca or resname TYR)", "resid 1:3 and not (group ca or resname TYR)"),
+    ],
+)
+def test_our_names_in_a_longer_selection_are_named_as_it_takes_them(chignolin: mda.Universe, select, meant) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"are groups: {meant!r}")):
+        select_atoms(chignolin, select)
+    assert len(select_atoms(chignolin, meant)) > 0
+    with pytest.raises(UsageError, match="Use one of ca, backbone, heavy or"):
+        select_atoms(chignolin, "name CA heavy and")
 
 
 def test_names_that_repeat_in_what_is_no_chain_are_no_matter() -> None:

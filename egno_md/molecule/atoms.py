@@ -41,6 +41,9 @@ SELECTIONS = {
     "heavy": None,
 }
 
+#: Those that MDAnalysis does not know, where a longer selection uses them as words of its own.
+_OURS_INSIDE = re.compile(r"(^\s*|\(\s*|\b(?:and|or|not)\s+)(ca|heavy)\b")
+
 WATER = (
     "HOH H2O DOD WAT SOL SPC SPCE TIP TIP2 TIP3 TIP3P TIP4 TIP4P TIP5 TIP5P T3P T4P T5P OPC OPC3 OH2 OHH HHO".split()
 )
@@ -110,10 +113,14 @@ def matching_atoms(source: Any, select: str) -> AtomGroup:
     except (SelectionError, AttributeError, NoDataError, TypeError, ValueError) as error:
         missing = re.search(r"Topology' object has no attribute '(\w+)'", str(error))
         why = f"the topology has no {missing[1]}" if missing else error
-        raise UsageError(
-            f"the selection {select!r} cannot be evaluated: {why}. Use one of {', '.join(SELECTIONS)} or the "
-            "selection language of MDAnalysis, for example 'protein and name CA CB'."
-        ) from error
+        meant = _OURS_INSIDE.sub(r"\1group \2", select)
+        cure = f"Inside a longer selection our names are groups: {meant!r}."
+        if meant == select or select in SELECTIONS:
+            cure = (
+                f"Use one of {', '.join(SELECTIONS)} or the selection language of MDAnalysis, for example "
+                "'protein and name CA CB'."
+            )
+        raise UsageError(f"the selection {select!r} cannot be evaluated: {why}. {cure}") from error
 
 
 def are_all(atoms: AtomGroup, wanted: AtomGroup) -> bool:
