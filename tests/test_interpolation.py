@@ -220,7 +220,7 @@ def test_gaps_are_left_and_dcd_refuses_them(tmp_path):
         done.run()
     with pytest.warns(UserWarning):
         found = Interpolated(u, 2, filename=tmp_path / "a.xtc").run().results
-    assert len(found.times) == 78 and "1 gap of" in found.notes[0]
+    assert len(found.times) == 78 and "1 break of" in found.notes[0]
     assert not np.any((found.times > 19) & (found.times < 25))
     read = mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.xtc"))
     np.testing.assert_allclose([ts.time for ts in read.trajectory], found.times)
