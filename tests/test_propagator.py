@@ -821,6 +821,8 @@ def test_bad_input_of_the_hybrid(dipeptide, model):
     variable = dipeptide_simulation(dipeptide, steps=0, integrator=openmm.VariableLangevinIntegrator(300, 1, 0.001))
     with pytest.raises(UsageError, match="constant length"):
         short(variable)
+    with pytest.raises(UsageError, match="give one of all atoms with a force field"):
+        short(surrogate_simulation(chain_universe(), model))
     system = openmm.System()
     system.addParticle(0.0)
     with pytest.raises(ModelError, match="no mass"):

@@ -76,7 +76,12 @@ class Dynamics:
 
     def _constant_step(self) -> float:
         integrator = self.simulation.integrator
-        if isinstance(integrator, EGNOIntegrator) or "Variable" in type(integrator).__name__:
+        if isinstance(integrator, EGNOIntegrator):
+            raise UsageError(
+                "this Simulation of beads makes forecasts itself (surrogate_simulation); jumps are for MD: give one of "
+                "all atoms with a force field, such as load_simulation makes"
+            )
+        if "Variable" in type(integrator).__name__:
             raise UsageError(
                 f"{type(integrator).__name__} does not take steps of a constant length; use LangevinMiddleIntegrator "
                 "or another integrator with a fixed step size"
