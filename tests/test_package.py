@@ -101,7 +101,10 @@ PRIVATE = {
         "_linear_pointwise": "oneDNN's Linear with SiLU; tried out before it is used",
         "_is_mkldnn_bf16_supported": "whether it takes bf16; missing counts as no",
     },
-    "OpenMM 8.6.1": {"openmm.app.internal.unitcell": "reduced vectors of a box"},
+    "OpenMM 8.6.1": {
+        "openmm.app.internal.unitcell": "reduced vectors of a box",
+        "_out": "the stream of a DCDReporter, for a file that begins at the step of the Simulation and not at 0",
+    },
 }
 #: Public, though they have an underscore: methods of named tuples.
 NAMED_TUPLE = {"_replace", "_asdict", "_fields", "_make"}
