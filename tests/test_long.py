@@ -251,6 +251,8 @@ def test_what_changed_is_refused_and_nothing_is_touched(short_is_long, tmp_path)
     surrogate(u, out, resume=True).run()
     with pytest.raises(UsageError, match="written when it is whole"):
         surrogate(u, out, resume=True, horizon=8).run()
+    short = surrogate(u, tmp_path / "short.dcd", resume=True, horizon=8).run()  # which a job script may always ask for
+    assert len(short.results.universe.trajectory) == 8 and (tmp_path / "short.dcd").exists()
     done = out.read_bytes()
     surrogate(u, out, force=True).run()
     assert out.read_bytes() == done

@@ -238,10 +238,11 @@ def require_writable(target: Path, *, streamed: bool, resume: bool, force: bool,
     UsageError, OutputError
     """
     record = record_path(target)
-    if resume and not streamed:
+    if resume and not streamed and os.path.exists(target):
         raise UsageError(
             "resume (--resume): nothing to go on with, for a forecast of so few frames, or from several starts, is "
-            "written when it is whole; leave it out"
+            f"written when it is whole, and {target} is there; choose another name, or begin anew with --force "
+            "(force=True) in place of --resume"
         )
     begun = streamed and os.path.exists(record)  # also of names that are too long
     # Where a start was cut short before its record was there, nothing was written yet.
