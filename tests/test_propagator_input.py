@@ -128,7 +128,7 @@ def test_arguments_of_load_simulation_are_refused_before_the_file_is_read(argume
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"universe_or_atomgroup": "a.pdb"}, "a Universe or an AtomGroup, found str"),
+        ({"universe_or_atomgroup": "a.pdb"}, "MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found str"),
         ({"model": 5}, "a loaded Model, found int"),
         ({"every": 1 * PS}, "every.*found 1 ps"),
         ({"platform": "Foo"}, "no platform 'Foo' here; choose one of Reference"),

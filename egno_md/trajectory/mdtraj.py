@@ -90,8 +90,10 @@ def _mdtraj_topology(group: mda.AtomGroup) -> mdtraj.Topology:
     return topology
 
 
-def source_of(given: Any) -> mda.Universe | mda.AtomGroup:
-    """A Universe or an AtomGroup as it is, and an mdtraj.Trajectory as a Universe.
+def source_of(
+    given: Any, among: str = "an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory"
+) -> mda.Universe | mda.AtomGroup:
+    """A Universe or an AtomGroup as it is, and an mdtraj.Trajectory as a Universe; `among` is what the message expects.
 
     Raises
     ------
@@ -106,7 +108,7 @@ def source_of(given: Any) -> mda.Universe | mda.AtomGroup:
         return given
     has_atoms = isinstance(getattr(given, "atoms", None), mda.AtomGroup)
     raise UsageError(
-        f"expected an MDAnalysis Universe or AtomGroup or an mdtraj Trajectory, found {type(given).__name__}; "
+        f"expected {among}, found {type(given).__name__}; "
         + ("give its .atoms" if has_atoms else "load files with mda.Universe(topology, trajectory)")
     )
 

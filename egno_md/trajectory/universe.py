@@ -553,5 +553,6 @@ def open_sources(source: Any, trajectories: Sequence[str | os.PathLike], dt: flo
 
         if trajectories:
             raise UsageError("trajectory files belong to a topology file; a Universe has its own")
-        return [source_of(source).atoms]
+        among = "a topology file, an MDAnalysis Universe or AtomGroup, or an mdtraj Trajectory"
+        return [source_of(source, among).atoms]
     return [universe.atoms for universe in open_runs(source, trajectories, dt=dt)]
