@@ -352,3 +352,18 @@ def test_atoms_on_a_line_and_rings_stand_as_well(direction):
     ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
     turn = Rotation.random(random_state=4).as_matrix()
     np.testing.assert_allclose(upright(ring @ turn.T), upright(ring), atol=1e-9)
+
+
+def test_a_frame_by_itself_has_the_digits_of_the_compiled_loop(monkeypatch):
+    """A forecast that is resumed begins with numpy where the one before had the loop: one bit grows to other frames."""
+    u = mda.Universe(*map(str, sample()))
+    atoms = u.select_atoms("name CA")
+    frames = np.array([atoms.positions for _ in u.trajectory[:40]], np.float64)
+    geometry = LocalGeometry.fit([frames], np.array([[k, k + 1] for k in range(len(atoms) - 1)]))
+    sweep = pytest.importorskip("egno_md.molecule.kernels").sweep
+    moved = frames[:, None] + np.random.default_rng(0).normal(scale=0.2, size=(40, 1, len(atoms), 3))
+    found = []
+    for kernel in (None, sweep):
+        monkeypatch.setattr(local, "_kernel", lambda bounds, kernel=kernel: kernel)
+        found.append(np.array([geometry.project(frame) for frame in moved]))
+    np.testing.assert_array_equal(*found)

@@ -356,7 +356,8 @@ def _volume_excess(
     by_corner = [np.cross(v, w), np.cross(w, u), np.cross(u, v)]
     volume = np.sum(u * by_corner[0], axis=-1)  # (Q, M)
     gradients = np.stack([-sum(by_corner), *by_corner], axis=1)  # (Q, 4, M, 3)
-    size = np.maximum(np.square(gradients).sum(axis=(1, 3)), 1e-6)  # (Q, M)
+    # One axis after the other: of a single frame numpy takes both for one, in another order than the compiled loop.
+    size = np.maximum(np.square(gradients).sum(axis=3).sum(axis=1), 1e-6)  # (Q, M)
     return gradients, volume - np.clip(volume, lower, upper), size
 
 
