@@ -170,12 +170,16 @@ def test_another_training_in_the_same_place_is_refused(tmp_path, data):
     run_job(job, work=tmp_path, data=data, progress=False)
     path = tmp_path / "mocap-run" / f"{job.label}.json"
     found = json.loads(path.read_text())
-    del found["recipe"]["data"]["every_start"]  # as of an earlier version
+    del found["recipe"]["data"]["every_start"], found["recipe"]["training"]["distill"]  # as of an earlier version
     path.write_text(json.dumps(found))
     assert run_job(job, work=tmp_path, data=data, progress=False) == found
     found["recipe"]["training"]["learning_rate"] = 0.5
     path.write_text(json.dumps(found))
     with pytest.raises(UsageError, match="training.learning_rate was 0.5 and is 0.0005 now"):
+        run_job(job, work=tmp_path, data=data, progress=False)
+    found["recipe"]["training"] |= {"learning_rate": 0.0005, "forgotten": 1}
+    path.write_text(json.dumps(found))
+    with pytest.raises(UsageError, match=r"does not take: .*forgotten.*; move it away"):
         run_job(job, work=tmp_path, data=data, progress=False)
     path.write_text("{}")
     with pytest.raises(UsageError, match="not the JSON file of a run"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from .._version import __version__
 from ..errors import ModelError, OutputError, StoppedError, UsageError
@@ -185,15 +186,24 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def _same(found: dict[str, Any], recipe: Recipe, path: Path) -> dict[str, Any]:
     """The result, if it is that of this recipe; where data lie does not matter."""
-    # An option of a data set that an earlier version did not have is what it is now where nothing is said.
-    earlier = found["recipe"] | {"data": source_of(Recipe(data=found["recipe"]["data"])).settings()}
+    # What an earlier version did not have is what it is now where nothing is said.
+    said: dict[str, Any] = {}
+    for name, section in found["recipe"].items():
+        given = isinstance(section, dict)
+        said[name] = {key: value for key, value in section.items() if value is not None} if given else section
+    cure = "move it away, or take another folder (--work)"
+    try:
+        told = Recipe(**said)
+        earlier = json.loads(complete(told, source_of(told)).model_dump_json())
+    except (UsageError, ValidationError) as error:
+        raise UsageError(f"{path} is a run of settings that this version does not take: {error}; {cure}") from None
     for section, values in json.loads(recipe.model_dump_json()).items():
-        before = earlier.get(section)
-        if isinstance(values, dict) and isinstance(before, dict):
+        before = earlier[section]
+        if isinstance(values, dict):
             for key in sorted({*values, *before} - {"folder"}):
                 if values.get(key) != before.get(key):
                     raise UsageError(
                         f"{path} is a run of other settings: {section}.{key} was {before.get(key)!r} and is "
-                        f"{values.get(key)!r} now; move it away, or take another folder (--work)"
+                        f"{values.get(key)!r} now; {cure}"
                     )
     return found
