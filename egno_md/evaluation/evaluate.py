@@ -224,7 +224,6 @@ def _chains(
 ) -> list[np.ndarray]:
     """Chains (F, N, 3); long ones that are drawn are called back to what their part of the run does not hold."""
     from ..forecast.chain import ModelForecaster, check_request
-    from ..forecast.reversion import MeanReversion
 
     check_request(model, length, 1)
     starts = [(run, s) for run in runs for s in range(frames_back(model.window) * run.every, len(run.positions))]
@@ -241,9 +240,7 @@ def _chains(
         if forecaster is None:
             forecaster = ModelForecaster(model, run.builder, device=device, n_windows=n_windows)
             if own is not None and forecaster.draws and n_windows > REVERTING:
-                forecaster.reversion = MeanReversion.fit(
-                    forecaster.inner, own.known, forecaster.times, forecaster.n_past, run.builder.bonds
-                )
+                forecaster.revert_to(own.known)
             forecasters[key] = forecaster
         history = run.positions[s + np.arange(-frames_back(model.window), 1) * run.every]  # (n_input, N, 3)
         box = None if run.boxes is None else [run.boxes[s]]

@@ -13,10 +13,11 @@ from ..graph.builder import GraphBuilder
 from ..molecule.geometry import bond_lengths
 from ..molecule.local import keep_bonds
 from .asked import whole_number
-from .forecasters import Forecaster
+from .forecasters import Forecaster, Known
 from .generative import draws
 from .model import Model
 from .operator import OperatorWindow
+from .reversion import MeanReversion
 from .rolling import NODES_PER_BATCH as NODES_ON_CPU
 from .rolling import Chained, ChainState, Restored, Window, check_numbers, roll
 from .streams import Streams
@@ -146,8 +147,13 @@ class ModelForecaster(Chained):
         super().__init__(operator if keep is None else Restored(operator, keep), times, nodes)
         self.as_predicted = None if keep is None else Chained(operator, times, nodes)
         self.draws, self.reads_boxes = operator.draws, True
+        self.builder = builder
         corrects = model.spec.prior == "regression"
         self.prior: Forecaster | None = model.regression.get(builder.identity) if corrects else None
+
+    def revert_to(self, known: Known) -> None:
+        """Call long chains back to where a run was; see :meth:`.reversion.MeanReversion.fit`."""
+        self.reversion = MeanReversion.fit(self.inner, known, self.times, self.n_past, self.builder.bonds)
 
 
 def forecast(

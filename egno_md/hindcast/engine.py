@@ -145,12 +145,13 @@ class ModelEngine:
 
         n_windows = -(-horizon // (self.n_times * substeps))
         forecaster = ModelForecaster(self.model, self.builder, substeps=substeps, n_windows=n_windows, **options)
-        if self.draws and n_windows > REVERTING:
-            forecaster.reversion = self._reversion(forecaster, starts, horizon)
+        known = self._known(starts, horizon) if self.draws and n_windows > REVERTING else None
+        if known is not None:
+            forecaster.revert_to(known)
         yield np.arange(len(starts)), forecaster
 
-    def _reversion(self, forecaster: Chained, starts: Sequence[int], horizon: int) -> MeanReversion | None:
-        """Of the frames of the run that are not forecast."""
+    def _known(self, starts: Sequence[int], horizon: int) -> Known | None:
+        """The frames of the run that are not forecast."""
         if self.subject is None:
             return None
         try:
@@ -158,9 +159,7 @@ class ModelEngine:
         except DataError:  # the forecast itself does not need these frames
             return None
         reach = (horizon + self.n_times) * self.subject.every
-        known = material.known((start + 1, start + 1 + reach) for start in starts)
-        bonds = self.builder.bonds
-        return MeanReversion.fit(forecaster.inner, known, forecaster.times, forecaster.n_past, bonds)
+        return material.known((start + 1, start + 1 + reach) for start in starts)
 
 
 class FreeEngine:
