@@ -62,6 +62,19 @@ def test_frames_that_the_run_has_again_count_once():
     assert [run.numbers.tolist() for run in material.runs] == [list(range(30)), list(range(70, 100))]
 
 
+@pytest.mark.parametrize("start", [25, 33, 39])
+def test_what_follows_a_frame_is_not_known_where_the_run_has_it_again(start):
+    """Files of frames 0 to 39 and 30 to 99: frames 30 to 39 are numbers 30 to 39 and 40 to 49 of the run."""
+    frames = wobbling(100)
+    twice = Subject.plain(universe_of(np.concatenate([frames[:40], frames[30:]])), "all")
+    twice = dataclasses.replace(twice, clock=dataclasses.replace(twice.clock, stretches=(np.r_[:40], np.r_[40:110])))
+    material = Material.of(twice, 8)
+    known = all_frames(material.known([(start + 1, start + 1 + 16)]).segments)
+    told = [frame for frame in range(100) if frames[frame].astype(np.float32).tobytes() in known]
+    # Numbers after the start are left out too, of which some are the same frames before it.
+    assert set(told) == set(range(100)) - set(range(start + 1, start + 17)) - set(range(30, start + 1))
+
+
 def all_frames(segments) -> set[bytes]:
     return {np.asarray(frame, np.float32).tobytes() for x in segments for frame in x}
 

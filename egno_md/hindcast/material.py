@@ -35,12 +35,15 @@ class Material:
         Strides ahead of a window.
     said : tuple of str
         What was left out.
+    again : ndarray of int, shape (R, 2)
+        Numbers of the frames that were left out because the run has them again, and where it has them.
     """
 
     subject: Subject
     runs: list[Run]
     steps: tuple[int, ...]
     said: tuple[str, ...]
+    again: NDArray[np.int64]
 
     @classmethod
     def of(cls, subject: Subject, horizon: int, *, progress: Callable[[int], Any] = lambda count: None) -> Material:
@@ -64,10 +67,10 @@ class Material:
         if kept < there - first:
             lost = counted(there - first - kept, "frame")
             said.append(f"left out: {lost} without positions, alone in time or there twice")
-        runs, repeated = _once(runs)
-        if repeated:
-            said.append(f"left out: {counted(repeated, 'frame')} that the run has again later")
-        return cls(subject, runs, steps_of(runs, horizon), tuple(said))
+        runs, again = _once(runs)
+        if len(again):
+            said.append(f"left out: {counted(len(again), 'frame')} that the run has again later")
+        return cls(subject, runs, steps_of(runs, horizon), tuple(said), again)
 
     @property
     def every(self) -> int:
@@ -93,7 +96,11 @@ class Material:
         return np.concatenate(frames), boxes
 
     def known(self, excluded: Iterable[tuple[int, int]] = ()) -> Known:
-        """What forecasts may be fitted to: all frames but those with numbers in some ranges, the last not in it."""
+        """What forecasts may be fitted to: all frames but those with numbers in some ranges, the last not in it.
+
+        What follows a frame of such a range that the run has again later is left out there as well.
+        """
+        excluded = [one for given in excluded for one in (given, *self._later(*given))]
         pieces = []
         for run in self.runs:
             keep = np.ones(len(run.positions), bool)
@@ -102,24 +109,33 @@ class Material:
             pieces += _pieces(run.positions, keep)
         return Known(pieces, self.steps, self.every)
 
+    def _later(self, low: int, high: int) -> list[tuple[int, int]]:
+        """Where the run has the same range again, from the frame before it on; one for each way that files overlap."""
+        within = self.again[(self.again[:, 0] >= low - 1) & (self.again[:, 0] < high)]
+        shifts, first = np.unique(within[:, 1] - within[:, 0], return_index=True)
+        begins = np.maximum(low, within[first, 0]) + shifts
+        return [(int(begin), high + int(shift)) for begin, shift in zip(begins, shifts, strict=True)]
 
-def _once(runs: list[Run]) -> tuple[list[Run], int]:
-    """Runs without the frames that another one has after them, and how many those were.
+
+def _once(runs: list[Run]) -> tuple[list[Run], NDArray[np.int64]]:
+    """Runs without the frames that another one has after them, and the numbers of those and of the others, (R, 2).
 
     A restart repeats some, and where a run and its parts are both given all are there twice: what is fitted to the one
     would be judged on the other.
     """
     if len(runs) == 1:
-        return runs, 0
+        return runs, np.zeros((0, 2), int)
     kept: list[Run] = []
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
+    again: list[tuple[int, int]] = []
     for run in reversed(runs):
-        own = [hash(frame.tobytes()) for frame in run.positions]
-        for a, b in reversed(_stretches(np.array([key not in seen for key in own]))):
+        own = dict(zip(map(int, run.numbers), (hash(frame.tobytes()) for frame in run.positions), strict=True))
+        for a, b in reversed(_stretches(np.array([key not in seen for key in own.values()]))):
             boxes = None if run.boxes is None else run.boxes[a:b]
             kept.insert(0, replace(run, positions=run.positions[a:b], boxes=boxes, numbers=run.numbers[a:b]))
-        seen.update(own)
-    return kept, sum(len(run.positions) for run in runs) - sum(len(run.positions) for run in kept)
+        again = [(number, seen[key]) for number, key in own.items() if key in seen] + again
+        seen.update((key, number) for number, key in own.items())
+    return kept, np.array(again, int).reshape(-1, 2)
 
 
 def stride_of(subject: Subject) -> float:
