@@ -13,6 +13,9 @@ from ..errors import DataError
 #: Atoms up to which neighbours through a box are looked for without vesin, where torch is not loaded.
 MOST_IN_TREE = 20_000
 
+#: Width of a box in Angstrom that holds no atom any more, while its images would fill the memory.
+NARROWEST = 1.0
+
 #: Setting ``universe.dimensions`` would hold for the current frame alone.
 DROP_BOX = (
     "If the system has no box, drop it with `universe.trajectory.add_transformations(MDAnalysis.transformations."
@@ -36,7 +39,7 @@ def box_vectors(box: ArrayLike | None) -> NDArray[np.float64] | None:
     Raises
     ------
     DataError
-        The six numbers are not a box.
+        The six numbers are not a box, or it is less than 1 Angstrom wide.
     """
     if box is None:
         return None
@@ -49,6 +52,8 @@ def box_vectors(box: ArrayLike | None) -> NDArray[np.float64] | None:
             f"the box {box.tolist()} is none: expected three lengths in Angstrom and three angles in degrees. "
             f"{DROP_BOX}."
         )
+    if not (width := box_widths(vectors).min()) >= NARROWEST:
+        raise DataError(f"the box {box.tolist()} is {width:.2g} A wide, less than an atom. {DROP_BOX}.")
     return vectors
 
 
