@@ -34,6 +34,9 @@ FEWEST_CHAINS, CHAINS, CHAIN_ATOMS = 20, 48, 20_000
 #: Directions count as those in which chains vary more than the run by so many standard errors; fewer are chance.
 BEYOND_CHANCE, FEW = 2.0, 0.1
 
+#: Directions on either side of one that tell what it draws beside itself.
+BESIDE = 12
+
 #: Molecules that are nearer than this in Angstrom in so many frames of the run are one; and the largest systems, of
 #: which chains are left alone.
 CONTACT, LOOKED_AT, MOST_ATOMS, MOST_BODIES = 10.0, 20, 5000, 50
@@ -147,9 +150,7 @@ class MeanReversion:
         beyond &= whole > 0  # where there is no other direction, what is left there is rounding
         if np.sum(beyond) <= FEW * len(grown) or grown @ whole <= 0:
             return None
-        # What chains vary by goes as the inverse of what is drawn, whose mean is larger than that of the truth.
-        larger = half / (half - 4)
-        return cls(bodies, mean, directions, _given(one, larger * after_one, all_of, larger * after_all))
+        return cls(bodies, mean, directions, _given(one, after_one, all_of, after_all, variance, half))
 
     def back(self, start: np.ndarray) -> NDArray[np.float64]:
         """What a window from a start (..., N, 3) gives back, in the frames of reference of the mean structures."""
@@ -175,8 +176,13 @@ class MeanReversion:
         return out.reshape(*frames.shape[:-2], -1)
 
 
-def _given(one: np.ndarray, after_one: np.ndarray, all_of: np.ndarray, after_all: np.ndarray) -> NDArray[np.float64]:
-    """What a window has to give back, of the responses of one window and of all (R,), and the variances drawn by then.
+def _given(
+    one: np.ndarray, after_one: np.ndarray, all_of: np.ndarray, after_all: np.ndarray, variance: np.ndarray, half: int
+) -> NDArray[np.float64]:
+    """What a window has to give back, of the responses of one window and of all (R + 1,), and what is drawn by then.
+
+    That is in variances of the run, which are told in Angstrom**2; each is of `half` pairs of chains, the last of many
+    directions.
 
     A displacement is slow, of a part `share` and with the memory `slow`, or fast and forgotten in a window. What slow
     motion draws in each window is `noise`; it must not add to more than the variance of the run without the fast one.
@@ -184,12 +190,32 @@ def _given(one: np.ndarray, after_one: np.ndarray, all_of: np.ndarray, after_all
     slow = np.clip(all_of / np.maximum(one, 1e-3), 0, 1) ** (1 / (REVERTING - 1))
     share = np.clip(one / np.maximum(slow, 1e-3), 0, 1)
     unknown = share * (1 - share)  # of the slow part, given the whole
-    powers = np.sum(slow ** (2 * np.arange(1, REVERTING)[:, None]), axis=0)
+    powers = np.maximum(np.sum(slow ** (2 * np.arange(1, REVERTING)[:, None]), axis=0), 1e-3)
     noise = after_all - after_one + unknown * (slow**2 - slow ** (2 * REVERTING))
-    noise = np.maximum(noise, 0) / np.maximum(powers, 1e-3)
+    unsure = np.hypot(after_one, after_all) * np.sqrt(2 / half)
+    noise, unsure = (x * variance / powers for x in (noise, unsure))
+    noise = np.append(_like_those_beside(noise[:-1], unsure[:-1]), max(noise[-1], 0.0)) / variance
     fast = np.maximum(after_one - noise - slow**2 * unknown, 0)
     wanted = np.sqrt(np.maximum(1 - noise / np.maximum(1 - fast, 1e-3), 0))
     return np.clip(slow - wanted, 0, np.maximum(one, 0))
+
+
+def _like_those_beside(found: np.ndarray, unsure: np.ndarray) -> NDArray[np.float64]:
+    """Variances along directions (R,), nearer to the mean of those around them the less sure they are; James and Stein.
+
+    In Angstrom, what slow motion draws in a window is much the same along directions that follow each other, and the
+    chains are few: a direction along which, by chance, nothing seems to be drawn would never be called back. How far
+    chains go is as the inverse of it, whose mean is larger than that of the truth by the square of what is not sure.
+    """
+    out = np.empty(len(found))
+    for k in range(len(found)):
+        around = slice(max(0, k - BESIDE), k + BESIDE + 1)
+        mean, apart = found[around].mean(), found[around].var()
+        chance = np.mean(unsure[around] ** 2)
+        kept = max(0.0, 1 - chance / apart) if apart > 0 else 0.0
+        likely = max(0.0, mean + kept * (found[k] - mean))
+        out[k] = likely + kept * chance / max(likely, np.sqrt(chance), 1e-30)
+    return out
 
 
 def _principal(displaced: np.ndarray, n_internal: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
