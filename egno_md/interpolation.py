@@ -191,7 +191,7 @@ class Interpolated:
                 f"to {count - 1}; stop is the frame to end before, {count} the end of the run"
             )
         stretches = [s[(s >= first) & (s < last)] for s in self.subject.clock.stretches]
-        stretches = [s for s in stretches if len(s)]
+        stretches, twice = self._one_after_another([s for s in stretches if len(s)])
         if max(map(len, stretches), default=0) < 2:
             raise DataError(
                 f"no two of the frames {first} to {last - 1} follow one another by {self.subject.clock.spacing:g} ps: "
@@ -200,10 +200,46 @@ class Interpolated:
         targets = self._targets(len(stretches))
         try:
             with tempfile.TemporaryDirectory(prefix="egno_md_") as folder:
-                self._run(stretches, targets, Path(folder))
+                self._run(stretches, targets, Path(folder), [twice] if twice else [])
         finally:
             trajectory[here]
         return self
+
+    def _one_after_another(self, stretches: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
+        """The stretches without what a later one tells again, joined where the later one goes on; and a line on it."""
+        clock = self.subject.clock
+        if len(stretches) < 2:
+            return stretches, ""
+        numbers = np.concatenate(stretches)
+        times, slack = clock.times[numbers], 0.01 * clock.spacing
+        # A run that was begun again from a checkpoint goes on from there: what was saved after it leads nowhere.
+        again = np.minimum.accumulate(times[::-1])[::-1]
+        kept = np.append(times[:-1] < again[1:] - slack, True)
+        left_out = numbers[~kept]
+        if not len(left_out):
+            return stretches, ""
+        if len(anew := np.flatnonzero(times[1:] <= times[0] + slack) + 1):
+            frame = numbers[anew[0]]
+            raise DataError(
+                f"the time of {clock.name} goes back to {clock.times[frame]:g} ps at frame {frame}, and the run begins "
+                f"at {times[0]:g} ps: these are several runs, or files in the wrong order; fill in one of them at a "
+                f"time: end before that frame (--stop {frame}, stop={frame}) or begin with it (--start {frame}, "
+                f"start={frame})"
+            )
+        joined: list[np.ndarray] = []
+        for stretch in stretches:
+            stretch = stretch[~np.isin(stretch, left_out)]
+            if joined and len(stretch):
+                step = clock.times[stretch[0]] - clock.times[joined[-1][-1]]
+                if abs(step - clock.spacing) <= slack + clock.uncertainty:
+                    stretch = np.concatenate([joined.pop(), stretch])
+            if len(stretch):
+                joined.append(stretch)
+        low, high = clock.times[left_out].min(), clock.times[left_out].max()
+        return joined, (
+            f"parts of the run overlap: {counted(len(left_out), 'frame')} between {low:g} and {high:g} ps left out, "
+            "where a later part begins again"
+        )
 
     @property
     def universe(self) -> Universe:
@@ -233,11 +269,11 @@ class Interpolated:
             require_targets(target, force=self.force, inputs=input_files(self.atoms.universe))
         return targets
 
-    def _run(self, stretches: list[np.ndarray], targets: list[Path], folder: Path) -> None:
+    def _run(self, stretches: list[np.ndarray], targets: list[Path], folder: Path, notes: list[str]) -> None:
         results = self.results
         self.subject.positions(int(stretches[0][0]))  # bonds are looked for in a frame that has positions
         molecule = self._molecule()
-        results.notes = []
+        results.notes = notes
         runs, boxes = self._read(stretches, molecule, folder)
         bridge = Bridge.fit(runs, molecule.bonds, self.factor, fast=self._fast)
         if self._window is not None:
@@ -246,7 +282,7 @@ class Interpolated:
             bridge = NetworkBridge.of(bridge, self._window)
         gaps = len(stretches) - 1
         if gaps:
-            results.notes.append(f"{counted(gaps, 'break')} of the run, a gap or an overlap, left as found")
+            results.notes.append(f"{counted(gaps, 'gap')} of the run, left as found")
         if bridge.memory is None and self._window is None:
             results.notes.append(
                 f"fewer than {FEWEST_PAIRS} pairs of frames that follow one another: displacements go in straight lines"

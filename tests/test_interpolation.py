@@ -220,11 +220,40 @@ def test_gaps_are_left_and_dcd_refuses_them(tmp_path):
         done.run()
     with pytest.warns(UserWarning):
         found = Interpolated(u, 2, filename=tmp_path / "a.xtc").run().results
-    assert len(found.times) == 78 and "1 break of" in found.notes[0]
+    assert len(found.times) == 78 and "1 gap of" in found.notes[0]
     assert not np.any((found.times > 19) & (found.times < 25))
     read = mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.xtc"))
     np.testing.assert_allclose([ts.time for ts in read.trajectory], found.times)
     np.testing.assert_allclose(read.trajectory[0].positions, x[0], atol=0.006)
+
+
+def test_a_run_that_was_begun_again_goes_on_from_there(tmp_path):
+    x, bonds = wobbling(40)
+    parts = [np.arange(20), np.arange(15, 30), np.arange(12, 40)]  # the second one is begun again before its start, too
+    frames = np.concatenate(parts)
+    y = x[frames]
+    y[12:35] += 1.0  # what leads nowhere is not what came
+    u = universe_of(y, frames.astype(float), bonds=bonds)
+    with pytest.warns(UserWarning, match="not 1 ps apart throughout"):
+        found = Interpolated(u, 2, filename=tmp_path / "a.dcd").run().results  # evenly spaced, so that DCD will do
+    np.testing.assert_allclose(found.times, np.arange(0, 39.5, 0.5))
+    assert found.saved.sum() == 40 and len(found.notes) == 1 and "23 frames between 12 and 29 ps" in found.notes[0]
+    read = mda.Universe(str(tmp_path / "a.pdb"), str(tmp_path / "a.dcd"))
+    np.testing.assert_allclose([ts.positions for ts in read.trajectory[::2]], x, atol=1e-4)
+
+
+def test_overlaps_that_are_off_the_grid_are_gaps_and_other_runs_are_refused():
+    x, bonds = wobbling(40)
+    with pytest.warns(UserWarning, match="throughout"):
+        u = universe_of(x, np.concatenate([np.arange(20), 14.5 + np.arange(20)]), bonds=bonds)
+        found = Interpolated(u, 2).run().results
+    assert (np.diff(found.times) > 0).all() and found.saved.sum() == 35  # 0 ... 14, 14.5 ...
+    with pytest.warns(UserWarning, match="throughout"):
+        runs = Interpolated(universe_of(x, np.tile(np.arange(20.0), 2), bonds=bonds), 2)
+    with pytest.raises(DataError, match="goes back to 0 ps at frame 20, .* stop=20.* start=20"):
+        runs.run()
+    np.testing.assert_array_equal(runs.run(stop=20).results.times, np.arange(0, 19.5, 0.5))
+    np.testing.assert_allclose(runs.run(start=20).results.positions[0, ::2], x[20:], atol=1e-5)
 
 
 def test_molecules_are_put_together_across_the_border():
