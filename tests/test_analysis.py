@@ -295,3 +295,33 @@ def test_an_analysis_that_has_chosen_can_be_pickled(model):
     if model is None:
         assert other.results.hindcast.table() == free.results.hindcast.table()
     np.testing.assert_array_equal(other.run().results.positions, free.results.positions)
+
+
+def test_atoms_moved_by_hand_are_where_the_trajectory_has_them():
+    forecasts = []
+    for changed in (False, True):
+        u = mda.Universe(*map(str, sample()))
+        if changed:
+            u.atoms.translate([100.0, 0, 0])  # of frame 0 alone: no frame of the run may jump by that
+            u.dimensions = [60.0, 60, 60, 90, 90, 90]
+            with pytest.warns(UserWarning, match=r"positions and box of the current frame \(0\).*transfer_to_memory"):
+                surrogate = EGNOSurrogate(u, "elastic network", horizon=3)
+        else:
+            surrogate = EGNOSurrogate(u, "elastic network", horizon=3)
+        forecasts.append(surrogate.run().results.positions)
+    np.testing.assert_array_equal(*forecasts)
+    surrogate.atoms.universe.atoms.translate([100.0, 0, 0])  # nor after the analysis was made
+    np.testing.assert_array_equal(surrogate.run().results.positions, forecasts[0])
+    u.transfer_to_memory()  # the cure
+    u.trajectory[-1].positions[:] += 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        moved = EGNOSurrogate(u, "static", horizon=1, mean=True).run().results.positions
+    before = mda.Universe(*map(str, sample())).trajectory[-1].positions[surrogate.atoms.indices]
+    np.testing.assert_allclose(moved[0, 0], before + 5, atol=1e-4)
+
+
+def test_a_universe_without_positions_is_told_so():
+    for make in (EGNOSurrogate, Interpolated, surrogate_simulation):
+        with pytest.raises(DataError, match="no positions: load it with its trajectory"):
+            make(mda.Universe.empty(5))

@@ -362,8 +362,8 @@ class Subject:
     def _frame(self, frame: int) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Positions (N, 3) and box of one frame."""
         trajectory = self.atoms.universe.trajectory
-        if trajectory.frame != frame:
-            read_frame(trajectory, frame)
+        # Also where it stands on it: atoms may have been moved there, and the other frames know nothing of it.
+        read_frame(trajectory, frame)
         try:
             positions = np.array(self.atoms.positions, np.float32)  # (N, 3)
         except NoDataError as error:

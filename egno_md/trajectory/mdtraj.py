@@ -12,7 +12,7 @@ from MDAnalysis.exceptions import NoDataError
 
 from ..errors import DataError, UsageError
 from ..molecule.atoms import atom_elements, topology_bonds
-from .clock import trajectory_name
+from .clock import read_frame, trajectory_name
 from .universe import attach
 
 if TYPE_CHECKING:
@@ -100,17 +100,47 @@ def source_of(
     UsageError
         It is neither.
     DataError
-        As of :func:`from_mdtraj`.
+        A Universe without a trajectory; and as of :func:`from_mdtraj`.
     """
     if type(given).__module__.partition(".")[0] == "mdtraj":
         return from_mdtraj(given)
     if isinstance(given, (mda.Universe, mda.AtomGroup)):
+        if not hasattr(given.universe, "trajectory"):  # of a PSF file alone, for one
+            raise DataError(
+                "the Universe has no positions: load it with its trajectory, mda.Universe(topology, trajectory)"
+            )
+        _read_anew(given.universe.trajectory)
         return given
     has_atoms = isinstance(getattr(given, "atoms", None), mda.AtomGroup)
     raise UsageError(
         f"expected {among}, found {type(given).__name__}; "
         + ("give its .atoms" if has_atoms else "load files with mda.Universe(topology, trajectory)")
     )
+
+
+def _read_anew(trajectory: Any) -> None:
+    """Read the current frame again, with a warning where its atoms or its box have been changed since it was read."""
+    here, ts = max(trajectory.frame, 0), trajectory.ts
+    if not ts.has_positions:
+        return
+    positions, box = ts.positions.copy(), ts.dimensions
+    ts = read_frame(trajectory, here)
+    changed = [
+        what
+        for what, same in (
+            ("positions", np.array_equal(positions, ts.positions, equal_nan=True)),
+            ("box", (box is None) == (ts.dimensions is None) and (box is None or np.array_equal(box, ts.dimensions))),
+        )
+        if not same
+    ]
+    if changed:
+        warnings.warn(
+            f"{' and '.join(changed)} of the current frame ({here}) had been changed; the trajectory gives others, and "
+            "those are taken, as in every analysis of MDAnalysis: to change it for good, call u.transfer_to_memory() "
+            "first, or add a transformation (u.trajectory.add_transformations)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def from_mdtraj(trajectory: mdtraj.Trajectory, *, dt: float | None = None) -> mda.Universe:
