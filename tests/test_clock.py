@@ -266,6 +266,24 @@ class TestFormats:
         with pytest.raises(DataError, match=r"6 frames but no times.*--dt"):
             Clock.of(open_universe(tmp_path / "t.pdb", [tmp_path / "r.lammpsdump"]))
 
+    def test_models_of_an_nmr_structure_are_no_run(self, tmp_path, monkeypatch):
+        u, pdb = make_universe(6), tmp_path / "an nmr.pdb"
+        u.atoms.write(str(pdb), frames="all")
+        run = pdb.read_text()
+        with pytest.raises(DataError, match="6 frames but no times"):
+            Clock.of(open_universe(pdb, []))  # whatever else has written models may be a run
+        pdb.write_text("EXPDTA    SOLUTION NMR\n" + run)
+        with pytest.raises(DataError, match="holds 6 models of an NMR structure.*--dt") as told:
+            Clock.of(open_universe(pdb, []))
+        (said,) = Clock.of(open_universe(pdb, [], dt=10.0)).notes
+        assert "6 models of an NMR structure" in said and "a run with a frame every 10 ps" in said
+        monkeypatch.chdir(tmp_path)  # where the command of the message leaves its file
+        exec(shlex.split(re.search(r"\(python -c (.*)\)\. Where", str(told.value))[1])[0])
+        clock = Clock.of(open_universe("model.pdb", [], dt=10.0))
+        assert len(clock.times) == 1 and not clock.notes
+        pdb.write_text("EXPDTA    X-RAY DIFFRACTION\n" + run)
+        assert not Clock.of(open_universe(pdb, [], dt=10.0)).notes
+
     def test_a_dcd_whose_writer_knew_no_times_is_doubted(self, tmp_path, topology):
         u = make_universe(6, dt=2.0)
         u.atoms.write(str(tmp_path / "r.xtc"), frames="all")

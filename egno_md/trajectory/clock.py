@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
@@ -12,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import MDAnalysis as mda
 import numpy as np
 from MDAnalysis.coordinates.DCD import DCDReader
+from MDAnalysis.coordinates.PDB import PDBReader
 from MDAnalysis.coordinates.TRR import TRRReader
 from MDAnalysis.coordinates.XTC import XTCReader
+from MDAnalysis.lib.util import anyopen
 
 from ..errors import DataError, EGNOError, SpacingError, counted
 from .preflight import AKMA_PS, Scan, dcd_layout, mapped, original, preflight
@@ -94,6 +98,8 @@ class Clock:
             stated = _stated(trajectory) if len(times) == 1 else None
             return cls(times, usable, stated or 0.0, 0.0, (frames,), name, ())
         if not all(file.known for file in files):
+            if found := _ensemble(trajectory):
+                raise DataError(f"{'. '.join(found)}. Where they are a run, {_CURE}")
             raise DataError(f"{name} holds {len(times)} frames but no times; {_CURE}")
         if not np.isfinite(times[frames]).all():
             bad = frames[~np.isfinite(times[frames])][0]
@@ -112,6 +118,8 @@ class Clock:
                 steps = spacing * np.arange(len(stretch))
                 times[stretch] = np.median(times[stretch] - steps) + steps
         notes = _notes(name, times, spacing, stretches) + _doubts(trajectory)
+        if found := _ensemble(trajectory):
+            notes += (f"{found[0]}, and are taken for a run with a frame every {spacing:g} ps. {found[1]}",)
         return cls(times, usable, spacing, uncertainty, stretches, name, notes)
 
     def shifted(self, frame: int, by: float) -> int | None:
@@ -561,6 +569,23 @@ def _doubts(trajectory: Any) -> tuple[str, ...]:
                 f"{dt:g} ps are taken for it; where that is wrong, {_CURE}",
             )
     return ()
+
+
+def _ensemble(trajectory: Any) -> tuple[str, str] | None:
+    """What is said of the models of an NMR structure, a file of several frames as a run is, and what can be done."""
+    for reader in getattr(trajectory, "readers", [trajectory]):
+        if not isinstance(reader, PDBReader) or reader.n_frames < 2:
+            continue
+        with anyopen(reader.filename, "rt") as file:
+            header = itertools.takewhile(lambda line: not line.startswith(("MODEL", "ATOM")), file)
+            if any(line.startswith("EXPDTA") and "NMR" in line for line in header):
+                name, models = original(str(reader.filename)), counted(reader.n_frames, "model")
+                return (
+                    f"{name} holds {models} of an NMR structure, which do not follow one another",
+                    "A forecast of one of them takes it from a file of its own (python -c 'import MDAnalysis; "
+                    f'MDAnalysis.Universe({json.dumps(name)}).atoms.write("model.pdb")\')',
+                )
+    return None
 
 
 def _uneven(name: str, frames: NDArray[np.int64], times: NDArray[np.float64]) -> DataError:
