@@ -13,7 +13,7 @@ import MDAnalysisTests
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from openmm import app
+from openmm import app, unit
 
 from egno_md.cli import main
 from egno_md.errors import DataError
@@ -101,6 +101,23 @@ def test_extend_as_it_is_typed_first(crystal, tmp_path):
     assert [line.split()[0] for line in found["prepared"]] == ["force", "box", "73"]
     run = mda.Universe(str(tmp_path / "out.pdb"), str(tmp_path / "out.dcd"))
     assert len(run.atoms) == 166 and np.isfinite(run.trajectory.timeseries()).all()
+
+
+def test_of_several_models_the_first_is_taken_and_said(crystal):
+    atoms, said = [line for line in crystal.read_text().splitlines(keepends=True) if line.startswith("ATOM")], []
+    moved = [f"{line[:30]}{float(line[30:38]) + 20:8.3f}{line[38:]}" for line in atoms]
+    crystal.write_text("".join(["MODEL        1\n", *atoms, "ENDMDL\nMODEL        2\n", *moved, "ENDMDL\nEND\n"]))
+    simulation = load_simulation(crystal, equilibrate_ps=None, said=said.append)
+    assert said[0] == f"the first of 2 models in {crystal}, the others are left out"
+    first = simulation.context.getState(positions=True).getPositions(asNumpy=True)[0].value_in_unit(unit.angstrom)
+    np.testing.assert_allclose(first, mda.Universe(str(crystal)).atoms.positions[0], atol=1e-3)
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "run.xtc").write_bytes(b"\x00\x00\x07\xcb" + bytes(range(128, 256)))
+    command = [sys.executable, "-X", "dev", "-m", "egno_md", "extend", str(tmp_path / "run.xtc")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and "unclosed" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_wrong_report_is_refused_before_openmm_loads(tmp_path):

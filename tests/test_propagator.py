@@ -947,7 +947,10 @@ def test_an_extension_that_is_ended_by_a_signal_leaves_frames_and_a_state_to_go_
     assert read.trajectory.n_frames == 10
     assert len(list(csv.DictReader(open(dipeptide_files / "out_jumps.csv")))) == 1
     given[-1] = str(dipeptide_files / "out_state.xml")
-    assert result.stderr.endswith(f"; to go on: {dipeptide_files / 'out.pdb'} --state {given[-1]} -o another.dcd\n")
+    cure = (
+        f"; to go on: egno-md extend {dipeptide_files / 'out.pdb'} --state {given[-1]} -o another.dcd, with the other "
+    )
+    assert result.stderr.endswith(f"{cure}options that you gave\n")
     more = extend(dipeptide_files, *given, "-o", str(dipeptide_files / "more.dcd"))
     assert more.exit_code == 0, more.output
     assert int(next(csv.DictReader(open(dipeptide_files / "more_jumps.csv")))["step"]) == 500  # 400 and 100

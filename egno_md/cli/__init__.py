@@ -93,6 +93,7 @@ def _short_warnings() -> None:
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", module=r"egno_md\b.*|__main__")
     warnings.filterwarnings("default", category=UserWarning, message=r".*(frame|truncated|velocit|memory).*")
+    warnings.filterwarnings("ignore", category=ResourceWarning)  # of a reader that failed; the message says what of
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

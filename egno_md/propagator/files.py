@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ def load_simulation(
         raise UsageError("a serialised System is taken as it is: no hydrogens, no other box; give force fields instead")
     path = Path(topology)
     reader = app.PDBxFile if path.suffix.lower() in (".cif", ".mmcif", ".pdbx") else app.PDBFile
-    modeller = _structure(path, reader)
+    modeller = _structure(path, reader, said)
     if system is None:
         built = build_system(modeller, forcefields, hydrogens=hydrogens, no_box=no_box, said=said)
     else:
@@ -206,8 +207,8 @@ class _Minimised(openmm.MinimizationReporter):
         return False
 
 
-def _structure(path: Path, reader: Callable[[str], Any]) -> app.Modeller:
-    """The atoms of a file.
+def _structure(path: Path, reader: Callable[[str], Any], said: Callable[[str], None]) -> app.Modeller:
+    """The atoms of a file; a line says so where it holds several models.
 
     Raises
     ------
@@ -219,6 +220,8 @@ def _structure(path: Path, reader: Callable[[str], Any]) -> app.Modeller:
     try:
         file = reader(str(path))
         if file.topology.getNumAtoms():
+            if (models := file.getNumFrames()) > 1:
+                said(f"the first of {models} models in {path}, the others are left out")
             return app.Modeller(file.topology, file.positions)
     except Exception:  # OpenMM's parsers raise whatever the damage leads to, in words that are Python's
         pass
@@ -342,7 +345,8 @@ class RunFiles:
                 simulation.saveState(str(self.state))
             self.left = (
                 f"{counted(simulation.currentStep // every - first, 'frame')} of plain MD in {self.trajectory}, "
-                f"finished jumps in {self.log}; to go on: {self.topology} --state {self.state} -o another.dcd"
+                f"finished jumps in {self.log}; to go on: egno-md extend {shlex.quote(str(self.topology))} --state "
+                f"{shlex.quote(str(self.state))} -o another.dcd, with the other options that you gave"
             )
             raise
         finally:
