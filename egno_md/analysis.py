@@ -141,7 +141,7 @@ class EGNOSurrogate(Written, AnalysisBase):
         other, so that time goes back at each: start k is ``universe.trajectory[k * horizon : (k + 1) * horizon]``.
         None without a start. Of a streamed forecast it is on the file, all of it.
     results.files : list of Path
-        What was written.
+        What was written to `filename`; :meth:`write` returns what it wrote.
     atoms : AtomGroup
         The atoms that are forecast.
     start_times : ndarray, shape (n_starts,)

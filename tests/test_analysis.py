@@ -325,3 +325,13 @@ def test_a_universe_without_positions_is_told_so():
     for make in (EGNOSurrogate, Interpolated, surrogate_simulation):
         with pytest.raises(DataError, match="no positions: load it with its trajectory"):
             make(mda.Universe.empty(5))
+
+
+def test_a_file_in_the_way_of_one_future_stops_all_of_them(tmp_path):
+    surrogate = EGNOSurrogate(mda.Universe(*map(str, sample())), "gaussian process", horizon=2, samples=3).run()
+    (tmp_path / "out_2.pdb").write_text("mine")
+    with pytest.raises(OutputError, match="out_2.pdb exists"):
+        surrogate.write(tmp_path / "out.dcd")
+    assert [path.name for path in tmp_path.iterdir()] == ["out_2.pdb"]
+    written = surrogate.write(tmp_path / "out.dcd", force=True)
+    assert sorted(written) == sorted(tmp_path.iterdir()) and len(written) == 6

@@ -15,7 +15,7 @@ from ..molecule.geometry import aligned, rmsd, superposed_rmsd
 from ..trajectory.mdtraj import to_mdtraj
 from ..trajectory.stream import record_path
 from ..trajectory.universe import in_memory_universe, input_files
-from ..trajectory.writer import Topology, write_forecast
+from ..trajectory.writer import Topology, require_targets, write_forecast
 from .asked import check_flags, target_of
 
 #: Numbers of frames of the run that a forecast is held against, at most.
@@ -165,10 +165,19 @@ class Written:
         -------
         list of Path
             The files written: trajectory and topology of every start and member.
+
+        Raises
+        ------
+        UsageError, OutputError
+            One of the files is an input, or exists, or cannot be written; in the first two cases none is written.
         """
         self._need_results()
         check_flags(with_input=with_input, force=force)
         filename = target_of(filename, with_input=with_input, substeps=self.substeps)
+        inputs = input_files(self.atoms.universe)
+        for frame in self.results.frames:  # all of them before the first is written
+            for target in self._targets(filename, int(frame)):
+                require_targets(target, force=force, inputs=inputs)
         files, topology = [], Topology(self.atoms)
         for i, frame in enumerate(self.results.frames):
             several = self._several()
@@ -187,7 +196,7 @@ class Written:
                     force=force,
                     recentre=True,
                     topology=topology,
-                    inputs=input_files(self.atoms.universe),
+                    inputs=inputs,
                     b_factors=self.results.spread[i] if several else None,
                     remarks=SPREAD if several else (),
                 )
