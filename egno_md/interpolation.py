@@ -9,6 +9,7 @@ import shlex
 import tempfile
 import warnings
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,12 +142,14 @@ class Interpolated:
         force: bool = False,
         verbose: bool = False,
     ) -> None:
-        if int(factor) != factor or not 2 <= factor <= MOST:
-            raise UsageError(f"factor={factor}: a whole number from 2 (a frame between any two) to {MOST} was expected")
+        if not is_count(factor, 2) or factor > MOST:
+            raise UsageError(
+                f"factor={factor!r}: a whole number from 2 (a frame between any two) to {MOST} was expected"
+            )
         if samples is not None and not is_count(samples, 1):
-            raise UsageError(f"samples={samples}: the number of paths to draw must be a whole number of at least 1")
-        if fast_ps is not None and not (math.isfinite(fast_ps) and fast_ps > 0):
-            raise UsageError(f"fast_ps={fast_ps}: a time constant in ps must be above 0")
+            raise UsageError(f"samples={samples!r}: the number of paths to draw must be a whole number of at least 1")
+        if fast_ps is not None and not (isinstance(fast_ps, Real) and 0 < fast_ps < math.inf):
+            raise UsageError(f"fast_ps={fast_ps!r}: a time constant in ps must be above 0")
         check_seed(seed)
         self.factor, self.samples, self.seed, self.force, self.verbose = int(factor), samples, seed, force, verbose
         if model is not None and fast_ps is not None:

@@ -228,6 +228,27 @@ def test_a_run_with_missing_frames_is_judged_in_its_even_stretches():
     np.testing.assert_allclose(result.errors["static"], expected, rtol=1e-3)
 
 
+def test_files_are_given_one_by_one_and_selections_by_name(tmp_path):
+    u = universe_of(wobbling(20))
+    for call in (lambda *given: evaluate(make_model(Ballistic(4)), *given), suggest):
+        with pytest.raises(UsageError, match=r"one by one.*found a list among them: put a \* before it"):
+            call("a.pdb", ["a.dcd", "b.dcd"])
+        with pytest.raises(
+            UsageError, match="a Universe has its own: leave 'name CA' out; atoms are chosen by select="
+        ):
+            call(u, "name CA")
+
+
+def test_columns_of_large_numbers_do_not_run_together():
+    result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
+    wide = {**result.superposed.intervals, "model": np.tile([1234.5678, 2345.6789], (4, 1))}
+    superposed = dataclasses.replace(
+        result.superposed, intervals=wide, skill=np.full(4, -12.5), skill_interval=np.tile([-13.75, -11.25], (4, 1))
+    )
+    table = dataclasses.replace(result, superposed=superposed).table()
+    assert table.count(" [1234.5678, 2345.6789] ") == 4 and table.count(" -1250.0% [-1375.0%, -1125.0%]") == 4
+
+
 def test_too_few_frames_or_blocks():
     with pytest.raises(DataError, match="12 frames in all"):
         evaluate(make_model(Ballistic(4)), universe_of(wobbling(11)))

@@ -359,3 +359,13 @@ def test_where_the_path_is_no_nearer_than_straight_lines_it_is_said(name, gains,
     assert ("no nearer to the true frames than straight lines, beyond chance" in done.output) == (not gains)
     again = CliRunner().invoke(main, ["interpolate", *arguments, "--force", "--json"])
     assert json.loads(again.stdout)["error_A"]["gains"] is gains
+
+
+@pytest.mark.parametrize(
+    "given", [{"factor": None}, {"factor": float("nan")}, {"factor": 2.5}, {"fast_ps": "half"}, {"fast_ps": np.inf}]
+)
+def test_arguments_of_another_kind_are_named(given):
+    x, bonds = wobbling(8)
+    (name,) = given
+    with pytest.raises(UsageError, match=f"^{name}="):
+        Interpolated(universe_of(x, bonds=bonds), **given)

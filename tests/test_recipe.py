@@ -153,6 +153,8 @@ def test_arguments_that_do_not_go_together(tmp_path):
     for arguments, words in (
         ([tmp_path / "recipe.toml", "top.pdb", "-o", "m"], "either a recipe"),
         (["-o", "m"], "either a recipe"),
+        (["--resume"], "type the command that began it again"),
+        (["--resume", "m.safetensors"], "type the command that began it again"),
         ([tmp_path / "recipe.toml", "--hold-out", "a.dcd", "-o", "m"], "hold_out = [...]"),
         ([tmp_path / "recipe.toml"], "-o model.safetensors"),
     ):

@@ -71,6 +71,10 @@ def train(
     """
     if minutes is not None and not minutes > 0:
         raise UsageError(f"--minutes must be more than 0, found {minutes:g}")
+    if resume and (not files or files[0].suffix.lower() == ".safetensors") and manifest is None:
+        raise UsageError(
+            "--resume goes on with a training: type the command that began it again, all of it, and --resume"
+        )
     began = time.monotonic()  # what is imported is slow to load
     from ..errors import OutputError
     from ..training import source_of, to_toml

@@ -272,14 +272,14 @@ class Evaluation(Scores):
         """Errors and skill at every step, and of all of them."""
         names = list(scores.errors)
         heads = "".join(f"{name:>{_width(name)}}" for name in names[1:])
-        lines = [f"{'t/ps':>8}  {'model':>26}{heads}{'skill':>27}"]
+        lines = [f"{'t/ps':>8}  {'model':>26}{heads}{'skill':>29}"]
 
         def columns(values: dict[str, float]) -> str:
             return "".join(f" {values[name]:>{_width(name) - 1}.4f}" for name in names[1:])
 
         for k, t in enumerate(self.times):
             low, high = scores.intervals["model"][k]
-            row = f"{t:>8g}  {scores.errors['model'][k]:>9.4f}{_interval(low, high, '.4f'):>17}"
+            row = f"{t:>8g}  {scores.errors['model'][k]:>9.4f}{' ' + _interval(low, high, '.4f'):>17}"
             row += columns({name: values[k] for name, values in scores.errors.items()})
             lines.append(row + _percent(scores.skill[k], *scores.skill_interval[k]))
         for label, values, gain in (("F-MSE", scores.f_mse, scores.f_skill), ("A-MSE", scores.a_mse, scores.a_skill)):
@@ -303,7 +303,7 @@ def _interval(low: float, high: float, how: str) -> str:
 
 
 def _percent(value: float, low: float, high: float) -> str:
-    return f"{value:>+10.1%}" + (f"{'':>17}" if np.isnan(low) else f"{f'[{low:+.1%}, {high:+.1%}]':>17}")
+    return f"{value:>+10.1%}" + (f"{'':>19}" if np.isnan(low) else f"{f' [{low:+.1%}, {high:+.1%}]':>19}")
 
 
 def plain(value: Any) -> Any:

@@ -170,8 +170,9 @@ class Subject:
         the other options and errors are those of :meth:`of`.
         """
         subjects: list[Subject] = []
+        sources = open_sources(source, trajectories, dt)
         names = [os.path.basename(os.fspath(file)) for file in trajectories] or ["run"]
-        for atoms, name in zip(open_sources(source, trajectories, dt), names, strict=True):
+        for atoms, name in zip(sources, names, strict=True):
             builder = subjects[0].builder if subjects else None
             subjects.append(cls.of(atoms, graph, window, name=name, builder=builder, **options))
         return subjects

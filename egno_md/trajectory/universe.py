@@ -548,11 +548,19 @@ def checked_frames(
 
 def open_sources(source: Any, trajectories: Sequence[str | os.PathLike], dt: float | None = None) -> list[AtomGroup]:
     """All atoms of each run: one for a Universe, an AtomGroup or an mdtraj.Trajectory, one for each file."""
+    if strange := [file for file in trajectories if not isinstance(file, (str, os.PathLike))]:
+        raise UsageError(
+            f"trajectory files are given one by one, each a run of its own; found a {type(strange[0]).__name__} among "
+            "them: put a * before it (*files), or give the parts of one run as a Universe (egno_md.open_universe)"
+        )
     if not isinstance(source, (str, os.PathLike)):
         from .mdtraj import source_of
 
         if trajectories:
-            raise UsageError("trajectory files belong to a topology file; a Universe has its own")
+            raise UsageError(
+                f"trajectory files belong to a topology file, and a Universe has its own: leave {trajectories[0]!r} "
+                "out; atoms are chosen by select="
+            )
         among = "a topology file, an MDAnalysis Universe or AtomGroup, or an mdtraj Trajectory"
         return [source_of(source, among).atoms]
     return [universe.atoms for universe in open_runs(source, trajectories, dt=dt)]
