@@ -66,7 +66,8 @@ class EGNOSurrogate(Written, AnalysisBase):
     mean : bool
         The mean of all futures in place of one that is drawn; who errs least in it is then chosen.
     seed : int
-        Of what is drawn: the same seed and start frame give the same futures.
+        Of what is drawn: the same seed, start frame and `horizon` give the same futures. A longer horizon than a window
+        goes on with them; a shorter one is a window of its own, with other numbers.
     every : int, optional
         Trajectory frames per stride. By default a model's is read off the clock of the trajectory, and it is 1 without
         a model. Start frames are counted in frames of the trajectory.

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import MDAnalysis as mda
@@ -28,8 +29,9 @@ from egno_md.evaluation.errors import mse_per_step
 from egno_md.evaluation.evaluate import evaluate
 from egno_md.evaluation.quality import backbone_torsions, quality
 from egno_md.evaluation.score import _free_errors
-from egno_md.evaluation.suggest import suggest
+from egno_md.evaluation.suggest import Suggestion, suggest
 from egno_md.graph.builder import GraphBuilder
+from egno_md.hindcast.hindcast import Entry
 from egno_md.looking.evaluation import write_report
 from egno_md.molecule.atoms import select_atoms
 from egno_md.molecule.geometry import superposed_rmsd
@@ -237,6 +239,32 @@ def test_files_are_given_one_by_one_and_selections_by_name(tmp_path):
             UsageError, match="a Universe has its own: leave 'name CA' out; atoms are chosen by select="
         ):
             call(u, "name CA")
+
+
+def test_the_unit_of_every_number_in_json_is_documented():
+    page = (Path(__file__).parents[1] / "docs/conventions.md").read_text()
+    section = page.partition("## JSON")[2].partition("\n## ")[0]
+    result = evaluate(make_model(Ballistic(4)), universe_of(wobbling(60)))
+    words = (
+        "model",
+        "superposed",
+        "calibration",
+        "quality",
+        "best_baseline",
+        "outcome",
+        "judged_by",
+        "verdict",
+        "notes",
+    )
+    numbers = set(result.as_dict()) - set(words)
+    numbers |= {field.name for field in dataclasses.fields(Suggestion)} - {
+        "stride_ps",
+        "horizon_ps",
+        "n_times",
+        "reasons",
+    }
+    numbers |= {field.name for field in dataclasses.fields(Entry)} - {"draws"}
+    assert not [name for name in sorted(numbers) if f"`{name}`" not in section]
 
 
 def test_columns_of_large_numbers_do_not_run_together():

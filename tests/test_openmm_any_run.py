@@ -178,3 +178,9 @@ def test_bonds_are_those_of_the_start_of_the_chain():
     universe = ubiquitin()
     expected = EGNOSurrogate(universe, model, horizon=3 * WINDOW).run().results.positions[0]
     np.testing.assert_allclose(simulated(surrogate_simulation(universe, model), 3 * WINDOW), expected, atol=1e-3)
+
+
+def test_a_seed_that_is_no_number_is_refused_before_the_work():
+    for seed in ("a", 1.5, -1):
+        with pytest.raises(UsageError, match=r"seed \(--seed\) must be a whole number"):
+            surrogate_simulation(mda.Universe(*map(str, sample())), seed=seed)

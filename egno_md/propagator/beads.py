@@ -15,7 +15,7 @@ from openmm.app.internal.unitcell import computePeriodicBoxVectors
 from egno_md.forecast.asked import is_count, whole_number
 from egno_md.forecast.device import resolve_device
 from egno_md.forecast.rolling import REVERTING, ChainState, roll
-from egno_md.forecast.streams import Streams
+from egno_md.forecast.streams import Streams, check_seed
 from egno_md.forecast.subject import Subject
 from egno_md.graph.builder import GraphBuilder
 from egno_md.hindcast.choose import choose_engine, subject_of, wanted
@@ -436,7 +436,7 @@ def surrogate_simulation(
     >>> simulation.step(8)                                                   # doctest: +SKIP
     """
     chosen, (network, free) = platform_named(platform), wanted(model)
-    every = whole_number("every", every)
+    every, seed = whole_number("every", every), check_seed(seed)
     source = source_of(universe_or_atomgroup)
     if source is not universe_or_atomgroup:  # an mdtraj.Trajectory stands on no frame
         source.trajectory[-1]
