@@ -30,6 +30,7 @@ from egno_md.evaluation.evaluate import evaluate
 from egno_md.evaluation.quality import backbone_torsions, quality
 from egno_md.evaluation.score import _free_errors
 from egno_md.evaluation.suggest import Suggestion, suggest
+from egno_md.evaluation.text import WIDTH, columns
 from egno_md.graph.builder import GraphBuilder
 from egno_md.hindcast.hindcast import Entry
 from egno_md.looking.evaluation import write_report
@@ -267,14 +268,35 @@ def test_the_unit_of_every_number_in_json_is_documented():
     assert not [name for name in sorted(numbers) if f"`{name}`" not in section]
 
 
-def test_columns_of_large_numbers_do_not_run_together():
+def test_the_verdict_comes_first_and_tables_have_a_row_for_each_forecast():
     result = evaluate(make_model(Ballistic(4)), universe_of(wobbling()))
     wide = {**result.superposed.intervals, "model": np.tile([1234.5678, 2345.6789], (4, 1))}
     superposed = dataclasses.replace(
         result.superposed, intervals=wide, skill=np.full(4, -12.5), skill_interval=np.tile([-13.75, -11.25], (4, 1))
     )
-    table = dataclasses.replace(result, superposed=superposed).table()
-    assert table.count(" [1234.5678, 2345.6789] ") == 4 and table.count(" -1250.0% [-1375.0%, -1125.0%]") == 4
+    lines = dataclasses.replace(result, superposed=superposed).table().splitlines()
+    assert max(map(len, lines)) <= WIDTH and lines[2].startswith("verdict    superposed on what came: better than")
+    first, second = (k for k, line in enumerate(lines) if line.startswith("t/ps"))
+    assert lines[first].split() == lines[second].split() == ["t/ps", "1", "2", "3", "4", "A-MSE"]
+    assert lines[first + 2].split() == ["95", "%", "from", *["1235"] * 4]
+    assert lines[first + 3].split() == ["to", *["2346"] * 4]
+    for scores, at in ((superposed, first), (result, second)):
+        block = lines[at + 1 : lines.index("", at)] if "" in lines[at:] else lines[at + 1 :]
+        baselines = {name: e for name, e in scores.errors.items() if name != "model"}
+        best = min(baselines, key=lambda name: baselines[name][2])
+        for name, errors in scores.errors.items():
+            (row,) = (line[len(name) :].split() for line in block if line.startswith(f"{name}  "))
+            assert [float(cell.rstrip("*")) for cell in row] == pytest.approx([*errors, errors.mean()], abs=1e-4)
+            assert row[2].endswith("*") == (name == best)
+    (skill,) = (line.split() for line in lines[first:second] if line.startswith("skill"))
+    assert skill[1:5] == ["-1250.0%"] * 4 and skill[5] == f"{result.superposed.a_skill[0]:+.1%}"
+
+
+def test_columns_that_have_no_room_beside_the_others_follow_below():
+    lines = columns(["head", *map(str, range(40))], [("one", ["0.1234"] * 40), ("two", ["9"] * 39 + ["123456789012"])])
+    assert max(map(len, lines)) <= WIDTH and lines[3] == "" and lines[4].startswith("head")
+    cells = [line.split()[1:] for line in lines if line.startswith("two")]
+    assert len(cells) == 4 and [cell for row in cells for cell in row] == ["9"] * 39 + ["123456789012"]
 
 
 def test_too_few_frames_or_blocks():

@@ -18,6 +18,7 @@ from ..forecast.drawn import NoisyStart
 from ..forecast.forecasters import Forecaster
 from ..molecule.geometry import aligned
 from .statistics import block_bootstrap, independent_blocks, integrated_time, series_of
+from .text import columns
 
 if TYPE_CHECKING:
     from ..forecast.model import Model
@@ -209,24 +210,31 @@ class Calibration:
     def table(self) -> list[str]:
         """Lines for people."""
         names = list(self.superposed)
+        best = min(names, key=lambda name: self.superposed[name].window_score)
+
+        def scores(name: str) -> list[str]:
+            one, lab = self.superposed[name], self.laboratory[name]
+            cells = [*one.energy_score, one.window_score, lab.window_score]
+            return [f"{x:.4f}{'* '[int((k, name) != (len(self.times), best))]}" for k, x in enumerate(cells)]
+
+        def spread(name: str) -> list[str]:
+            one = self.superposed[name]
+            cells = [f"{x:.2f} " for x in (*one.spread_over_error, one.outside.mean())]
+            return [*cells, f"{one.crps.mean():.4f} "]
+
+        steps = [f"{t:g} " for t in self.times]
         lines = [
             f"drawn      {self.samples} futures of {counted(self.n_windows, 'window')} each, "
-            f"{counted(self.n_blocks, 'independent block')}",
-            "           energy score in A, less is better; spread over error, 1 is calibrated; superposed on the start",
-            f"{'t/ps':>8}" + "".join(f"{name:>26}" for name in names),
+            f"{counted(self.n_blocks, 'independent block')}; superposed on the start",
+            "           energy score in A, less is better (* least of a window)",
+            "",
+            *columns(("t/ps", *steps, "window ", "lab "), [(name, scores(name)) for name in names]),
+            "",
+            "           spread over error, 1 is calibrated; CRPS in A",
+            "",
+            *columns(("t/ps", *steps, "outside ", "CRPS "), [(name, spread(name)) for name in names]),
+            "",
         ]
-        for k, t in enumerate(self.times):
-            some = [self.superposed[name] for name in names]
-            cells = [f"{one.energy_score[k]:>16.4f}{one.spread_over_error[k]:>10.2f}" for one in some]
-            lines.append(f"{t:>8g}" + "".join(cells))
-
-        def row(label: str, value, how: str = ".4f") -> None:
-            lines.append(f"{label:<8}" + "".join(f"{format(value(name), how):>16}{'':>10}" for name in names))
-
-        row("window", lambda name: self.superposed[name].window_score)
-        row("CRPS", lambda name: self.superposed[name].crps.mean())
-        row("outside", lambda name: self.superposed[name].outside.mean(), ".2f")
-        row("lab", lambda name: self.laboratory[name].window_score)
         for name in names:
             ratio = self.superposed[name].spread_over_error
             if ratio.min() < CALIBRATED[0] or ratio.max() > CALIBRATED[1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 from ..errors import counted
 from .calibration import Calibration
 from .quality import Quality
+from .text import columns, wrapped
 
 #: Fewer independent blocks than this give no interval.
 MIN_BLOCKS = 4
-
-#: Columns of the table.
-WIDTH = 140
-
 
 #: Atoms below which shapes say little, and errors are judged where the frames stand.
 FEWEST_ATOMS = 4
@@ -231,11 +228,12 @@ class Evaluation(Scores):
             f"data       {self.said_windows} of {counted(self.n_runs, 'run')}, up to {self.n_atoms} atoms; "
             f"{counted(self.n_blocks, 'independent block')} of {self.block} windows",
         ]
-        said = "error      mean squared, per coordinate, A^2 (95 % interval);"
-        if self.superposed is not None:
-            lines += [f"{said} superposed on what came", "", *self._columns(self.superposed), ""]
-        lines += [f"{said} nothing is superposed", "", *self._columns(self), ""]
-        lines.append(_wrapped("verdict", f"{self.judged_by}: {self.verdict}"))
+        lines.append(wrapped("verdict", f"{self.judged_by}: {self.verdict}"))
+        for scores, where in ((self.superposed, "superposed on what came"), (self, "nothing is superposed")):
+            if scores is not None:
+                said = f"mean squared, per coordinate, A^2; {where} (* best baseline; last step: F-MSE)"
+                lines += ["", wrapped("error", said), "", *self._columns(scores)]
+        lines.append("")
         if self.as_predicted is not None:
             superposed = ""
             if self.superposed is not None and self.as_predicted_superposed is not None:
@@ -264,46 +262,38 @@ class Evaluation(Scores):
                     f"{name:<42}" + "".join(f"{'-' if np.isnan(v) else format(v, '.3f'):>12}" for v in values)
                     for name, *values in q.rows()
                 ),
-                *(_wrapped("finding", finding) for finding in q.findings or ("none: the chains pass for the run",)),
+                *(wrapped("finding", finding) for finding in q.findings or ("none: the chains pass for the run",)),
             ]
-        return "\n".join(lines + [_wrapped("note", note) for note in self.notes])
+        return "\n".join(lines + [wrapped("note", note) for note in self.notes])
 
     def _columns(self, scores: Scores) -> list[str]:
-        """Errors and skill at every step, and of all of them."""
-        names = list(scores.errors)
-        heads = "".join(f"{name:>{_width(name)}}" for name in names[1:])
-        lines = [f"{'t/ps':>8}  {'model':>26}{heads}{'skill':>29}"]
+        """Errors of everybody at every step and their mean, with the best baseline marked; skill below them."""
 
-        def columns(values: dict[str, float]) -> str:
-            return "".join(f" {values[name]:>{_width(name) - 1}.4f}" for name in names[1:])
+        def between(ends: Sequence[Sequence[float]], how: Callable[[float], str]) -> list[tuple[str, list[str]]]:
+            if np.isnan(np.asarray(ends, float)).all():
+                return []
+            sides = zip(("  95 % from", "  to"), np.asarray(ends, float).T, strict=True)
+            return [(side, ["" if np.isnan(x) else how(x) + " " for x in values]) for side, values in sides]
 
-        for k, t in enumerate(self.times):
-            low, high = scores.intervals["model"][k]
-            row = f"{t:>8g}  {scores.errors['model'][k]:>9.4f}{' ' + _interval(low, high, '.4f'):>17}"
-            row += columns({name: values[k] for name, values in scores.errors.items()})
-            lines.append(row + _percent(scores.skill[k], *scores.skill_interval[k]))
-        for label, values, gain in (("F-MSE", scores.f_mse, scores.f_skill), ("A-MSE", scores.a_mse, scores.a_skill)):
-            row = f"{label:>8}  {values['model']:>9.4f}{'':>17}"
-            lines.append(row + columns(values) + _percent(*gain))
-        return lines
-
-
-def _width(name: str) -> int:
-    """Of a column: as wide as its head, and as most numbers."""
-    return max(11, 2 + len(name))
+        errors = {name: np.append(values, scores.a_mse[name]) for name, values in scores.errors.items()}
+        baselines = [name for name in errors if name != "model"]
+        best = np.argmin([errors[name] for name in baselines], axis=0)
+        rows = [("model", [_number(x) + " " for x in errors["model"]])]
+        rows += between([*scores.intervals["model"], (np.nan, np.nan)], _number)
+        for row, name in enumerate(baselines):
+            rows.append((name, [_number(x) + "* "[int(best[k] != row)] for k, x in enumerate(errors[name])]))
+        skill, *ends = np.vstack([np.column_stack([scores.skill, scores.skill_interval]), scores.a_skill]).T
+        rows.append(("skill", [_percent(x) + " " for x in skill]))
+        rows += between(np.transpose(ends), _percent)
+        return columns(("t/ps", *(f"{t:g} " for t in self.times), "A-MSE "), rows)
 
 
-def _wrapped(head: str, text: str) -> str:
-    """A line of words beside the table, which is not to be wider than the table."""
-    return textwrap.fill(text, WIDTH, initial_indent=f"{head:<11}", subsequent_indent=" " * 11)
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _interval(low: float, high: float, how: str) -> str:
-    return "" if np.isnan(low) else f"[{low:{how}}, {high:{how}}]"
-
-
-def _percent(value: float, low: float, high: float) -> str:
-    return f"{value:>+10.1%}" + (f"{'':>19}" if np.isnan(low) else f"{f' [{low:+.1%}, {high:+.1%}]':>19}")
+def _percent(value: float) -> str:
+    return f"{value:+.1%}"
 
 
 def plain(value: Any) -> Any:
