@@ -75,6 +75,16 @@ def test_what_follows_a_frame_is_not_known_where_the_run_has_it_again(start):
     assert set(told) == set(range(100)) - set(range(start + 1, start + 17)) - set(range(30, start + 1))
 
 
+def test_what_follows_a_frame_is_not_known_in_the_last_of_three_copies():
+    frames = wobbling(100)
+    thrice = Subject.plain(universe_of(np.concatenate([frames[:40], frames[:40], frames])), "all")
+    parts = (np.r_[:40], np.r_[40:80], np.r_[80:180])
+    material = Material.of(dataclasses.replace(thrice, clock=dataclasses.replace(thrice.clock, stretches=parts)), 8)
+    known = all_frames(material.known([(11, 19)]).segments)
+    told = [frame for frame in range(100) if frames[frame].astype(np.float32).tobytes() in known]
+    assert told == [*range(11), *range(19, 100)]
+
+
 def all_frames(segments) -> set[bytes]:
     return {np.asarray(frame, np.float32).tobytes() for x in segments for frame in x}
 

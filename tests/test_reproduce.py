@@ -181,6 +181,9 @@ def test_another_training_in_the_same_place_is_refused(tmp_path, data):
     path.write_text(json.dumps(found))
     with pytest.raises(UsageError, match=r"does not take: .*forgotten.*; move it away"):
         run_job(job, work=tmp_path, data=data, progress=False)
+    path.write_text(json.dumps(found | {"recipe": found["recipe"] | {"training": 3}}))
+    with pytest.raises(UsageError, match=r"does not take: Input should be a valid dictionary; move it away"):
+        run_job(job, work=tmp_path, data=data, progress=False)
     path.write_text("{}")
     with pytest.raises(UsageError, match="not the JSON file of a run"):
         run_job(job, work=tmp_path, data=data, progress=False)

@@ -134,7 +134,7 @@ def _once(runs: list[Run]) -> tuple[list[Run], NDArray[np.int64]]:
             boxes = None if run.boxes is None else run.boxes[a:b]
             kept.insert(0, replace(run, positions=run.positions[a:b], boxes=boxes, numbers=run.numbers[a:b]))
         again = [(number, seen[key]) for number, key in own.items() if key in seen] + again
-        seen.update((key, number) for number, key in own.items())
+        seen = {key: number for number, key in own.items()} | seen  # of several, the one that is kept
     return kept, np.array(again, int).reshape(-1, 2)
 
 

@@ -196,7 +196,8 @@ def _same(found: dict[str, Any], recipe: Recipe, path: Path) -> dict[str, Any]:
         told = Recipe(**said)
         earlier = json.loads(complete(told, source_of(told)).model_dump_json())
     except (UsageError, ValidationError) as error:
-        raise UsageError(f"{path} is a run of settings that this version does not take: {error}; {cure}") from None
+        why = error if isinstance(error, UsageError) else error.errors()[0]["msg"]
+        raise UsageError(f"{path} is a run of settings that this version does not take: {why}; {cure}") from None
     for section, values in json.loads(recipe.model_dump_json()).items():
         before = earlier[section]
         if isinstance(values, dict):
