@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from openmm import app, unit
 
+from egno_md import sample
 from egno_md.cli import main
 from egno_md.errors import DataError
 from egno_md.propagator import load_simulation
@@ -118,6 +120,14 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path):
     command = [sys.executable, "-X", "dev", "-m", "egno_md", "extend", str(tmp_path / "run.xtc")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and "unclosed" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_what_follows_a_run_is_forecast_by_the_command_that_is_named(tmp_path):
+    done = CliRunner().invoke(main, ["extend", *map(str, sample())])
+    assert done.exit_code == 2 and "reads no run" in done.output
+    command = " ".join(done.output.split()).partition("forecast by ")[2]
+    taken = CliRunner().invoke(main, [*shlex.split(command)[1:], "-o", str(tmp_path / "out.dcd")])
+    assert taken.exit_code == 0 and (tmp_path / "out.dcd").exists()
 
 
 def test_a_wrong_report_is_refused_before_openmm_loads(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import shlex
 from pathlib import Path
 
 import click
@@ -16,6 +17,7 @@ from .stopping import Stop
 
 @click.command()
 @click.argument("topology", type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="")
 @click.option(
     "--forcefield",
     "forcefields",
@@ -56,6 +58,7 @@ from .stopping import Stop
 def extend(
     stop: Stop,
     topology: Path,
+    runs: tuple[Path, ...],
     forcefields: tuple[str, ...],
     system: Path | None,
     state: Path | None,
@@ -94,6 +97,12 @@ def extend(
     Beside the trajectory (unbiased MD alone) go a PDB, <output>_jumps.csv with a row for each jump, and
     <output>_state.xml to go on from.
     """
+    if runs:
+        command = shlex.join(["egno-md", "predict", str(topology), *map(str, runs)])
+        raise UsageError(
+            f"extend simulates the structure in {topology} and reads no run, found {runs[0]}: what follows a run is "
+            f"forecast by {command}"
+        )
     for name, number in (("--report", report), ("--jumps", jumps)):
         if not 1 <= number < 2**31:
             raise UsageError(f"{name} must be at least 1 and below 2^31, found {number}")

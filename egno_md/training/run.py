@@ -124,7 +124,7 @@ def _train(
         if changed := [what for group in now for what in _changed(group, before[group], now[group])]:
             raise UsageError(
                 f"the training in {work_dir} cannot be resumed with other settings: {'; '.join(changed)}; give the "
-                "same ones, or begin a new one in another folder"
+                "same ones, or begin a new one in another folder (--work)"
             )
         if written is not None:
             return _written(written, now, work_dir), None
