@@ -18,7 +18,7 @@ from benchmarks.reliability import __main__ as reliability
 def in_a_process(code: str, *arguments) -> subprocess.CompletedProcess:
     """It forks, which the process of the tests must not do."""
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
 
 
 def test_a_process_of_ours_is_ended_where_it_takes_too_much():
