@@ -210,12 +210,11 @@ class Calibration:
     def table(self) -> list[str]:
         """Lines for people."""
         names = list(self.superposed)
-        best = min(names, key=lambda name: self.superposed[name].window_score)
 
         def scores(name: str) -> list[str]:
             one, lab = self.superposed[name], self.laboratory[name]
             cells = [*one.energy_score, one.window_score, lab.window_score]
-            return [f"{x:.4f}{'* '[int((k, name) != (len(self.times), best))]}" for k, x in enumerate(cells)]
+            return [f"{x:.4f}{'* '[int((k, name) != (len(self.times), self.best))]}" for k, x in enumerate(cells)]
 
         def spread(name: str) -> list[str]:
             one = self.superposed[name]
